@@ -1,0 +1,97 @@
+# `make demo` shows Rehome at work, `make test` proves it. `make help` lists the rest.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+# Debian packages, PACKAGE or PACKAGE:COMMAND. With a command, the package counts as there when
+# the command is, so that docker-ce or a compiler of your own is left alone.
+#
+# The first list is what the demo installs: a C compiler for the build, Docker Engine, and small
+# tools. None but Docker Engine starts a service.
+DEMO_PACKAGES := gcc:cc libc6-dev docker.io:dockerd iptables:iptables iproute2:ip \
+	btrfs-progs:mkfs.btrfs busybox-static util-linux:nsenter
+# What the tests need besides: redis-tools holds the server's program too, without its service.
+TEST_PACKAGES := $(DEMO_PACKAGES) redis-tools:redis-cli postgresql-client:psql \
+	systemd:systemd-analyze
+# Packages that are only unpacked into target/tools, because installing them starts a service.
+UNPACKED_PACKAGES := prometheus:promtool
+
+# Root makes the namespaces, mounts and loop devices of the lab; building needs no root.
+AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E)
+# A config value for cargo and nextest that runs test programs as root.
+RUN_AS_ROOT := $(if $(AS_ROOT),--config 'target."cfg(unix)".runner=["sudo","-E"]')
+NEXTEST := $(shell cargo nextest --version >/dev/null 2>&1 && echo yes)
+CARGO_FLAGS := --workspace --locked
+
+export CARGO_TERM_COLOR ?= auto
+export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: deps
+deps: ## install what the demo needs; says first what that is
+	@.ci/deps $(DEMO_PACKAGES)
+
+.PHONY: deps-test
+deps-test: ## install what the tests need; says first what that is
+	@.ci/deps $(TEST_PACKAGES) --unpack $(UNPACKED_PACKAGES)
+
+.PHONY: build
+build: ## build the three programs into target/debug
+	cargo build $(CARGO_FLAGS) --bins
+
+.PHONY: demo
+demo: deps build ## move a database between three hosts under load, on this machine
+	$(AS_ROOT) target/debug/rehome demo
+
+.PHONY: test
+test: deps-test ## everything: format, lints, documentation, all tests
+	@$(MAKE) lint
+	@$(MAKE) docs
+	@$(MAKE) test-all
+
+.PHONY: lint
+lint: ## format and lints; any finding fails
+	cargo fmt --all --check
+	cargo clippy $(CARGO_FLAGS) --all-targets -- -D warnings
+	@if cargo deny --version >/dev/null 2>&1; then cargo deny --offline check bans licenses sources; fi
+
+.PHONY: docs
+docs: ## build the documentation; any warning fails
+	RUSTDOCFLAGS="-D warnings" cargo doc $(CARGO_FLAGS) --no-deps
+
+# The programs are built with the tests, in one profile and one target directory: the
+# end-to-end tests run what the unit tests have tested. The test runner comes last, so that its
+# own summary ends the output.
+.PHONY: test-all
+test-all:
+	cargo test $(CARGO_FLAGS) --doc
+	cargo build $(CARGO_FLAGS) --all-targets
+ifeq ($(NEXTEST),yes)
+	cargo nextest run $(CARGO_FLAGS) --all-targets $(RUN_AS_ROOT)
+else
+	RUST_TEST_THREADS=1 cargo test $(CARGO_FLAGS) --lib --bins --tests $(RUN_AS_ROOT)
+endif
+
+.PHONY: test-e2e
+test-e2e: deps-test ## only the tests on lab hosts
+	cargo build $(CARGO_FLAGS) --all-targets
+ifeq ($(NEXTEST),yes)
+	cargo nextest run $(CARGO_FLAGS) --all-targets $(RUN_AS_ROOT) -E 'package(rehome-tests)'
+else
+	RUST_TEST_THREADS=1 cargo test -p rehome-tests --locked $(RUN_AS_ROOT)
+endif
+
+.PHONY: install
+install: ## install a release build, the units and sample files (DESTDIR is honoured)
+	cargo build $(CARGO_FLAGS) --bins --release
+	install -D -m 755 -t $(DESTDIR)/usr/local/bin target/release/rehome target/release/proxyd target/release/migrated
+	install -D -m 644 -t $(DESTDIR)/etc/systemd/system config/systemd/proxyd.service config/systemd/migrated.service
+
+.PHONY: clean
+clean: ## remove everything that was built
+	cargo clean

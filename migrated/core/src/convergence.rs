@@ -1,0 +1,169 @@
+//! When to cut over.
+//!
+//! After each pre-copy round the window is predicted as
+//!
+//! ```text
+//! P = fixed + d/B      d = dirty rate × (time since the last snapshot + drain)
+//! ```
+//!
+//! The dirty rate is an exponentially weighted mean of bytes per second between snapshots (the
+//! first round is the whole volume and says nothing of it); the bandwidth is the 25th percentile
+//! of the rounds, because a window that is too long hurts more than a round too many; `fixed` is
+//! what stopping, starting and the handoff's messages took when they were last measured.
+
+use std::time::Duration;
+
+use rehome_shared::api::cluster::Round;
+use rehome_shared::config::model::{MigrationLimits, OnStall};
+use rehome_shared::units::Bytes;
+
+/// Rounds go on while they shrink to less than this share of the one before.
+const SHRINK: f64 = 0.85;
+
+/// Weight of the newest sample in the dirty rate.
+const NEWEST: f64 = 0.5;
+
+/// How many times `max_rounds` a move with `on_stall: wait` goes on for.
+const WAIT_FACTOR: u32 = 8;
+
+/// What is known of a migration when a round has arrived.
+#[derive(Debug, Clone, Copy)]
+pub struct Observed<'a> {
+    /// The rounds so far, this one included.
+    pub rounds: &'a [Round],
+    /// Seconds between the snapshots of this round and the one before, per round: as many as
+    /// rounds; the first is not used.
+    pub gaps: &'a [f64],
+    /// Whether the application runs, and so writes.
+    pub running: bool,
+    /// Stop, start and messages, as last measured.
+    pub fixed: Duration,
+}
+
+/// What to do after a round.
+#[derive(Debug, Clone, PartialEq)]
+#[must_use]
+pub enum Decision {
+    /// Send another round.
+    Again {
+        /// The window as predicted now; `None` while there is no dirty rate.
+        predicted: Option<Duration>,
+    },
+    /// Cut over.
+    CutOver {
+        /// The predicted window.
+        predicted: Duration,
+    },
+    /// Give up.
+    Abort {
+        /// Why, for people.
+        reason: String,
+    },
+}
+
+/// Decides by the rule above and `limits`.
+pub fn decide(observed: &Observed<'_>, limits: &MigrationLimits) -> Decision {
+    if !observed.running {
+        return Decision::CutOver {
+            predicted: observed.fixed,
+        };
+    }
+    let Some(predicted) = predict(observed, limits.drain) else {
+        return Decision::Again { predicted: None };
+    };
+    if predicted <= limits.downtime_budget {
+        return Decision::CutOver { predicted };
+    }
+    let count = u32::try_from(observed.rounds.len()).unwrap_or(u32::MAX);
+    if count < limits.max_rounds && shrinks(observed.rounds) {
+        return Decision::Again {
+            predicted: Some(predicted),
+        };
+    }
+    stalled(predicted, count, limits)
+}
+
+fn stalled(predicted: Duration, rounds: u32, limits: &MigrationLimits) -> Decision {
+    let seconds = predicted.as_secs_f64();
+    let cap = limits.hard_cap.as_secs_f64();
+    match limits.on_stall {
+        OnStall::Abort => Decision::Abort {
+            reason: format!(
+                "after {rounds} rounds the window would still be {seconds:.1} s, over the budget of {:.1} s, and on_stall is abort",
+                limits.downtime_budget.as_secs_f64()
+            ),
+        },
+        OnStall::Cutover if predicted <= limits.hard_cap => Decision::CutOver { predicted },
+        // A throttled application is still one that must calm down: rounds go on meanwhile.
+        OnStall::Wait | OnStall::Throttle
+            if rounds < limits.max_rounds.saturating_mul(WAIT_FACTOR) =>
+        {
+            Decision::Again {
+                predicted: Some(predicted),
+            }
+        }
+        OnStall::Cutover | OnStall::Wait | OnStall::Throttle => Decision::Abort {
+            reason: format!(
+                "after {rounds} rounds the window would still be {seconds:.1} s, over the hard cap of {cap:.1} s: the application writes faster than the rounds shrink"
+            ),
+        },
+    }
+}
+
+/// The predicted window; `None` before the second round.
+#[must_use]
+pub fn predict(observed: &Observed<'_>, drain: Duration) -> Option<Duration> {
+    let rate = dirty_rate(observed)?;
+    let bandwidth = bandwidth(observed.rounds)?;
+    let exposed = observed.rounds.last()?.seconds + drain.as_secs_f64();
+    let delta = Duration::try_from_secs_f64(rate * exposed / bandwidth).unwrap_or(Duration::MAX);
+    Some(observed.fixed.saturating_add(delta))
+}
+
+fn shrinks(rounds: &[Round]) -> bool {
+    match rounds {
+        [.., before, last] => float(last.bytes) < SHRINK * float(before.bytes),
+        _ => true,
+    }
+}
+
+fn dirty_rate(observed: &Observed<'_>) -> Option<f64> {
+    observed
+        .rounds
+        .iter()
+        .zip(observed.gaps)
+        .skip(1)
+        .map(|(round, gap)| float(round.bytes) / gap.max(0.001))
+        .reduce(|mean, sample| mean + NEWEST * (sample - mean))
+}
+
+/// Bytes per second, pessimistic. Rounds of a few bytes measure latency, not bandwidth, so they
+/// count only when there are no others.
+fn bandwidth(rounds: &[Round]) -> Option<f64> {
+    const TELLING: Bytes = Bytes(1 << 20);
+    let rate = |round: &Round| (float(round.bytes) / round.seconds.max(0.001)).max(1.0);
+    let mut rates: Vec<f64> = rounds
+        .iter()
+        .filter(|r| r.bytes >= TELLING)
+        .map(rate)
+        .collect();
+    if rates.is_empty() {
+        rates = rounds.iter().map(rate).collect();
+    }
+    rates.sort_by(f64::total_cmp);
+    rates.get(rates.len() / 4).copied()
+}
+
+/// Sizes are far below 2^52, so nothing is lost.
+fn float(bytes: Bytes) -> f64 {
+    #[expect(
+        clippy::as_conversions,
+        clippy::cast_precision_loss,
+        reason = "std has no lossless conversion and 52 bits are plenty for an estimate"
+    )]
+    let value = bytes.0 as f64;
+    value
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,173 @@
+//! Which routes this host's `proxyd` should have.
+//!
+//! A route of an application that this host owns is what this host says; every other one leads
+//! to the owner that the newest advert names. Of what this host says and what it hears, the
+//! larger epoch wins, so that a former owner leads its stragglers on.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use rehome_shared::api::cluster::Desired;
+use rehome_shared::api::peer::Advert;
+use rehome_shared::api::proxy::{ParkLimits, RouteIntent, RouteKey, RouteSpec, Target};
+use rehome_shared::config::model::{Application, MigrationLimits};
+use rehome_shared::ids::{AppName, Generation, HostAddr, RouteVersion};
+
+use crate::UnixMillis;
+
+/// What the owner wants of its application's routes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LocalRoute {
+    /// Lead to the instance.
+    Open(IpAddr),
+    /// Hold new connections.
+    Park,
+    /// Refuse new connections.
+    Closed,
+}
+
+/// What this host says of the applications that it owns, with the version.
+pub type Locals = BTreeMap<AppName, (RouteVersion, LocalRoute)>;
+
+/// The newest advert of each application that this host heard.
+pub type Adverts = BTreeMap<AppName, Advert>;
+
+/// The set for `proxyd`.
+#[must_use]
+pub fn compute(
+    desired: &Desired,
+    locals: &Locals,
+    adverts: &Adverts,
+    trunk_port: u16,
+    defaults: MigrationLimits,
+) -> Vec<RouteSpec> {
+    let placed = desired.placement.values().flatten();
+    placed
+        .filter_map(|name| desired.applications.get(name).map(|spec| (name, spec)))
+        .flat_map(|(name, spec)| {
+            let limits = defaults.with(&spec.migration);
+            let limits = ParkLimits {
+                park_limit: limits.park_limit,
+                park_timeout: limits.park_timeout,
+            };
+            routes_of(
+                name,
+                spec,
+                locals.get(name),
+                adverts.get(name),
+                trunk_port,
+                limits,
+            )
+        })
+        .collect()
+}
+
+fn routes_of(
+    name: &AppName,
+    spec: &Application,
+    local: Option<&(RouteVersion, LocalRoute)>,
+    advert: Option<&Advert>,
+    trunk_port: u16,
+    limits: ParkLimits,
+) -> Vec<RouteSpec> {
+    let local = local
+        .filter(|(version, _)| advert.is_none_or(|advert| version.epoch >= advert.version.epoch));
+    spec.ports
+        .iter()
+        .map(|port| {
+            let (version, intent) = match (local, advert) {
+                (Some((version, route)), _) => (*version, local_intent(*route, port.internal)),
+                (None, Some(advert)) => (
+                    advert.version,
+                    RouteIntent::Open(Target::Remote {
+                        host: advert.host.clone(),
+                        trunk: advert.host.with_port(trunk_port),
+                    }),
+                ),
+                (None, None) => (RouteVersion::default(), RouteIntent::Park),
+            };
+            RouteSpec {
+                key: RouteKey::new(port.external, port.protocol),
+                application: name.clone(),
+                version,
+                intent,
+                limits,
+            }
+        })
+        .collect()
+}
+
+fn local_intent(route: LocalRoute, internal: u16) -> RouteIntent {
+    match route {
+        LocalRoute::Open(address) => RouteIntent::Open(Target::Local {
+            addr: SocketAddr::new(address, internal),
+        }),
+        LocalRoute::Park => RouteIntent::Park,
+        LocalRoute::Closed => RouteIntent::Closed,
+    }
+}
+
+/// The generation after `last`. It also follows the clock, so that it grows over a restart of a
+/// daemon that remembers none.
+#[must_use]
+pub fn next_generation(last: Generation, now: UnixMillis) -> Generation {
+    Generation(last.0.saturating_add(1).max(now.0))
+}
+
+/// Takes up what another host says. `true` when it was news.
+pub fn merge(adverts: &mut Adverts, news: &Advert) -> bool {
+    match adverts.get(&news.application) {
+        Some(known) if known.version >= news.version => false,
+        _ => {
+            adverts.insert(news.application.clone(), news.clone());
+            true
+        }
+    }
+}
+
+/// The adverts of the applications that `here` owns, for others.
+#[must_use]
+pub fn own_adverts(locals: &Locals, here: &HostAddr) -> Vec<Advert> {
+    locals
+        .iter()
+        .map(|(application, (version, _))| Advert {
+            application: application.clone(),
+            version: *version,
+            host: here.clone(),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use rehome_shared::ids::Epoch;
+
+    use super::*;
+
+    fn advert(epoch: u64, generation: u64, host: &str) -> Advert {
+        Advert {
+            application: AppName::try_new("db").unwrap(),
+            version: RouteVersion {
+                epoch: Epoch(epoch),
+                generation: Generation(generation),
+            },
+            host: HostAddr::try_new(host).unwrap(),
+        }
+    }
+
+    #[test]
+    fn an_older_advert_is_no_news() {
+        let mut adverts = Adverts::new();
+        assert!(merge(&mut adverts, &advert(2, 5, "h2")));
+        assert!(!merge(&mut adverts, &advert(2, 5, "h3")));
+        assert!(!merge(&mut adverts, &advert(1, 99, "h1")));
+        assert!(merge(&mut adverts, &advert(3, 0, "h1")));
+        assert_eq!(adverts.values().next().unwrap().host.as_str(), "h1");
+    }
+
+    #[test]
+    fn a_generation_grows_with_and_without_the_clock() {
+        assert_eq!(next_generation(Generation(5), UnixMillis(3)), Generation(6));
+        assert_eq!(next_generation(Generation(5), UnixMillis(9)), Generation(9));
+    }
+}

@@ -1,0 +1,111 @@
+//! Breadth first through all states of the world.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+
+use crate::world::{Bounds, Edge, Label, Mutation, State, Violation, World};
+
+/// What the exploration found.
+pub(crate) struct Found {
+    pub(crate) states: usize,
+    pub(crate) journals: usize,
+    /// The first state that breaks an invariant.
+    pub(crate) violation: Option<Violation>,
+    /// States from which service cannot be restored without another fault.
+    pub(crate) stuck: usize,
+    /// Ways in which migrations ended.
+    pub(crate) outcomes: HashSet<&'static str>,
+    /// How the violation, or the first stuck state, comes about.
+    path: Vec<Label>,
+}
+
+impl Found {
+    pub(crate) fn trace(&self) -> String {
+        let steps: Vec<String> = self.path.iter().map(ToString::to_string).collect();
+        format!("by: {}", steps.join(" > "))
+    }
+}
+
+struct Graph {
+    states: Vec<State>,
+    parents: Vec<Option<(usize, Label)>>,
+    /// To whom each state leads without a fault.
+    quiet: Vec<Vec<usize>>,
+}
+
+impl Graph {
+    fn path(&self, mut at: usize) -> Vec<Label> {
+        let mut path = Vec::new();
+        while let Some((parent, label)) = self.parents[at] {
+            path.push(label);
+            at = parent;
+        }
+        path.reverse();
+        path
+    }
+
+    /// States from which no quiet path leads to a state that serves.
+    fn stuck(&self, world: &World) -> Vec<usize> {
+        let mut into = vec![Vec::new(); self.states.len()];
+        for (from, nexts) in self.quiet.iter().enumerate() {
+            for next in nexts {
+                into[*next].push(from);
+            }
+        }
+        let mut well: Vec<bool> = self.states.iter().map(|state| world.serves(state)).collect();
+        let mut queue: Vec<usize> = (0..well.len()).filter(|at| well[*at]).collect();
+        while let Some(at) = queue.pop() {
+            for from in &into[at] {
+                if !well[*from] {
+                    well[*from] = true;
+                    queue.push(*from);
+                }
+            }
+        }
+        (0..well.len()).filter(|at| !well[*at]).collect()
+    }
+}
+
+/// Visits every state until one breaks an invariant.
+pub(crate) fn explore(mutation: Option<Mutation>, bounds: Bounds) -> Found {
+    let mut world = World::new(mutation, bounds);
+    let first = world.first();
+    let mut known: HashMap<State, usize> = HashMap::from([(first, 0)]);
+    let mut graph = Graph { states: vec![first], parents: vec![None], quiet: vec![Vec::new()] };
+    let mut queue = VecDeque::from([0]);
+    let mut violation = None;
+    let mut path = Vec::new();
+    while let Some(at) = queue.pop_front() {
+        let state = graph.states[at];
+        violation = world.violation(&state);
+        if violation.is_some() {
+            path = graph.path(at);
+            break;
+        }
+        for Edge { label, next, fault } in world.edges(&state) {
+            let to = *known.entry(next).or_insert_with(|| {
+                graph.states.push(next);
+                graph.parents.push(Some((at, label)));
+                graph.quiet.push(Vec::new());
+                queue.push_back(graph.states.len() - 1);
+                graph.states.len() - 1
+            });
+            if !fault {
+                graph.quiet[at].push(to);
+            }
+        }
+        assert_eq!(world.broken(), None, "by {:?}", graph.path(at));
+    }
+    let stuck = if violation.is_some() { Vec::new() } else { graph.stuck(&world) };
+    if let Some(one) = stuck.first() {
+        path = graph.path(*one);
+    }
+    let outcomes = graph.states.iter().flat_map(|state| world.outcomes(state)).collect();
+    Found {
+        states: graph.states.len(),
+        journals: world.journals(),
+        violation,
+        stuck: stuck.len(),
+        outcomes,
+        path,
+    }
+}

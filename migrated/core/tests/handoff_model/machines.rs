@@ -1,0 +1,473 @@
+//! The real machines behind small numbers: journals and open migrations are kept once each, so
+//! that a state of the world is a handful of bytes.
+
+use std::collections::HashMap;
+
+use migrated_core::UnixMillis;
+use migrated_core::admission::{Admission, may_give, may_take};
+use migrated_core::destination::{self, DestinationHandoff};
+use migrated_core::journal::{self, MAGIC, Position};
+use migrated_core::record::{DestinationRecord, Plan, Record, Reservation, SourceRecord};
+use migrated_core::registry::{Registry, Role};
+use migrated_core::source::{self, AfterRound, Phase, SourceMigration};
+use rehome_shared::api::cluster::{Connections, Migration, MigrationState, Round};
+use rehome_shared::api::peer::{FinalSnapshot, OfferedVolume, VolumeIdentity};
+use rehome_shared::config::model::{
+    Application, Healthcheck, Image, ImageVersion, MigrationLimits, MigrationPolicy, RestartPolicy,
+};
+use rehome_shared::ids::{
+    AppName, Attempt, DatasetId, DeploymentGeneration, Epoch, HostAddr, MigrationId, VolumeName,
+};
+use rehome_shared::units::Bytes;
+
+/// The journal in which nothing was written.
+pub(crate) const EMPTY: u16 = 0;
+
+/// No open migration.
+pub(crate) const NONE: u16 = 0;
+
+const NOW: UnixMillis = UnixMillis(1_700_000_000_000);
+
+/// What can happen to a migration on its source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum SourceTag {
+    Ready,
+    RoundAgain,
+    RoundCutOver,
+    Parked,
+    Drained,
+    Stopped,
+    VerifiedInTime,
+    VerifiedLate,
+    Failed,
+    Resumed,
+    Adopted,
+    Served,
+    Returned,
+    Closed,
+}
+
+/// What can happen to a handoff on its destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum DestinationTag {
+    Verified,
+    Granted(u8),
+    Healthy,
+    Failed,
+    Aborted,
+    Expired,
+    Discarded,
+    Closed,
+}
+
+/// The source's step: the journal after each of its records, the last one being the whole step.
+#[derive(Debug, Clone)]
+pub(crate) struct Stepped {
+    pub(crate) journals: Vec<u16>,
+    pub(crate) live: u16,
+}
+
+struct Journal {
+    records: Vec<Record>,
+    registry: Registry,
+    /// The epochs at which this host was the owner, as bits.
+    owned: u32,
+}
+
+pub(crate) struct Machines {
+    journals: Vec<Journal>,
+    appended: HashMap<(u16, String), u16>,
+    lives: Vec<Option<SourceMigration>>,
+    source_steps: HashMap<(u16, u16, SourceTag), Option<Stepped>>,
+    destination_steps: HashMap<(u16, u8, DestinationTag), Option<u16>>,
+    takes: HashMap<(u16, u8, u8), Option<Vec<u16>>>,
+    /// Something that the machines must never do, found while stepping.
+    pub(crate) broken: Option<String>,
+}
+
+pub(crate) fn application() -> AppName {
+    AppName::try_new("db").unwrap()
+}
+
+pub(crate) fn host(number: usize) -> HostAddr {
+    HostAddr::try_new(["h1", "h2"][number]).unwrap()
+}
+
+pub(crate) fn id(migration: u8) -> MigrationId {
+    MigrationId::try_new(["01hf0000000000000000000001", "01hf0000000000000000000002"]
+        [usize::from(migration)])
+    .unwrap()
+}
+
+fn volumes() -> Vec<VolumeIdentity> {
+    vec![VolumeIdentity {
+        name: VolumeName::try_new("data").unwrap(),
+        dataset: DatasetId::try_new("7b7a3f1e-2f6c-4a57-9d0e-0c1f6f0d3b11").unwrap(),
+    }]
+}
+
+fn reservation(from: usize, epoch: u8) -> Reservation {
+    Reservation {
+        from: host(from),
+        application: application(),
+        epoch: Epoch(epoch.into()),
+        generation: DeploymentGeneration(1),
+        spec: Application {
+            image: Image { repository: "db".to_owned(), version: ImageVersion::Tag("1".to_owned()) },
+            ports: Vec::new(),
+            links: Vec::new(),
+            volumes: Vec::new(),
+            environment: std::collections::BTreeMap::new(),
+            mem_limit: None,
+            cpu_shares: None,
+            restart_policy: RestartPolicy::Always,
+            command: None,
+            entrypoint: None,
+            user: None,
+            working_dir: None,
+            hostname: None,
+            healthcheck: Healthcheck::default(),
+            stop_grace: std::time::Duration::from_secs(10),
+            stop_signal: None,
+            migration: MigrationPolicy::default(),
+        },
+        volumes: volumes()
+            .into_iter()
+            .map(|identity| OfferedVolume { identity, used: Bytes(1), limit: None })
+            .collect(),
+        limits: MigrationLimits::default(),
+    }
+}
+
+fn report(migration: &SourceMigration) -> Box<Migration> {
+    Box::new(Migration {
+        id: migration.id.clone(),
+        application: application(),
+        from: host(0),
+        to: migration.plan.to.clone(),
+        state: match &migration.phase {
+            Phase::Before(_) => MigrationState::Aborted,
+            Phase::After(source::AfterRelease::Reclaiming { .. }) => MigrationState::Returned,
+            Phase::After(_) | Phase::Ended(_) => MigrationState::Done,
+        },
+        epoch: migration.plan.epoch,
+        generation: migration.plan.generation,
+        started_at: String::new(),
+        rounds: migration.rounds.clone(),
+        phases: std::collections::BTreeMap::new(),
+        window_seconds: None,
+        bytes: Bytes(0),
+        connections: Connections::default(),
+        error: None,
+        now: None,
+    })
+}
+
+impl Machines {
+    pub(crate) fn new() -> Self {
+        Self {
+            journals: vec![Journal { records: Vec::new(), registry: Registry::default(), owned: 0 }],
+            appended: HashMap::new(),
+            lives: vec![None],
+            source_steps: HashMap::new(),
+            destination_steps: HashMap::new(),
+            takes: HashMap::new(),
+            broken: None,
+        }
+    }
+
+    /// The journal of a host that the application was born on.
+    pub(crate) fn born(&mut self) -> u16 {
+        let announced = Record::Born { application: application(), volumes: volumes() };
+        let journal = self.append(EMPTY, &announced);
+        self.append(journal, &Record::VolumesMade { application: application() })
+    }
+
+    pub(crate) fn journals(&self) -> usize {
+        self.journals.len()
+    }
+
+    pub(crate) fn registry(&self, journal: u16) -> &Registry {
+        &self.journals[usize::from(journal)].registry
+    }
+
+    /// The epochs at which the writer of a journal ever was the owner, as bits.
+    pub(crate) fn owned_epochs(&self, journal: u16) -> u32 {
+        self.journals[usize::from(journal)].owned
+    }
+
+    pub(crate) fn owns(&self, journal: u16) -> bool {
+        self.registry(journal).owned(&application()).is_some()
+    }
+
+    pub(crate) fn live(&self, live: u16) -> Option<&SourceMigration> {
+        self.lives[usize::from(live)].as_ref()
+    }
+
+    /// The open migration that a restarted daemon finds.
+    pub(crate) fn recovered(&mut self, journal: u16) -> u16 {
+        let found = self.registry(journal).source_of(&application()).cloned();
+        self.keep(found)
+    }
+
+    pub(crate) fn handoff(&self, journal: u16, migration: u8) -> Option<&DestinationHandoff> {
+        self.registry(journal).destinations().get(&id(migration))
+    }
+
+    fn keep(&mut self, live: Option<SourceMigration>) -> u16 {
+        let at = self.lives.iter().position(|known| *known == live).unwrap_or_else(|| {
+            self.lives.push(live);
+            self.lives.len() - 1
+        });
+        u16::try_from(at).unwrap()
+    }
+
+    /// Appends a record. Every journal that comes to be is checked once: it reads back from its
+    /// bytes, means the same when it is replayed twice, and its epochs only grow.
+    fn append(&mut self, journal: u16, record: &Record) -> u16 {
+        let key = (journal, serde_json::to_string(record).unwrap());
+        if let Some(known) = self.appended.get(&key) {
+            return *known;
+        }
+        let before = &self.journals[usize::from(journal)];
+        let mut records = before.records.clone();
+        records.push(record.clone());
+        let mut registry = before.registry.clone();
+        registry.apply(record);
+        let mut owned = before.owned;
+        if let Some(known) = registry.applications().get(&application()) {
+            let earlier = before.registry.applications().get(&application());
+            if earlier.is_some_and(|earlier| earlier.epoch > known.epoch) {
+                self.broken = Some(format!("the epoch shrinks at {record:?}"));
+            }
+            if known.role == Role::Owner {
+                owned |= 1 << known.epoch.0;
+            }
+        }
+        if let Err(problem) = check_replay(&records, &registry) {
+            self.broken = Some(problem);
+        }
+        self.journals.push(Journal { records, registry, owned });
+        let new = u16::try_from(self.journals.len() - 1).unwrap();
+        self.appended.insert(key, new);
+        new
+    }
+
+    /// Begins a migration, if the guard allows it.
+    pub(crate) fn begin(&mut self, journal: u16, here: usize, migration: u8) -> Option<(u16, u16)> {
+        let owned = self.registry(journal).owned(&application())?;
+        let plan = Plan {
+            application: application(),
+            to: host(1 - here),
+            epoch: owned.epoch,
+            generation: DeploymentGeneration(1),
+            volumes: owned.volumes.clone(),
+            limits: MigrationLimits::default(),
+            was_running: true,
+            started_at: NOW,
+        };
+        may_give(self.registry(journal), &host(here), &id(migration), &plan).ok()?;
+        let step = SourceRecord::Planned(plan.clone());
+        let journal = self.append(journal, &Record::Source { migration: id(migration), step });
+        Some((journal, self.keep(Some(SourceMigration::begin(id(migration), plan)))))
+    }
+
+    /// Steps the open migration; `None` when the state does not allow it.
+    pub(crate) fn source_step(&mut self, journal: u16, live: u16, tag: SourceTag) -> Option<Stepped> {
+        let key = (journal, live, tag);
+        if let Some(known) = self.source_steps.get(&key) {
+            return known.clone();
+        }
+        let migration = self.live(live)?.clone();
+        let stepped = source_event(&migration, tag)
+            .and_then(|(now, event)| migration.step(now, event).ok())
+            .map(|step| self.persist(journal, &migration.id, step));
+        self.source_steps.insert(key, stepped.clone());
+        stepped
+    }
+
+    fn persist(&mut self, journal: u16, migration: &MigrationId, step: source::Step) -> Stepped {
+        let mut journals = Vec::new();
+        let mut at = journal;
+        for record in &step.records {
+            let record = Record::Source { migration: migration.clone(), step: record.clone() };
+            at = self.append(at, &record);
+            journals.push(at);
+        }
+        let over = matches!(step.next.phase, Phase::Ended(_));
+        let next = (!over).then_some(step.next);
+        if !journals.is_empty() && self.registry(at).source_of(&application()) != next.as_ref() {
+            self.broken = Some(format!("replay and step disagree about {next:?}"));
+        }
+        if journals.is_empty() {
+            journals.push(journal);
+        }
+        Stepped { journals, live: self.keep(next) }
+    }
+
+    /// A migration that is called off although the machine does not allow it.
+    pub(crate) fn force_abort(&mut self, journal: u16, live: u16) -> Option<Stepped> {
+        let mut migration = self.live(live)?.clone();
+        migration.phase = Phase::Before(source::BeforeRelease::Preparing);
+        let event = source::Event::AbortRequested { reason: "forced".to_owned() };
+        let step = migration.step(NOW, event).ok()?;
+        let mut at = journal;
+        for record in &step.records {
+            let record = Record::Source { migration: migration.id.clone(), step: record.clone() };
+            at = self.append(at, &record);
+        }
+        Some(Stepped { journals: vec![at], live: self.keep(Some(step.next)) })
+    }
+
+    /// Steps a handoff; `None` when it is unknown or the message is stale.
+    pub(crate) fn destination_step(
+        &mut self,
+        journal: u16,
+        migration: u8,
+        tag: DestinationTag,
+    ) -> Option<u16> {
+        let key = (journal, migration, tag);
+        if let Some(known) = self.destination_steps.get(&key) {
+            return *known;
+        }
+        let handoff = self.handoff(journal, migration)?.clone();
+        let stepped = handoff.step(destination_event(&handoff, migration, tag)).ok().map(|step| {
+            let mut at = journal;
+            for record in &step.records {
+                at = self.append_destination(at, migration, record.clone());
+            }
+            if self.handoff(at, migration) != step.next.as_ref() {
+                self.broken = Some(format!("replay and step disagree about {:?}", step.next));
+            }
+            at
+        });
+        self.destination_steps.insert(key, stepped);
+        stepped
+    }
+
+    pub(crate) fn append_destination(
+        &mut self,
+        journal: u16,
+        migration: u8,
+        step: DestinationRecord,
+    ) -> u16 {
+        self.append(journal, &Record::Destination { migration: id(migration), step })
+    }
+
+    /// An offer arrives: the journal after each record that it leads to (none when it is known
+    /// already), or `None` when it is refused.
+    pub(crate) fn take(
+        &mut self,
+        journal: u16,
+        here: usize,
+        migration: u8,
+        epoch: u8,
+    ) -> Option<Vec<u16>> {
+        let key = (journal, migration, epoch);
+        if let Some(known) = self.takes.get(&key) {
+            return known.clone();
+        }
+        let offer = reservation(1 - here, epoch);
+        let admission = may_take(self.registry(journal), &host(here), &id(migration), &offer);
+        let taken = match admission {
+            Err(_) => None,
+            Ok(Admission::Known) => Some(Vec::new()),
+            Ok(Admission::Reserve { supersedes }) => {
+                let mut journals = Vec::new();
+                let mut at = journal;
+                for older in (0..2).filter(|other| supersedes.contains(&id(*other))) {
+                    for tag in
+                        [DestinationTag::Aborted, DestinationTag::Discarded, DestinationTag::Closed]
+                    {
+                        if let Some(next) = self.destination_step(at, older, tag) {
+                            at = next;
+                            journals.push(at);
+                        }
+                    }
+                    assert_eq!(self.handoff(at, older), None, "it came to its end");
+                }
+                let record = DestinationRecord::Reserved(Box::new(offer));
+                journals.push(self.append_destination(at, migration, record));
+                Some(journals)
+            }
+        };
+        self.takes.insert(key, taken.clone());
+        taken
+    }
+}
+
+fn check_replay(records: &[Record], registry: &Registry) -> Result<(), String> {
+    let mut bytes = MAGIC.to_vec();
+    let mut position = Position::start();
+    for record in records {
+        let (frame, next) = journal::encode(position, record).map_err(|e| e.to_string())?;
+        bytes.extend(frame);
+        position = next;
+    }
+    let read = journal::scan(&bytes).map_err(|e| e.to_string())?;
+    if Registry::replay(&read.records) != *registry {
+        return Err(format!("replay of the bytes differs after {:?}", records.last()));
+    }
+    if Registry::replay(records.iter().chain(records)) != *registry {
+        return Err(format!("replaying twice differs after {:?}", records.last()));
+    }
+    Ok(())
+}
+
+fn source_event(
+    migration: &SourceMigration,
+    tag: SourceTag,
+) -> Option<(UnixMillis, source::Event)> {
+    use source::Event as E;
+    let round = Round { bytes: Bytes(1 << 20), seconds: 0.5 };
+    let reason = || "because".to_owned();
+    let deadline = migration.deadline().unwrap_or(NOW);
+    let event = match tag {
+        SourceTag::Ready => E::Ready,
+        SourceTag::RoundAgain => E::RoundSent { round, next: AfterRound::Again },
+        SourceTag::RoundCutOver => E::RoundSent { round, next: AfterRound::CutOver },
+        SourceTag::Parked => E::Parked,
+        SourceTag::Drained => E::Drained,
+        SourceTag::Stopped => E::Stopped,
+        SourceTag::VerifiedInTime => return Some((deadline, E::Verified)),
+        SourceTag::VerifiedLate => return Some((UnixMillis(deadline.0 + 1), E::Verified)),
+        SourceTag::Failed => E::Failed { reason: reason() },
+        SourceTag::Resumed => migration.resumed()?,
+        SourceTag::Adopted => E::Adopted,
+        SourceTag::Served => E::Served,
+        SourceTag::Returned => E::Returned { reason: reason() },
+        SourceTag::Closed => E::Closed { report: report(migration) },
+    };
+    Some((NOW, event))
+}
+
+fn destination_event(
+    handoff: &DestinationHandoff,
+    migration: u8,
+    tag: DestinationTag,
+) -> destination::Event {
+    use destination::Event as E;
+    match tag {
+        DestinationTag::Verified => E::Verified {
+            attempt: Attempt(1),
+            epoch: handoff.reservation.epoch,
+            finals: volumes()
+                .into_iter()
+                .map(|volume| FinalSnapshot {
+                    dataset: volume.dataset,
+                    name: "final".to_owned(),
+                    guid: migration.to_string(),
+                })
+                .collect(),
+        },
+        DestinationTag::Granted(epoch) => {
+            E::Granted { attempt: Attempt(1), epoch: Epoch(epoch.into()) }
+        }
+        DestinationTag::Healthy => E::Healthy,
+        DestinationTag::Failed => E::Failed { reason: "because".to_owned() },
+        DestinationTag::Aborted => E::Aborted,
+        DestinationTag::Expired => E::Expired,
+        DestinationTag::Discarded => E::Discarded,
+        DestinationTag::Closed => E::Closed,
+    }
+}

@@ -1,0 +1,650 @@
+//! The world around the machines: two hosts with an instance, a volume and a gate each, a network
+//! that loses, repeats and reorders, and crashes.
+
+use std::fmt;
+
+use migrated_core::destination::Phase as Taking;
+use migrated_core::source::{AfterRelease, BeforeRelease, Effect, Phase};
+use rehome_shared::api::cluster::MigrationState;
+use rehome_shared::api::peer::HandoffState;
+
+use crate::machines::{self, DestinationTag, EMPTY, Machines, NONE, SourceTag, Stepped};
+
+/// How far the exploration goes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bounds {
+    pub(crate) writes: u8,
+    pub(crate) crashes: u8,
+    pub(crate) migrations: u8,
+}
+
+/// A guard that is taken out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mutation {
+    /// The final snapshot does not wait for the page cache.
+    NoFlush,
+    /// The final snapshot does not wait for the last process.
+    Straggler,
+    /// Messages are not told apart by their migration.
+    AnyMigration,
+    /// The source calls it off after C1.
+    AbortAfterRelease,
+    /// The destination starts on a promise.
+    EarlyStart,
+    /// The runtime starts the instance when its host boots.
+    RestartPolicy,
+    /// The destination gives it back after clients were served.
+    ReturnAfterServing,
+    /// The grant is sent before the release is durable.
+    GrantBeforeRecord,
+    /// The way back after a return rolls the volume back, each time it is tried.
+    ReclaimRollsBack,
+    /// The destination forgets a return before the source knows of it.
+    ForgetsReturned,
+    /// The destination drops a promise that nobody asked for in a while.
+    PromiseExpires,
+}
+
+/// An invariant that is broken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Violation {
+    /// 1: two instances run.
+    TwoInstances,
+    /// 2: two hosts own it, or have owned it at the same epoch.
+    TwoOwners,
+    /// 3: an instance runs on a volume without an acknowledged write.
+    WriteLost,
+    /// 4: a gate is open where nobody is the owner.
+    GateWithoutOwner,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct HostState {
+    journal: u16,
+    /// The migration that the daemon drives, with what it knows beyond the journal.
+    live: u16,
+    up: bool,
+    instance: bool,
+    gate: bool,
+    /// The newest write in the volume.
+    data: u8,
+    /// Whether that one is only in the page cache yet.
+    unflushed: bool,
+}
+
+/// A state of the world.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct State {
+    hosts: [HostState; 2],
+    /// Messages that were sent, as bits: they may arrive at any time from now on.
+    net: u32,
+    /// Where each migration comes from, and at which epoch.
+    begun: [Option<(u8, u8)>; 2],
+    /// The newest write in the final snapshot of each migration.
+    finals: [Option<u8>; 2],
+    acknowledged: u8,
+    crashes: u8,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Message {
+    Prepare,
+    Verify,
+    Grant,
+    Abort,
+    Close,
+    View(HandoffState),
+}
+
+const VIEWS: [HandoffState; 7] = [
+    HandoffState::Unknown,
+    HandoffState::Reserved,
+    HandoffState::Verified,
+    HandoffState::Owned,
+    HandoffState::Serving,
+    HandoffState::Returned,
+    HandoffState::Dropped,
+];
+
+const MESSAGES: u32 = 12;
+
+fn bit(migration: u8, message: Message) -> u32 {
+    let kind = match message {
+        Message::Prepare => 0,
+        Message::Verify => 1,
+        Message::Grant => 2,
+        Message::Abort => 3,
+        Message::Close => 4,
+        Message::View(state) => {
+            5 + u32::try_from(VIEWS.iter().position(|view| *view == state).unwrap()).unwrap()
+        }
+    };
+    1 << (u32::from(migration) * MESSAGES + kind)
+}
+
+impl State {
+    fn send(mut self, migration: u8, message: Message) -> Self {
+        self.net |= bit(migration, message);
+        self
+    }
+
+    fn sent(&self, migration: u8, message: Message) -> bool {
+        self.net & bit(migration, message) != 0
+    }
+}
+
+/// What happened, where, and in which migration.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Label(&'static str, usize, u8);
+
+impl fmt::Display for Label {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@h{} m{}", self.0, self.1 + 1, self.2 + 1)
+    }
+}
+
+/// One step of the world.
+pub(crate) struct Edge {
+    pub(crate) label: Label,
+    pub(crate) next: State,
+    /// Whether it is a fault or a client's doing: nothing may rest on its coming.
+    pub(crate) fault: bool,
+}
+
+pub(crate) struct World {
+    machines: Machines,
+    mutation: Option<Mutation>,
+    bounds: Bounds,
+    edges: Vec<Edge>,
+}
+
+impl World {
+    pub(crate) fn new(mutation: Option<Mutation>, bounds: Bounds) -> Self {
+        Self { machines: Machines::new(), mutation, bounds, edges: Vec::new() }
+    }
+
+    pub(crate) fn first(&mut self) -> State {
+        let host = HostState {
+            journal: EMPTY,
+            live: NONE,
+            up: true,
+            instance: false,
+            gate: false,
+            data: 0,
+            unflushed: false,
+        };
+        let owner =
+            HostState { journal: self.machines.born(), instance: true, gate: true, ..host };
+        State {
+            hosts: [owner, host],
+            net: 0,
+            begun: [None; 2],
+            finals: [None; 2],
+            acknowledged: 0,
+            crashes: 0,
+        }
+    }
+
+    pub(crate) fn journals(&self) -> usize {
+        self.machines.journals()
+    }
+
+    pub(crate) fn broken(&self) -> Option<&str> {
+        self.machines.broken.as_deref()
+    }
+
+    fn mutated(&self, mutation: Mutation) -> bool {
+        self.mutation == Some(mutation)
+    }
+
+    /// The first invariant that a state breaks.
+    pub(crate) fn violation(&self, state: &State) -> Option<Violation> {
+        let [one, other] = &state.hosts;
+        if one.instance && other.instance {
+            return Some(Violation::TwoInstances);
+        }
+        let both = |look: &dyn Fn(&HostState) -> bool| look(one) && look(other);
+        let epochs = |host: &HostState| self.machines.owned_epochs(host.journal);
+        if both(&|host| self.machines.owns(host.journal)) || epochs(one) & epochs(other) != 0 {
+            return Some(Violation::TwoOwners);
+        }
+        for host in &state.hosts {
+            if host.instance && host.data < state.acknowledged {
+                return Some(Violation::WriteLost);
+            }
+            if host.gate && !self.machines.owns(host.journal) {
+                return Some(Violation::GateWithoutOwner);
+            }
+        }
+        None
+    }
+
+    /// Whether clients are served.
+    pub(crate) fn serves(&self, state: &State) -> bool {
+        state
+            .hosts
+            .iter()
+            .any(|host| host.up && host.instance && host.gate && self.machines.owns(host.journal))
+    }
+
+    /// How migrations ended up to a state.
+    pub(crate) fn outcomes(&self, state: &State) -> Vec<&'static str> {
+        let mut outcomes = Vec::new();
+        for (number, host) in state.hosts.iter().enumerate() {
+            for past in self.machines.registry(host.journal).history() {
+                outcomes.push(match past.state {
+                    MigrationState::Done if number == 1 => "moved back",
+                    MigrationState::Done => "done",
+                    MigrationState::Aborted => "aborted",
+                    MigrationState::Returned => "returned",
+                    MigrationState::Running | MigrationState::Blocked => "open",
+                });
+            }
+        }
+        outcomes
+    }
+
+    /// All that can happen next.
+    pub(crate) fn edges(&mut self, state: &State) -> Vec<Edge> {
+        self.edges = Vec::new();
+        for at in 0..2 {
+            self.crash(state, at);
+            if state.hosts[at].up {
+                self.write(state, at);
+                self.reconcile(state, at);
+                self.begin(state, at);
+                self.drive(state, at);
+                for migration in 0..self.bounds.migrations {
+                    match state.begun[usize::from(migration)] {
+                        Some((from, _)) if usize::from(from) == at => {
+                            self.hear_views(state, at, migration);
+                        }
+                        Some((_, epoch)) => {
+                            self.take(state, at, migration);
+                            self.hear(state, at, migration, epoch);
+                        }
+                        None => {}
+                    }
+                }
+            } else {
+                self.restart(state, at);
+            }
+        }
+        std::mem::take(&mut self.edges)
+    }
+
+    fn edge(&mut self, label: Label, next: State) {
+        self.edges.push(Edge { label, next, fault: false });
+    }
+
+    fn fault(&mut self, label: Label, next: State) {
+        self.edges.push(Edge { label, next, fault: true });
+    }
+
+    // Faults and clients.
+
+    fn crash(&mut self, state: &State, at: usize) {
+        if state.crashes == self.bounds.crashes || !state.hosts[at].up {
+            return;
+        }
+        let mut next = *state;
+        next.crashes += 1;
+        next.hosts[at].up = false;
+        next.hosts[at].live = NONE;
+        self.fault(Label("daemon crashes", at, 0), next);
+        next.hosts[at].instance = false;
+        next.hosts[at].gate = false;
+        next.hosts[at].unflushed = false;
+        self.fault(Label("host crashes", at, 0), next);
+    }
+
+    fn restart(&mut self, state: &State, at: usize) {
+        let mut next = *state;
+        let journal = next.hosts[at].journal;
+        next.hosts[at].up = true;
+        next.hosts[at].live = self.machines.recovered(journal);
+        if self.mutated(Mutation::RestartPolicy) && self.machines.live(next.hosts[at].live).is_some()
+        {
+            next.hosts[at].instance = true;
+        }
+        let label = Label("restarts", at, 0);
+        let live = next.hosts[at].live;
+        let resumed = self.machines.live(live).is_some_and(|m| m.resumed().is_some());
+        if resumed {
+            self.step(label, &next, at, SourceTag::Resumed);
+        } else {
+            self.edge(label, next);
+        }
+    }
+
+    fn write(&mut self, state: &State, at: usize) {
+        let host = &state.hosts[at];
+        if !host.gate || !host.instance || state.acknowledged == self.bounds.writes {
+            return;
+        }
+        let mut next = *state;
+        next.acknowledged += 1;
+        next.hosts[at].data += 1;
+        self.fault(Label("client writes", at, 0), next);
+        if !host.unflushed {
+            next.hosts[at].unflushed = true;
+            self.fault(Label("client writes through a mapping", at, 0), next);
+        }
+    }
+
+    // The host by itself.
+
+    /// What the owner runs while no handoff has it in hand, or has not stopped it yet.
+    fn reconcile(&mut self, state: &State, at: usize) {
+        let host = &state.hosts[at];
+        let registry = self.machines.registry(host.journal);
+        let free = match self.machines.live(host.live).map(|live| &live.phase) {
+            None => true,
+            Some(Phase::Before(before)) => {
+                matches!(before, BeforeRelease::Preparing | BeforeRelease::PreCopy { .. })
+            }
+            Some(Phase::After(_) | Phase::Ended(_)) => false,
+        };
+        let incoming = registry.incoming(&machines::application()).is_some();
+        if !self.machines.owns(host.journal) || !free || incoming || (host.instance && host.gate) {
+            return;
+        }
+        let mut next = *state;
+        if host.instance {
+            next.hosts[at].gate = true;
+        } else {
+            next.hosts[at].instance = true;
+        }
+        self.edge(Label("reconciles", at, 0), next);
+    }
+
+    fn begin(&mut self, state: &State, at: usize) {
+        let Some(slot) = state.begun.iter().position(Option::is_none) else { return };
+        let migration = u8::try_from(slot).unwrap();
+        if migration == self.bounds.migrations {
+            return;
+        }
+        let journal = state.hosts[at].journal;
+        let Some((journal, live)) = self.machines.begin(journal, at, migration) else { return };
+        let epoch = self.machines.live(live).unwrap().plan.epoch.0;
+        let mut next = *state;
+        next.hosts[at].journal = journal;
+        next.hosts[at].live = live;
+        next.begun[slot] = Some((u8::try_from(at).unwrap(), u8::try_from(epoch).unwrap()));
+        self.edge(Label("plans", at, migration), next);
+    }
+
+    // The source.
+
+    /// Steps the migration that a host drives, and crashes between the step's records.
+    fn step(&mut self, label: Label, state: &State, at: usize, tag: SourceTag) {
+        let host = &state.hosts[at];
+        if let Some(stepped) = self.machines.source_step(host.journal, host.live, tag) {
+            self.stepped(label, state, at, &stepped);
+        }
+    }
+
+    fn stepped(&mut self, label: Label, state: &State, at: usize, stepped: &Stepped) {
+        let (last, partial) = stepped.journals.split_last().unwrap();
+        self.crash_after(label, state, at, partial);
+        let mut next = *state;
+        next.hosts[at].journal = *last;
+        next.hosts[at].live = stepped.live;
+        self.edge(label, next);
+    }
+
+    fn crash_after(&mut self, label: Label, state: &State, at: usize, partial: &[u16]) {
+        if state.crashes == self.bounds.crashes {
+            return;
+        }
+        for journal in partial {
+            let mut next = *state;
+            next.crashes += 1;
+            next.hosts[at].journal = *journal;
+            next.hosts[at].live = NONE;
+            next.hosts[at].up = false;
+            self.fault(label, next);
+        }
+    }
+
+    /// Performs the effect of the migration that a host drives, or fails to.
+    fn drive(&mut self, state: &State, at: usize) {
+        let live = state.hosts[at].live;
+        let Some(migration) = self.machines.live(live) else { return };
+        let number = u8::try_from((0..2).position(|m| machines::id(m) == migration.id).unwrap()).unwrap();
+        let rounds = migration.rounds.len();
+        let Some(effect) = migration.effect() else { return };
+        let fails = matches!(migration.phase, Phase::Before(_))
+            && !matches!(effect, Effect::Restore { .. });
+        if fails {
+            self.step(Label("gives up", at, number), state, at, SourceTag::Failed);
+        }
+        let mut next = *state;
+        match effect {
+            Effect::Prepare => {
+                self.edge(Label("sends prepare", at, number), next.send(number, Message::Prepare));
+            }
+            Effect::SendRound { .. } => self.send_round(state, at, number, rounds),
+            Effect::StartThere { .. } => panic!("an application with a volume is not started early"),
+            Effect::Park => {
+                next.hosts[at].gate = false;
+                self.step(Label("parks", at, number), &next, at, SourceTag::Parked);
+            }
+            Effect::Drain => self.step(Label("drains", at, number), &next, at, SourceTag::Drained),
+            Effect::Stop => {
+                next.hosts[at].instance = self.mutated(Mutation::Straggler);
+                self.step(Label("stops", at, number), &next, at, SourceTag::Stopped);
+            }
+            Effect::SendFinal { .. } => {
+                let lost = state.hosts[at].unflushed && self.mutated(Mutation::NoFlush);
+                next.hosts[at].unflushed = false;
+                next.finals[usize::from(number)]
+                    .get_or_insert(state.hosts[at].data - u8::from(lost));
+                self.edge(Label("sends final", at, number), next.send(number, Message::Verify));
+            }
+            Effect::Grant { .. } => {
+                self.edge(Label("sends grant", at, number), next.send(number, Message::Grant));
+                if self.mutated(Mutation::AbortAfterRelease) {
+                    let stepped =
+                        self.machines.force_abort(state.hosts[at].journal, live).unwrap();
+                    self.stepped(Label("calls off too late", at, number), state, at, &stepped);
+                }
+            }
+            // The destination tells its state again and again.
+            Effect::AwaitOutcome { .. } => {}
+            Effect::Finish { .. } => {
+                self.edge(Label("sends close", at, number), next.send(number, Message::Close));
+                self.step(Label("closes", at, number), state, at, SourceTag::Closed);
+            }
+            Effect::Restore { .. } => self.bring_back(state, at, number, Message::Abort),
+            Effect::Reclaim { .. } => {
+                if self.mutated(Mutation::ReclaimRollsBack) {
+                    next.hosts[at].data = state.finals[usize::from(number)].unwrap();
+                }
+                self.bring_back(&next, at, number, Message::Close);
+            }
+        }
+    }
+
+    fn send_round(&mut self, state: &State, at: usize, number: u8, rounds: usize) {
+        let there = &state.hosts[1 - at];
+        let received = there.up
+            && self
+                .machines
+                .handoff(there.journal, number)
+                .is_some_and(|handoff| handoff.phase == Taking::Reserved);
+        if received {
+            if rounds == 0 {
+                self.step(Label("sends a round", at, number), state, at, SourceTag::RoundAgain);
+            }
+            self.step(Label("cuts over", at, number), state, at, SourceTag::RoundCutOver);
+        }
+    }
+
+    /// Instance, gate, and word to the destination; it may be closed without that word.
+    fn bring_back(&mut self, state: &State, at: usize, number: u8, word: Message) {
+        let mut next = *state;
+        next.hosts[at].instance = true;
+        next.hosts[at].gate = true;
+        self.edge(Label("brings it back", at, number), next);
+        self.edge(Label("says so", at, number), state.send(number, word));
+        if state.hosts[at].instance && state.hosts[at].gate {
+            self.step(Label("closes", at, number), state, at, SourceTag::Closed);
+        }
+    }
+
+    /// What the destination says of a migration arrives at its source.
+    fn hear_views(&mut self, state: &State, at: usize, number: u8) {
+        let live = state.hosts[at].live;
+        let Some(migration) = self.machines.live(live) else { return };
+        if migration.id != machines::id(number) && !self.mutated(Mutation::AnyMigration) {
+            return;
+        }
+        let phase = migration.phase.clone();
+        for view in VIEWS.into_iter().filter(|view| state.sent(number, Message::View(*view))) {
+            let label = Label("hears", at, number);
+            match (&phase, view) {
+                (Phase::Before(BeforeRelease::Preparing), HandoffState::Reserved) => {
+                    self.step(label, state, at, SourceTag::Ready);
+                }
+                (Phase::Before(BeforeRelease::CutOver { .. }), HandoffState::Verified) => {
+                    self.step(Label("releases", at, number), state, at, SourceTag::VerifiedInTime);
+                    self.step(Label("is late", at, number), state, at, SourceTag::VerifiedLate);
+                    if self.mutated(Mutation::GrantBeforeRecord) {
+                        self.edge(label, state.send(number, Message::Grant));
+                    }
+                }
+                (Phase::After(AfterRelease::Granting { .. }), HandoffState::Owned) => {
+                    self.step(label, state, at, SourceTag::Adopted);
+                }
+                (
+                    Phase::After(AfterRelease::Granting { .. } | AfterRelease::Handed { .. }),
+                    HandoffState::Serving,
+                ) => self.step(label, state, at, SourceTag::Served),
+                (
+                    Phase::After(AfterRelease::Granting { .. } | AfterRelease::Handed { .. }),
+                    HandoffState::Returned,
+                ) => self.step(label, state, at, SourceTag::Returned),
+                _ => {}
+            }
+        }
+    }
+
+    // The destination.
+
+    /// What a destination does by itself.
+    fn take(&mut self, state: &State, at: usize, number: u8) {
+        let host = state.hosts[at];
+        let Some(handoff) = self.machines.handoff(host.journal, number) else { return };
+        let phase = handoff.phase.clone();
+        let view = Message::View(handoff.state());
+        self.edge(Label("tells its state", at, number), state.send(number, view));
+        let mut next = *state;
+        match phase {
+            Taking::Reserved => self.settle("expires", state, at, number, DestinationTag::Expired),
+            Taking::Verified { .. } => {
+                if self.mutated(Mutation::EarlyStart) {
+                    next.hosts[at].instance = true;
+                    next.hosts[at].data = state.finals[usize::from(number)].unwrap();
+                    self.edge(Label("starts too early", at, number), next);
+                }
+                if self.mutated(Mutation::PromiseExpires) {
+                    self.settle("forgets a promise", state, at, number, DestinationTag::Aborted);
+                }
+            }
+            Taking::Owned { .. } => {
+                if host.instance {
+                    self.settle("is healthy", state, at, number, DestinationTag::Healthy);
+                } else {
+                    next.hosts[at].instance = true;
+                    next.hosts[at].data = state.finals[usize::from(number)].unwrap();
+                    self.edge(Label("starts", at, number), next);
+                }
+                let mut stopped = *state;
+                stopped.hosts[at].instance = false;
+                self.settle("returns", &stopped, at, number, DestinationTag::Failed);
+            }
+            Taking::Serving { .. } => {
+                if self.mutated(Mutation::ReturnAfterServing) {
+                    next.hosts[at].instance = false;
+                    next.hosts[at].gate = false;
+                    let returned = Message::View(HandoffState::Returned);
+                    self.edge(Label("returns too late", at, number), next.send(number, returned));
+                }
+            }
+            Taking::Returned { .. } => {
+                if self.mutated(Mutation::ForgetsReturned) {
+                    self.settle("forgets", state, at, number, DestinationTag::Closed);
+                }
+            }
+            Taking::Dropped => {
+                self.settle("discards", state, at, number, DestinationTag::Discarded);
+            }
+        }
+    }
+
+    fn settle(
+        &mut self,
+        what: &'static str,
+        state: &State,
+        at: usize,
+        number: u8,
+        tag: DestinationTag,
+    ) {
+        if let Some(journal) = self.machines.destination_step(state.hosts[at].journal, number, tag) {
+            let mut next = *state;
+            next.hosts[at].journal = journal;
+            self.edge(Label(what, at, number), next);
+        }
+    }
+
+    /// A message of the source arrives at the destination.
+    fn hear(&mut self, state: &State, at: usize, number: u8, epoch: u8) {
+        let journal = state.hosts[at].journal;
+        if state.sent(number, Message::Prepare)
+            && let Some(journals) = self.machines.take(journal, at, number, epoch)
+            && let Some((last, partial)) = journals.split_last()
+        {
+            let label = Label("reserves", at, number);
+            self.crash_after(label, state, at, partial);
+            let mut next = *state;
+            next.hosts[at].journal = *last;
+            self.edge(label, next);
+        }
+        let said = [
+            (Message::Verify, DestinationTag::Verified, "verifies"),
+            (Message::Grant, DestinationTag::Granted(epoch + 1), "adopts"),
+            (Message::Abort, DestinationTag::Aborted, "hears the abort"),
+            (Message::Close, DestinationTag::Closed, "hears the close"),
+        ];
+        for (message, tag, what) in said {
+            if !state.sent(number, message) {
+                continue;
+            }
+            let known = self.machines.handoff(journal, number).is_some();
+            if known || self.mutated(Mutation::AnyMigration) {
+                self.answer(what, state, at, number, tag);
+            } else {
+                let unknown = Message::View(HandoffState::Unknown);
+                self.edge(Label("does not know", at, number), state.send(number, unknown));
+            }
+        }
+    }
+
+    fn answer(
+        &mut self,
+        what: &'static str,
+        state: &State,
+        at: usize,
+        number: u8,
+        tag: DestinationTag,
+    ) {
+        if self.mutated(Mutation::AnyMigration) && matches!(tag, DestinationTag::Granted(_)) {
+            for any in 0..self.bounds.migrations {
+                self.settle(what, state, at, any, tag);
+            }
+        } else {
+            self.settle(what, state, at, number, tag);
+        }
+    }
+}

@@ -1,0 +1,310 @@
+//! Applications on this host: what an instance is made of, starting it until it is healthy,
+//! stopping it until nothing of it is left.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use migrated_core::record::Record;
+use migrated_core::registry::Ownership;
+use rehome_shared::api::peer::VolumeIdentity;
+use rehome_shared::config::links;
+use rehome_shared::config::model::Application;
+use rehome_shared::ids::{AppName, DatasetId, DeploymentGeneration, Epoch, HostAddr};
+use rehome_shared::units::Bytes;
+
+use crate::health::{self, Unhealthy};
+use crate::host::{ByApplication, Host};
+use crate::ledger::LedgerError;
+use crate::runtime::{Instance, InstanceSpec, InstanceState, Mount, RuntimeError};
+use crate::storage::StorageError;
+
+/// What this host remembers of applications while it runs; all of it can be found out again.
+#[derive(Debug, Default)]
+pub struct Memory {
+    /// The instance (its id and start) that was found healthy.
+    pub healthy: ByApplication<(String, Option<String>)>,
+    /// What went wrong last.
+    pub faults: ByApplication<Fault>,
+    /// Exits by itself in a row, and the start that was counted last.
+    pub exits: ByApplication<(u32, Option<String>)>,
+    /// Applications that were started since the host itself was.
+    pub revived: BTreeSet<AppName>,
+    /// The deployment under which each was started last.
+    pub started_under: ByApplication<DeploymentGeneration>,
+    /// Whether the host was started since `migrated` last ran.
+    pub host_restarted: bool,
+    /// Bytes of each volume, as measured last.
+    pub sizes: std::collections::BTreeMap<DatasetId, Bytes>,
+}
+
+/// Something that went wrong and is tried again later.
+#[derive(Debug, Clone)]
+pub struct Fault {
+    /// The deployment that it happened under.
+    pub generation: DeploymentGeneration,
+    /// What, with its causes.
+    pub reason: String,
+    /// Tries in a row.
+    pub tries: u32,
+    /// Not before this.
+    pub retry_at: Instant,
+}
+
+/// Why an application could not be brought to serve.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    /// A volume that must hold data is not there.
+    #[error(
+        "volume {name} of {application} is not on this host: it is not started on nothing. Bring the volume back, or remove the application for good"
+    )]
+    VolumeMissing {
+        /// Whose.
+        application: AppName,
+        /// Its name.
+        name: String,
+    },
+    /// The storage failed.
+    #[error("the storage cannot provide the volumes")]
+    Storage(#[from] StorageError),
+    /// The runtime failed.
+    #[error("the runtime cannot run it")]
+    Runtime(#[from] RuntimeError),
+    /// It runs and is not healthy.
+    #[error("it does not become healthy")]
+    Unhealthy(#[from] Unhealthy),
+    /// The journal failed.
+    #[error("the journal cannot take it down")]
+    Ledger(#[from] LedgerError),
+}
+
+/// The specification of an application's instance here.
+#[must_use]
+pub fn instance_spec(
+    host: &Host,
+    application: &AppName,
+    epoch: Epoch,
+    spec: &Application,
+    volumes: &[VolumeIdentity],
+) -> InstanceSpec {
+    let mounts = spec
+        .volumes
+        .iter()
+        .filter_map(|volume| {
+            let identity = volumes.iter().find(|known| known.name == volume.name)?;
+            Some(Mount {
+                source: host.storage.live_path(&identity.dataset),
+                target: volume.mountpoint.clone(),
+            })
+        })
+        .collect();
+    InstanceSpec {
+        application: application.clone(),
+        epoch,
+        config_hash: config_hash(&host.address, spec, volumes),
+        image: spec.image.clone(),
+        command: spec.command.clone(),
+        entrypoint: spec.entrypoint.clone(),
+        environment: links::environment(&host.address, spec),
+        mounts,
+        mem_limit: spec.mem_limit,
+        cpu_shares: spec.cpu_shares,
+        user: spec.user.clone(),
+        working_dir: spec.working_dir.clone(),
+        hostname: spec.hostname.clone(),
+        stop_signal: spec.stop_signal.clone(),
+    }
+}
+
+/// A hash of all that makes a restart necessary on a host: any host computes the same. The
+/// epoch is not in it: a change of owner alone is no other configuration.
+#[must_use]
+pub fn config_hash(owner: &HostAddr, spec: &Application, volumes: &[VolumeIdentity]) -> String {
+    let mounts: Vec<(&str, Option<&DatasetId>)> = spec
+        .volumes
+        .iter()
+        .map(|volume| {
+            let identity = volumes.iter().find(|known| known.name == volume.name);
+            (volume.mountpoint.as_str(), identity.map(|known| &known.dataset))
+        })
+        .collect();
+    let made_of = (
+        (&spec.image, &spec.command, &spec.entrypoint, links::environment(owner, spec)),
+        (mounts, spec.mem_limit, spec.cpu_shares),
+        (&spec.user, &spec.working_dir, &spec.hostname, &spec.stop_signal),
+    );
+    let json = serde_json::to_vec(&made_of).unwrap_or_default();
+    blake3::hash(&json).to_hex().as_str().chars().take(16).collect()
+}
+
+/// Brings an application that this host owns to serve: its volumes are there, its instance is
+/// made as `spec` says and started, and it is healthy.
+///
+/// # Errors
+/// [`LaunchError`]; the instance may be there, running or not.
+///
+/// # Cancel safety
+/// May have taken effect; call it again.
+pub async fn launch(
+    host: &Host,
+    application: &AppName,
+    owned: &Ownership,
+    spec: &Application,
+) -> Result<Instance, LaunchError> {
+    let instance = start(host, application, owned, spec).await?;
+    health::wait(host, application, spec, &instance).await?;
+    remember_healthy(host, &instance);
+    Ok(instance)
+}
+
+/// The first half of [`launch`]: everything but the health.
+///
+/// # Errors
+/// [`LaunchError`].
+///
+/// # Cancel safety
+/// May have taken effect; call it again.
+pub async fn start(
+    host: &Host,
+    application: &AppName,
+    owned: &Ownership,
+    spec: &Application,
+) -> Result<Instance, LaunchError> {
+    provide_volumes(host, application, owned, spec).await?;
+    let wanted = instance_spec(host, application, owned.epoch, spec, &owned.volumes);
+    host.runtime.ensure_image(&wanted, &|_| {}).await?;
+    if let Some(instance) = current(host, application).await? {
+        let differs = instance.config_hash != wanted.config_hash;
+        if differs && instance.state == InstanceState::Running {
+            host.runtime.stop(application, spec.stop_grace).await?;
+        }
+    }
+    host.runtime.create(&wanted).await?;
+    let instance = host.runtime.start(application).await?;
+    note_start(host, application);
+    // What is seen is a level: a failed look is repeated by the reconcile loop.
+    drop(host.observe().await);
+    Ok(instance)
+}
+
+/// Starts the instance as it was made, and waits for health.
+///
+/// # Errors
+/// [`LaunchError`].
+///
+/// # Cancel safety
+/// May have taken effect; call it again.
+pub async fn restart(
+    host: &Host,
+    application: &AppName,
+    spec: &Application,
+) -> Result<Instance, LaunchError> {
+    let instance = host.runtime.start(application).await?;
+    note_start(host, application);
+    drop(host.observe().await);
+    health::wait(host, application, spec, &instance).await?;
+    remember_healthy(host, &instance);
+    Ok(instance)
+}
+
+fn note_start(host: &Host, application: &AppName) {
+    let generation = host.desired.get().generation;
+    let mut memory = host.memory();
+    memory.revived.insert(application.clone());
+    memory.started_under.insert(application.clone(), generation);
+}
+
+/// Notes that an instance was found healthy.
+pub fn remember_healthy(host: &Host, instance: &Instance) {
+    let mut memory = host.memory();
+    memory.healthy.insert(
+        instance.application.clone(),
+        (instance.id.clone(), instance.started_at.clone()),
+    );
+    memory.faults.remove(&instance.application);
+}
+
+/// Whether this run of the instance was found healthy.
+#[must_use]
+pub fn is_healthy(host: &Host, instance: &Instance) -> bool {
+    let memory = host.memory();
+    instance.state == InstanceState::Running
+        && memory.healthy.get(&instance.application)
+            == Some(&(instance.id.clone(), instance.started_at.clone()))
+}
+
+async fn current(host: &Host, application: &AppName) -> Result<Option<Instance>, RuntimeError> {
+    let instances = host.runtime.list().await?;
+    Ok(instances.into_iter().find(|instance| instance.application == *application))
+}
+
+/// Makes the volumes that were announced and not made yet, and insists on the others.
+async fn provide_volumes(
+    host: &Host,
+    application: &AppName,
+    owned: &Ownership,
+    spec: &Application,
+) -> Result<(), LaunchError> {
+    for identity in &owned.volumes {
+        let limit = spec
+            .volumes
+            .iter()
+            .find(|volume| volume.name == identity.name)
+            .and_then(|volume| volume.maximum_size);
+        if owned.unmade.contains(identity) {
+            match host.storage.create(&identity.dataset, limit).await {
+                // Made before a crash that came before the record of it.
+                Ok(()) | Err(StorageError::Exists(_)) => {}
+                Err(error) => return Err(error.into()),
+            }
+        } else {
+            let info = host.storage.inspect(&identity.dataset).await?;
+            if !info.is_some_and(|info| info.live) {
+                return Err(LaunchError::VolumeMissing {
+                    application: application.clone(),
+                    name: identity.name.to_string(),
+                });
+            }
+        }
+        host.storage.stamp(&identity.dataset, &stamp(host, application, owned.epoch, identity)).await?;
+    }
+    if !owned.unmade.is_empty() {
+        let application = application.clone();
+        host.ledger.commit(vec![Record::VolumesMade { application }]).await?;
+    }
+    Ok(())
+}
+
+/// What stands on a volume that this host owns.
+#[must_use]
+pub fn stamp(
+    host: &Host,
+    application: &AppName,
+    epoch: Epoch,
+    identity: &VolumeIdentity,
+) -> crate::storage::Stamp {
+    crate::storage::Stamp {
+        application: application.clone(),
+        volume: identity.name.clone(),
+        owner: host.address.clone(),
+        epoch,
+        migration: None,
+    }
+}
+
+/// Stops an application until nothing of it is left, and removes its instance.
+///
+/// # Errors
+/// [`RuntimeError`].
+///
+/// # Cancel safety
+/// May have taken effect; call it again.
+pub async fn remove(
+    host: &Host,
+    application: &AppName,
+    grace: Duration,
+) -> Result<(), RuntimeError> {
+    host.runtime.stop(application, grace).await?;
+    host.runtime.remove(application).await?;
+    drop(host.observe().await);
+    Ok(())
+}

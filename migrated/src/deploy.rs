@@ -1,0 +1,267 @@
+//! A deployment as the host that takes it sees it: who has what, what changes, whether every
+//! host agrees, and then every host follows.
+//!
+//! Nothing changes anywhere unless every host of the old and of the new deployment answers and
+//! has nothing against it.
+
+mod plan;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use http::Method;
+use rehome_runtime::http_client::ClientError;
+use rehome_runtime::report::Report;
+use rehome_shared::api::cluster::{
+    DeployReply, DeployRequest, Desired, Failure, MoveRequest, Prediction,
+};
+use rehome_shared::api::peer::{Accepted, HostReport, PreflightReply};
+use rehome_shared::ids::{AppName, HostAddr};
+
+use crate::desired::AcceptError;
+use crate::host::Host;
+use crate::status;
+
+/// Why a deployment was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum DeployError {
+    /// What was asked for cannot be.
+    #[error("{0}")]
+    Invalid(String),
+    /// Hosts do not answer, or have something against it. Nothing was changed.
+    #[error("nothing was changed: {}", join(.0))]
+    Refused(Vec<Failure>),
+    /// Some hosts took it and others did not.
+    #[error(
+        "{}; the hosts that took it tell the others when they answer: run it again to be sure",
+        join(.0)
+    )]
+    Partial(Vec<Failure>),
+    /// This host could not take it.
+    #[error("this host cannot take the deployment")]
+    Accept(#[from] AcceptError),
+}
+
+fn join(failures: &[Failure]) -> String {
+    let all: Vec<String> =
+        failures.iter().map(|failure| format!("{}: {}", failure.host, failure.reason)).collect();
+    all.join("; ")
+}
+
+/// Takes a deployment for the whole cluster.
+///
+/// # Errors
+/// [`DeployError`].
+///
+/// # Cancel safety
+/// Dropping it may leave some hosts with the deployment; they tell the others.
+pub async fn deploy(host: &Arc<Host>, request: DeployRequest) -> Result<DeployReply, DeployError> {
+    let current = host.desired.get();
+    let hosts = hosts_of(host, &current, &request);
+    let reports = reports(host, &hosts).await?;
+    let newest = reports.values().map(|r| r.generation).max().unwrap_or_default();
+    if newest > current.generation {
+        return Err(DeployError::Invalid(
+            "a newer deployment is on its way to this host: run it again in a moment".to_owned(),
+        ));
+    }
+    let owners = owners(&reports)?;
+    let mut desired = Desired {
+        generation: current.generation,
+        births: births(&current, &request, &owners),
+        applications: request.applications,
+        placement: request.placement,
+    };
+    let changes = plan::changes(&current, &desired, &owners, &reports);
+    let same = desired.applications == current.applications && desired.placement == current.placement;
+    if same && changes.is_empty() {
+        return Ok(DeployReply { generation: current.generation, changes });
+    }
+    desired.generation = current.generation.next();
+    for (name, born) in &mut desired.births {
+        if !current.births.contains_key(name) {
+            *born = desired.generation;
+        }
+    }
+    preflight(host, &hosts, &desired).await?;
+    if request.dry_run {
+        return Ok(DeployReply { generation: current.generation, changes });
+    }
+    spread(host, &hosts, &desired).await?;
+    Ok(DeployReply { generation: desired.generation, changes })
+}
+
+/// One move: the deployment in force with the application on another host.
+///
+/// # Errors
+/// [`DeployError`].
+///
+/// # Cancel safety
+/// As [`deploy`].
+pub async fn relocate(host: &Arc<Host>, request: MoveRequest) -> Result<DeployReply, DeployError> {
+    let current = host.desired.get();
+    check_move(&current, &request)?;
+    let mut placement = current.placement.clone();
+    for names in placement.values_mut() {
+        names.retain(|name| *name != request.application);
+    }
+    placement.entry(request.to).or_default().push(request.application);
+    let applications = current.applications.clone();
+    deploy(host, DeployRequest { applications, placement, dry_run: false }).await
+}
+
+fn check_move(current: &Desired, request: &MoveRequest) -> Result<(), DeployError> {
+    let MoveRequest { application, to } = request;
+    if !current.placement.contains_key(to) {
+        let known: Vec<&str> = current.placement.keys().map(HostAddr::as_str).collect();
+        return Err(DeployError::Invalid(format!(
+            "{to} is not a host of the deployment, which has {}",
+            known.join(", ")
+        )));
+    }
+    if current.host_of(application).is_none() {
+        let known: Vec<&str> =
+            current.placement.values().flatten().map(AppName::as_str).collect();
+        return Err(DeployError::Invalid(format!(
+            "{application} is not placed on any host; the deployment places {}",
+            known.join(", ")
+        )));
+    }
+    Ok(())
+}
+
+/// What a move would take.
+///
+/// # Errors
+/// [`DeployError`].
+///
+/// # Cancel safety
+/// Cancel safe.
+pub async fn predict(host: &Arc<Host>, request: &MoveRequest) -> Result<Prediction, DeployError> {
+    let current = host.desired.get();
+    check_move(&current, request)?;
+    let hosts: BTreeSet<HostAddr> = current.placement.keys().cloned().collect();
+    let reports = reports(host, &hosts).await?;
+    let owners = owners(&reports)?;
+    let owner = owners.get(&request.application).ok_or_else(|| {
+        DeployError::Invalid(format!("{} does not run anywhere yet", request.application))
+    })?;
+    if *owner == host.address {
+        return Ok(status::predict(host, request).await);
+    }
+    let answer = host
+        .peers
+        .request(owner, Method::POST, "/peer/v1/predictions", Some(request))
+        .await;
+    answer.map_err(|error| DeployError::Refused(vec![failure(owner, &error)]))
+}
+
+/// Every host that has a say: of both deployments, and those that hold something by hearsay.
+fn hosts_of(host: &Host, current: &Desired, request: &DeployRequest) -> BTreeSet<HostAddr> {
+    let mut hosts: BTreeSet<HostAddr> = request.placement.keys().cloned().collect();
+    let still_used = host.other_hosts();
+    hosts.extend(current.placement.keys().filter(|h| still_used.contains(*h)).cloned());
+    hosts.insert(host.address.clone());
+    hosts
+}
+
+async fn reports(
+    host: &Arc<Host>,
+    hosts: &BTreeSet<HostAddr>,
+) -> Result<BTreeMap<HostAddr, HostReport>, DeployError> {
+    let asked = hosts.iter().map(|peer| async move {
+        if *peer == host.address {
+            return (peer.clone(), Ok(status::report(host)));
+        }
+        (peer.clone(), host.peers.report(peer).await)
+    });
+    let mut reports = BTreeMap::new();
+    let mut failures = Vec::new();
+    for (peer, answer) in futures_util::future::join_all(asked).await {
+        match answer {
+            Ok(report) => drop(reports.insert(peer, report)),
+            Err(error) => failures.push(failure(&peer, &error)),
+        }
+    }
+    if failures.is_empty() { Ok(reports) } else { Err(DeployError::Refused(failures)) }
+}
+
+fn failure(peer: &HostAddr, error: &ClientError) -> Failure {
+    Failure { host: peer.clone(), application: None, reason: Report(error).to_string() }
+}
+
+/// The owner of each application.
+fn owners(reports: &BTreeMap<HostAddr, HostReport>) -> Result<BTreeMap<AppName, HostAddr>, DeployError> {
+    let mut owners: BTreeMap<AppName, HostAddr> = BTreeMap::new();
+    for (peer, report) in reports {
+        for owned in &report.owned {
+            if let Some(other) = owners.insert(owned.application.clone(), peer.clone()) {
+                return Err(DeployError::Refused(vec![Failure {
+                    host: peer.clone(),
+                    application: Some(owned.application.clone()),
+                    reason: format!("{other} says that it owns {} as well", owned.application),
+                }]));
+            }
+        }
+    }
+    Ok(owners)
+}
+
+/// The applications that nobody has.
+fn births(
+    current: &Desired,
+    request: &DeployRequest,
+    owners: &BTreeMap<AppName, HostAddr>,
+) -> BTreeMap<AppName, rehome_shared::ids::DeploymentGeneration> {
+    request
+        .placement
+        .values()
+        .flatten()
+        .filter(|name| !owners.contains_key(*name))
+        .map(|name| {
+            let since = current.births.get(name).copied().unwrap_or_default();
+            (name.clone(), since)
+        })
+        .collect()
+}
+
+async fn preflight(
+    host: &Arc<Host>,
+    hosts: &BTreeSet<HostAddr>,
+    desired: &Desired,
+) -> Result<(), DeployError> {
+    let asked = hosts.iter().map(|peer| async move {
+        if *peer == host.address {
+            return status::preflight(host, desired).await;
+        }
+        let client = host.peers.client(peer);
+        let limit = std::time::Duration::from_secs(30);
+        let answer: Result<PreflightReply, ClientError> =
+            client.request_json(Method::POST, "/peer/v1/preflight", Some(desired), limit).await;
+        answer.unwrap_or_else(|error| PreflightReply { problems: vec![failure(peer, &error)] })
+    });
+    let problems: Vec<Failure> = futures_util::future::join_all(asked)
+        .await
+        .into_iter()
+        .flat_map(|reply| reply.problems)
+        .collect();
+    if problems.is_empty() { Ok(()) } else { Err(DeployError::Refused(problems)) }
+}
+
+/// Every host follows. This host first: what it has taken it tells the others for ever.
+async fn spread(
+    host: &Arc<Host>,
+    hosts: &BTreeSet<HostAddr>,
+    desired: &Desired,
+) -> Result<(), DeployError> {
+    host.desired.accept(desired.clone()).await?;
+    host.kick();
+    let others = hosts.iter().filter(|peer| **peer != host.address).map(|peer| async move {
+        let answer: Result<Accepted, ClientError> =
+            host.peers.request(peer, Method::PUT, "/peer/v1/desired", Some(desired)).await;
+        answer.err().map(|error| failure(peer, &error))
+    });
+    let failures: Vec<Failure> =
+        futures_util::future::join_all(others).await.into_iter().flatten().collect();
+    if failures.is_empty() { Ok(()) } else { Err(DeployError::Partial(failures)) }
+}

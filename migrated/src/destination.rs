@@ -1,0 +1,382 @@
+//! Handoffs to this host: what the source asks for, answered by [`migrated_core::destination`].
+//!
+//! The journal's thread decides each message against the state as it is; what follows from the
+//! decision is done by tasks of this host, so that a source that hangs up changes nothing. Every
+//! message must come from the host that the handoff is from.
+
+mod discard;
+mod serve;
+mod take;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use migrated_core::destination::{DestinationHandoff, Event, Phase, Stale};
+use migrated_core::record::Record;
+use rehome_runtime::tls::PeerIdentity;
+use rehome_shared::api::peer::{HandoffRef, HandoffState, HandoffView, VerifyRequest};
+use rehome_shared::ids::{Attempt, MigrationId};
+use tokio::time::Instant;
+
+use crate::host::Host;
+use crate::ledger::LedgerError;
+use crate::storage::StorageError;
+
+pub use discard::watch_promises;
+pub use take::{prepare, receive};
+
+/// Why a message of a handoff is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum TakeError {
+    /// It is not the host that the handoff is from.
+    #[error("this handoff is not yours to speak of")]
+    Forbidden,
+    /// Nothing is known of it here.
+    #[error("nothing is known of migration {0} here")]
+    Unknown(MigrationId),
+    /// The state does not allow it.
+    #[error("the message is stale")]
+    Stale(#[from] Stale),
+    /// This host cannot take the application; nothing was changed.
+    #[error("{0}")]
+    Refused(String),
+    /// The volume cannot be stored.
+    #[error("the volume cannot be stored here")]
+    Storage(#[from] StorageError),
+    /// The journal failed.
+    #[error("the journal cannot take it down")]
+    Ledger(#[from] LedgerError),
+}
+
+/// What this host knows of handoffs to it beside the journal.
+#[derive(Debug, Default)]
+pub struct Takings {
+    known: Mutex<BTreeMap<MigrationId, Arc<Taking>>>,
+}
+
+/// One of them.
+#[derive(Debug)]
+pub struct Taking {
+    /// Read by streams that come in, written by who discards what came.
+    streams: tokio::sync::RwLock<()>,
+    /// Held by the task that starts or discards, so that there is one.
+    working: tokio::sync::Mutex<()>,
+    phases: Mutex<BTreeMap<String, f64>>,
+    heard: Mutex<Instant>,
+}
+
+impl Takings {
+    fn known(&self) -> MutexGuard<'_, BTreeMap<MigrationId, Arc<Taking>>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn get(&self, id: &MigrationId) -> Arc<Taking> {
+        let taking = || {
+            Arc::new(Taking {
+                streams: tokio::sync::RwLock::new(()),
+                working: tokio::sync::Mutex::new(()),
+                phases: Mutex::default(),
+                heard: Mutex::new(Instant::now()),
+            })
+        };
+        Arc::clone(self.known().entry(id.clone()).or_insert_with(taking))
+    }
+
+    fn forget(&self, id: &MigrationId) {
+        self.known().remove(id);
+    }
+}
+
+impl Taking {
+    fn spent(&self, phase: &str, time: Duration) {
+        let mut phases = self.phases.lock().unwrap_or_else(PoisonError::into_inner);
+        phases.insert(phase.to_owned(), time.as_secs_f64());
+    }
+
+    fn hear(&self) {
+        *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    fn silent_for(&self) -> Duration {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+    }
+}
+
+/// The handoff, if the peer may speak of it.
+fn handoff(
+    host: &Host,
+    peer: &PeerIdentity,
+    id: &MigrationId,
+) -> Result<DestinationHandoff, TakeError> {
+    let handoff = host
+        .ledger
+        .read(|registry| registry.destinations().get(id).cloned())
+        .ok_or_else(|| TakeError::Unknown(id.clone()))?;
+    if !peer.is(&handoff.reservation.from) {
+        return Err(TakeError::Forbidden);
+    }
+    host.takings.get(id).hear();
+    Ok(handoff)
+}
+
+/// Steps the machine by an event, durably.
+async fn step(host: &Host, id: &MigrationId, event: Event) -> Result<(), TakeError> {
+    let id = id.clone();
+    host.ledger
+        .transact(move |registry| {
+            let Some(handoff) = registry.destinations().get(&id) else {
+                return (Vec::new(), Err(TakeError::Unknown(id)));
+            };
+            match handoff.step(event) {
+                Ok(step) => {
+                    let records = step
+                        .records
+                        .into_iter()
+                        .map(|step| Record::Destination { migration: id.clone(), step })
+                        .collect();
+                    (records, Ok(()))
+                }
+                Err(stale) => (Vec::new(), Err(stale.into())),
+            }
+        })
+        .await?
+}
+
+/// How a handoff stands.
+#[must_use]
+pub fn view(host: &Host, id: &MigrationId) -> HandoffView {
+    let handoff = host.ledger.read(|registry| registry.destinations().get(id).cloned());
+    let phases = host
+        .takings
+        .known()
+        .get(id)
+        .map(|taking| taking.phases.lock().unwrap_or_else(PoisonError::into_inner).clone());
+    let (attempt, state, reason) = match &handoff {
+        None => (Attempt(0), HandoffState::Unknown, None),
+        Some(handoff) => (handoff.attempt(), handoff.state(), returned_for(handoff)),
+    };
+    HandoffView {
+        migration: id.clone(),
+        attempt,
+        state,
+        phases: phases.unwrap_or_default(),
+        reason,
+    }
+}
+
+fn returned_for(handoff: &DestinationHandoff) -> Option<String> {
+    match &handoff.phase {
+        Phase::Returned { reason, .. } => Some(reason.clone()),
+        Phase::Reserved
+        | Phase::Verified { .. }
+        | Phase::Owned { .. }
+        | Phase::Serving { .. }
+        | Phase::Dropped => None,
+    }
+}
+
+/// How a handoff stands as soon as that is not `seen`, or after `wait`.
+///
+/// # Errors
+/// [`TakeError::Forbidden`].
+///
+/// # Cancel safety
+/// Cancel safe.
+pub async fn view_after(
+    host: &Host,
+    peer: &PeerIdentity,
+    id: &MigrationId,
+    seen: Option<HandoffState>,
+    wait: Duration,
+) -> Result<HandoffView, TakeError> {
+    match handoff(host, peer, id) {
+        Ok(_) | Err(TakeError::Unknown(_)) => {}
+        Err(error) => return Err(error),
+    }
+    let mut changes = host.ledger.changes();
+    let deadline = Instant::now() + wait;
+    loop {
+        changes.borrow_and_update();
+        let now = view(host, id);
+        if seen != Some(now.state) {
+            return Ok(now);
+        }
+        // Both arms wait on a level.
+        tokio::select! {
+            () = tokio::time::sleep_until(deadline) => return Ok(now),
+            changed = changes.changed() => if changed.is_err() { return Ok(now) },
+        }
+    }
+}
+
+/// The final snapshots were sent: looks for them, and promises to wait.
+///
+/// # Errors
+/// [`TakeError`]; no promise was made.
+///
+/// # Cancel safety
+/// May have promised; ask again.
+pub async fn verify(
+    host: &Host,
+    peer: &PeerIdentity,
+    id: &MigrationId,
+    request: VerifyRequest,
+) -> Result<HandoffView, TakeError> {
+    let known = handoff(host, peer, id)?;
+    let announced = known.reservation.volumes.len();
+    if request.finals.len() != announced {
+        return Err(TakeError::Refused(format!(
+            "{} final snapshots were named for {announced} volumes",
+            request.finals.len()
+        )));
+    }
+    for wanted in &request.finals {
+        let info = host.storage.inspect(&wanted.dataset).await?;
+        let here = info.is_some_and(|info| {
+            info.snapshots.iter().any(|s| s.name == wanted.name && s.guid == wanted.guid)
+        });
+        let offered = known.reservation.volumes.iter().any(|v| v.identity.dataset == wanted.dataset);
+        if !here || !offered {
+            return Err(TakeError::Refused(format!(
+                "snapshot {} of volume {} did not arrive here",
+                wanted.name, wanted.dataset
+            )));
+        }
+    }
+    let VerifyRequest { attempt, epoch, finals } = request;
+    step(host, id, Event::Verified { attempt, epoch, finals }).await?;
+    Ok(view(host, id))
+}
+
+/// Without volumes: starts the application beside the source's, and promises to wait.
+///
+/// # Errors
+/// [`TakeError`]; nothing of it runs here then.
+///
+/// # Cancel safety
+/// A dropped call goes on by itself; ask again.
+pub async fn start(
+    host: &Arc<Host>,
+    peer: &PeerIdentity,
+    id: &MigrationId,
+    message: HandoffRef,
+) -> Result<HandoffView, TakeError> {
+    let known = handoff(host, peer, id)?;
+    if !known.reservation.volumes.is_empty() {
+        return Err(TakeError::Refused(
+            "an application with volumes starts only when this host owns it".to_owned(),
+        ));
+    }
+    if known.state() == HandoffState::Reserved {
+        let (answer, started) = tokio::sync::oneshot::channel();
+        let work = serve::start_beside(Arc::clone(host), known, message.attempt);
+        host.spawn("start beside", async move {
+            // A source that hung up asks again and finds the state.
+            drop(answer.send(work.await));
+        });
+        started
+            .await
+            .map_err(|_| TakeError::Refused("migrated is stopping".to_owned()))??;
+    }
+    Ok(view(host, id))
+}
+
+/// The source released: this host is the owner from the record on. The application is started
+/// by a task of this host.
+///
+/// # Errors
+/// [`TakeError`]; the state did not change.
+///
+/// # Cancel safety
+/// May have taken effect; say it again.
+pub async fn grant(
+    host: &Arc<Host>,
+    peer: &PeerIdentity,
+    id: &MigrationId,
+    message: HandoffRef,
+) -> Result<HandoffView, TakeError> {
+    handoff(host, peer, id)?;
+    let HandoffRef { attempt, epoch } = message;
+    match step(host, id, Event::Granted { attempt, epoch }).await {
+        Ok(()) => serve::spawn(host, id),
+        // The answer is the state as it is.
+        Err(TakeError::Stale(stale)) => {
+            tracing::debug!(%stale, migration.id = %id, "a stale grant");
+        }
+        Err(error) => return Err(error),
+    }
+    Ok(view(host, id))
+}
+
+/// The source calls it off.
+///
+/// # Errors
+/// [`TakeError::Forbidden`], or the journal's.
+///
+/// # Cancel safety
+/// May have taken effect; say it again.
+pub async fn abort(
+    host: &Arc<Host>,
+    peer: &PeerIdentity,
+    id: &MigrationId,
+) -> Result<HandoffView, TakeError> {
+    match handoff(host, peer, id) {
+        Ok(_) => {}
+        Err(TakeError::Unknown(_)) => return Ok(view(host, id)),
+        Err(error) => return Err(error),
+    }
+    match step(host, id, Event::Aborted).await {
+        Ok(()) => discard::spawn(host, id),
+        Err(TakeError::Stale(_)) => {}
+        Err(error) => return Err(error),
+    }
+    Ok(view(host, id))
+}
+
+/// The source needs nothing of it any more.
+///
+/// # Errors
+/// [`TakeError::Forbidden`], or the journal's.
+///
+/// # Cancel safety
+/// May have taken effect; say it again.
+pub async fn close(
+    host: &Arc<Host>,
+    peer: &PeerIdentity,
+    id: &MigrationId,
+) -> Result<HandoffView, TakeError> {
+    let known = match handoff(host, peer, id) {
+        Ok(known) => known,
+        Err(TakeError::Unknown(_)) => return Ok(view(host, id)),
+        Err(error) => return Err(error),
+    };
+    match step(host, id, Event::Closed).await {
+        Ok(()) => {
+            discard::prune(host, &known).await;
+            host.takings.forget(id);
+        }
+        Err(TakeError::Stale(_)) => {}
+        Err(error) => return Err(error),
+    }
+    Ok(view(host, id))
+}
+
+/// Takes up the handoffs that the journal knows: after a restart.
+pub fn recover(host: &Arc<Host>) {
+    let open: Vec<(MigrationId, HandoffState)> = host.ledger.read(|registry| {
+        registry.destinations().iter().map(|(id, handoff)| (id.clone(), handoff.state())).collect()
+    });
+    for (id, state) in open {
+        match state {
+            HandoffState::Owned => serve::spawn(host, &id),
+            HandoffState::Dropped => discard::spawn(host, &id),
+            // What runs and what is open follows from who owns it: the reconcile loop's.
+            HandoffState::Serving
+            | HandoffState::Returned
+            | HandoffState::Reserved
+            | HandoffState::Verified
+            | HandoffState::Unknown => {}
+        }
+    }
+}

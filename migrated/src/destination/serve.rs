@@ -1,0 +1,180 @@
+//! From ADOPT to clients that are served, or back to the source.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use migrated_core::destination::{DestinationHandoff, Event, Phase};
+use migrated_core::registry::{Ownership, Role};
+use migrated_core::routes::LocalRoute;
+use rehome_runtime::backoff::Backoff;
+use rehome_runtime::report::Report;
+use rehome_shared::api::peer::{FinalSnapshot, HandoffState};
+use rehome_shared::ids::{Attempt, MigrationId};
+use tokio::time::Instant;
+use tracing::Instrument;
+
+use super::{TakeError, step};
+use crate::applications::{self, LaunchError};
+use crate::health;
+use crate::host::Host;
+use crate::routes;
+use crate::runtime::{Instance, InstanceState};
+
+/// Starts the task that brings an adopted application to serve.
+pub(super) fn spawn(host: &Arc<Host>, id: &MigrationId) {
+    let span = tracing::info_span!("handoff", migration.id = %id);
+    let work = run(Arc::clone(host), id.clone()).instrument(span);
+    host.spawn("handoff", work);
+}
+
+async fn run(host: Arc<Host>, id: MigrationId) {
+    let taking = host.takings.get(&id);
+    // Granted twice is started once.
+    let _working = taking.working.lock().await;
+    let known = host.ledger.read(|registry| registry.destinations().get(&id).cloned());
+    let Some(handoff) = known else { return };
+    let Phase::Owned { finals, .. } = &handoff.phase else { return };
+    tracing::info!(application = %handoff.reservation.application, "this host is the owner now");
+    let event = match bring_up(&host, &handoff, finals).await {
+        Ok(instance) => {
+            tracing::info!("the application is healthy here");
+            return open(&host, &handoff, &instance).await;
+        }
+        Err(error) => {
+            let reason = Report(&error).to_string();
+            tracing::warn!(reason, "the application cannot serve here: it goes back");
+            take_down(&host, &handoff).await;
+            Event::Failed { reason }
+        }
+    };
+    persist(&host, &id, event).await;
+    host.kick();
+}
+
+/// Steps until it is durable; what does not fit the state any more was decided before.
+async fn persist(host: &Host, id: &MigrationId, event: Event) -> bool {
+    let mut pause = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
+    loop {
+        match step(host, id, event.clone()).await {
+            Ok(()) => return true,
+            Err(TakeError::Ledger(error)) => {
+                let error = Report(&error).to_string();
+                tracing::error!(error, "the journal cannot be written; trying again");
+            }
+            Err(error) => {
+                tracing::error!(%error, "the handoff changed under the task that serves it");
+                return false;
+            }
+        }
+        tokio::time::sleep(pause.next_delay()).await;
+    }
+}
+
+/// Makes the live trees from the final snapshots, starts the application, waits for health. An
+/// instance that runs was started by an earlier try: its trees are left alone.
+async fn bring_up(
+    host: &Host,
+    handoff: &DestinationHandoff,
+    finals: &[FinalSnapshot],
+) -> Result<Instance, LaunchError> {
+    let taking = host.takings.get(&handoff.id);
+    let application = &handoff.reservation.application;
+    let began = Instant::now();
+    drop(host.observe().await);
+    let running = host.instance(application).is_some_and(|i| {
+        i.state == InstanceState::Running && i.epoch == handoff.epoch_here()
+    });
+    let owned = ownership(handoff);
+    if !running {
+        for snapshot in finals {
+            let limit = handoff
+                .reservation
+                .volumes
+                .iter()
+                .find(|volume| volume.identity.dataset == snapshot.dataset)
+                .and_then(|volume| volume.limit);
+            host.storage.promote(&snapshot.dataset, &snapshot.name, limit).await?;
+        }
+    }
+    let instance = applications::start(host, application, &owned, &handoff.reservation.spec).await?;
+    taking.spent("start", began.elapsed());
+    let began = Instant::now();
+    health::wait(host, application, &handoff.reservation.spec, &instance).await?;
+    taking.spent("health", began.elapsed());
+    applications::remember_healthy(host, &instance);
+    Ok(instance)
+}
+
+fn ownership(handoff: &DestinationHandoff) -> Ownership {
+    Ownership {
+        epoch: handoff.epoch_here(),
+        role: Role::Owner,
+        volumes: handoff.reservation.volumes.iter().map(|v| v.identity.clone()).collect(),
+        unmade: Vec::new(),
+    }
+}
+
+/// C2: the record first, then the gate.
+async fn open(host: &Host, handoff: &DestinationHandoff, instance: &Instance) {
+    let application = &handoff.reservation.application;
+    let began = Instant::now();
+    if !persist(host, &handoff.id, Event::Healthy).await {
+        return;
+    }
+    if let Some(address) = instance.address {
+        host.routes.set(application, handoff.epoch_here(), LocalRoute::Open(address));
+    }
+    if let Err(error) = routes::push(host).await {
+        let error = Report(&error).to_string();
+        tracing::warn!(error, "proxyd cannot be told that the application is here; the loop repeats it");
+    }
+    host.takings.get(&handoff.id).spent("open", began.elapsed());
+    tracing::info!("clients are served here");
+    host.kick();
+}
+
+/// Stops what was started, until nothing of it is left, and drops the live trees: they may hold
+/// what the failed start wrote, and no client was answered from them.
+async fn take_down(host: &Host, handoff: &DestinationHandoff) {
+    let application = &handoff.reservation.application;
+    let grace = handoff.reservation.spec.stop_grace.min(Duration::from_secs(2));
+    let mut pause = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+    // The return may not be written before nothing runs, however long that takes.
+    while let Err(error) = applications::remove(host, application, grace).await {
+        let error = Report(&error).to_string();
+        tracing::error!(error, "what failed to start cannot be stopped yet; it is not given back before");
+        tokio::time::sleep(pause.next_delay()).await;
+    }
+    host.routes.forget(application);
+    for volume in &handoff.reservation.volumes {
+        if let Err(error) = host.storage.retire(&volume.identity.dataset).await {
+            let error = Report(&error).to_string();
+            tracing::warn!(error, "a tree that is not this host's any more cannot be dropped");
+        }
+    }
+}
+
+/// Without volumes: runs it here while the source serves.
+pub(super) async fn start_beside(
+    host: Arc<Host>,
+    handoff: DestinationHandoff,
+    attempt: Attempt,
+) -> Result<(), TakeError> {
+    let taking = host.takings.get(&handoff.id);
+    let _working = taking.working.lock().await;
+    let state = super::view(&host, &handoff.id).state;
+    if state != HandoffState::Reserved {
+        return Ok(());
+    }
+    match bring_up(&host, &handoff, &[]).await {
+        Ok(_) => {
+            let epoch = handoff.reservation.epoch;
+            step(&host, &handoff.id, Event::Verified { attempt, epoch, finals: Vec::new() }).await
+        }
+        Err(error) => {
+            let reason = Report(&error).to_string();
+            take_down(&host, &handoff).await;
+            Err(TakeError::Refused(reason))
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! Reserving, and receiving rounds.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use migrated_core::admission::{self, Admission};
+use migrated_core::destination::Event;
+use migrated_core::record::{DestinationRecord, Record, Reservation};
+use rehome_runtime::report::Report;
+use rehome_runtime::tls::PeerIdentity;
+use rehome_shared::api::peer::{HandoffState, Offer, Ready, Received, StreamQuery};
+use rehome_shared::api::proxy::{CheckPorts, RouteKey};
+use rehome_shared::ids::{DatasetId, MigrationId};
+use rehome_shared::units::Bytes;
+use tokio::io::AsyncRead;
+
+use super::{TakeError, discard, handoff, step, view};
+use crate::applications::instance_spec;
+use crate::host::Host;
+use crate::storage::{Stamp, StorageError};
+use crate::stream::{Meter, Metered};
+
+/// Beside the volumes a pool needs room for what changes meanwhile and for its own metadata.
+const SLACK_PERCENT: u64 = 5;
+
+/// The least slack.
+const SLACK: Bytes = Bytes(64 << 20);
+
+/// Earlier handoffs that may stand in the way of one.
+const SUPERSEDED: usize = 8;
+
+/// Can this host take an application? If so it reserves. Whatever can be known before a byte
+/// moves is said here.
+///
+/// # Errors
+/// [`TakeError::Refused`] with the reason; nothing was changed.
+///
+/// # Cancel safety
+/// May have reserved; ask again.
+pub async fn prepare(
+    host: &Arc<Host>,
+    peer: &PeerIdentity,
+    id: &MigrationId,
+    offer: Offer,
+) -> Result<Ready, TakeError> {
+    if !peer.is(&offer.from) {
+        return Err(TakeError::Forbidden);
+    }
+    host.takings.get(id).hear();
+    let snapshots = snapshots(host, &offer).await?;
+    let known = host.ledger.read(|registry| registry.destinations().contains_key(id));
+    if !known {
+        check_space(host, &offer, &snapshots).await?;
+        check_ports(host, &offer).await?;
+        check_runtime(host, &offer).await?;
+        reserve(host, id, offer).await?;
+    }
+    Ok(Ready { view: view(host, id), snapshots })
+}
+
+async fn snapshots(
+    host: &Host,
+    offer: &Offer,
+) -> Result<BTreeMap<DatasetId, Vec<String>>, StorageError> {
+    let mut all = BTreeMap::new();
+    for volume in &offer.volumes {
+        let dataset = &volume.identity.dataset;
+        if let Some(info) = host.storage.inspect(dataset).await? {
+            let guids = info.snapshots.into_iter().map(|snapshot| snapshot.guid).collect();
+            all.insert(dataset.clone(), guids);
+        }
+    }
+    Ok(all)
+}
+
+/// Room for everything and some slack. What is here already of a volume shares its space with
+/// what comes, as far as anybody can tell before it comes.
+async fn check_space(
+    host: &Host,
+    offer: &Offer,
+    snapshots: &BTreeMap<DatasetId, Vec<String>>,
+) -> Result<(), TakeError> {
+    let fresh = offer.volumes.iter().filter(|volume| {
+        snapshots.get(&volume.identity.dataset).is_none_or(Vec::is_empty)
+    });
+    let data: u64 = fresh.map(|volume| volume.used.0).sum();
+    let slack = SLACK.0.max(data / 100 * SLACK_PERCENT);
+    let needed = Bytes(data.saturating_add(if offer.volumes.is_empty() { 0 } else { slack }));
+    let available = host.storage.available().await?;
+    if available < needed {
+        let what = format!("the volumes of {}", offer.application);
+        return Err(StorageError::NoSpace { what, needed, available }.into());
+    }
+    Ok(())
+}
+
+/// The external ports are listened on here, or could be.
+async fn check_ports(host: &Host, offer: &Offer) -> Result<(), TakeError> {
+    let keys: Vec<RouteKey> = offer
+        .spec
+        .ports
+        .iter()
+        .map(|port| RouteKey::new(port.external, port.protocol))
+        .collect();
+    if keys.is_empty() {
+        return Ok(());
+    }
+    let reply = host.proxy.check_ports(&CheckPorts { keys }).await.map_err(|error| {
+        TakeError::Refused(format!("its proxyd cannot be asked: {}", Report(&error)))
+    })?;
+    match reply.problems.first() {
+        None => Ok(()),
+        Some(problem) => Err(TakeError::Refused(format!(
+            "external port {} cannot be listened on: {}",
+            problem.key, problem.reason
+        ))),
+    }
+}
+
+/// The runtime answers and has the image, or gets it.
+async fn check_runtime(host: &Host, offer: &Offer) -> Result<(), TakeError> {
+    let identities: Vec<_> = offer.volumes.iter().map(|v| v.identity.clone()).collect();
+    let spec =
+        instance_spec(host, &offer.application, offer.epoch.next(), &offer.spec, &identities);
+    let progress = |pull: crate::runtime::PullProgress| {
+        tracing::debug!(current = pull.current.0, total = pull.total.0, "pulling the image");
+    };
+    host.runtime
+        .ensure_image(&spec, &progress)
+        .await
+        .map_err(|error| TakeError::Refused(Report(&error).to_string()))
+}
+
+/// Writes the reservation down, after earlier handoffs that it supersedes came to their end.
+async fn reserve(host: &Arc<Host>, id: &MigrationId, offer: Offer) -> Result<(), TakeError> {
+    let reservation = Reservation {
+        from: offer.from,
+        application: offer.application,
+        epoch: offer.epoch,
+        generation: offer.generation,
+        spec: offer.spec,
+        volumes: offer.volumes,
+        limits: offer.limits,
+    };
+    for _ in 0..SUPERSEDED {
+        let decided = {
+            let (id, here, reservation) = (id.clone(), host.address.clone(), reservation.clone());
+            host.ledger
+                .transact(move |registry| {
+                    match admission::may_take(registry, &here, &id, &reservation) {
+                        Ok(Admission::Known) => (Vec::new(), Ok(Vec::new())),
+                        Ok(Admission::Reserve { supersedes }) if supersedes.is_empty() => {
+                            let step = DestinationRecord::Reserved(Box::new(reservation));
+                            (vec![Record::Destination { migration: id, step }], Ok(Vec::new()))
+                        }
+                        Ok(Admission::Reserve { supersedes }) => (Vec::new(), Ok(supersedes)),
+                        Err(cannot) => {
+                            (Vec::new(), Err(TakeError::Refused(Report(&cannot).to_string())))
+                        }
+                    }
+                })
+                .await??
+        };
+        if decided.is_empty() {
+            return Ok(());
+        }
+        for old in decided {
+            supersede(host, &old).await?;
+        }
+    }
+    Err(TakeError::Refused("earlier handoffs of it stand in the way".to_owned()))
+}
+
+/// Brings an earlier handoff to its end: a newer offer of its source proves that it is over.
+async fn supersede(host: &Arc<Host>, id: &MigrationId) -> Result<(), TakeError> {
+    match view(host, id).state {
+        HandoffState::Reserved | HandoffState::Verified => {
+            step(host, id, Event::Aborted).await?;
+            discard::run(host, id).await;
+        }
+        HandoffState::Dropped => discard::run(host, id).await,
+        HandoffState::Returned => step(host, id, Event::Closed).await?,
+        HandoffState::Owned | HandoffState::Serving | HandoffState::Unknown => {}
+    }
+    Ok(())
+}
+
+/// Receives a round of a volume. A snapshot that is here already is success, and the stream is
+/// not read.
+///
+/// # Errors
+/// [`TakeError`]; of the stream nothing is left.
+///
+/// # Cancel safety
+/// A dropped call leaves nothing of the stream, or all of it.
+pub async fn receive(
+    host: &Host,
+    peer: &PeerIdentity,
+    id: &MigrationId,
+    query: StreamQuery,
+    stream: impl AsyncRead + Send + Unpin,
+) -> Result<Received, TakeError> {
+    let taking = host.takings.get(id);
+    // Who discards waits for this stream.
+    let _streaming = taking.streams.read().await;
+    let known = receiving(host, peer, id)?;
+    let volume = known
+        .reservation
+        .volumes
+        .iter()
+        .find(|volume| volume.identity.dataset == query.dataset)
+        .ok_or_else(|| TakeError::Refused(format!("volume {} was not offered", query.dataset)))?;
+    let prefix = format!("mig-{id}-");
+    if !query.snapshot.starts_with(&prefix) {
+        return Err(TakeError::Refused(format!(
+            "snapshot {} does not belong to migration {id}",
+            query.snapshot
+        )));
+    }
+    let meter = Meter::default();
+    let mut metered = Metered::new(stream, meter.clone(), None);
+    host.storage.receive(&query.dataset, &query.snapshot, &query.guid, &mut metered).await?;
+    receiving(host, peer, id)?;
+    let stamp = Stamp {
+        application: known.reservation.application.clone(),
+        volume: volume.identity.name.clone(),
+        owner: known.reservation.from.clone(),
+        epoch: known.reservation.epoch,
+        migration: Some(id.clone()),
+    };
+    host.storage.stamp(&query.dataset, &stamp).await?;
+    discard::drop_rounds(host, &query.dataset, &prefix, &query.snapshot).await?;
+    taking.hear();
+    Ok(Received { bytes: meter.bytes() })
+}
+
+/// Rounds come only before the grant, and not after it was called off.
+fn receiving(
+    host: &Host,
+    peer: &PeerIdentity,
+    id: &MigrationId,
+) -> Result<migrated_core::destination::DestinationHandoff, TakeError> {
+    let known = handoff(host, peer, id)?;
+    match known.state() {
+        HandoffState::Reserved | HandoffState::Verified => Ok(known),
+        state @ (HandoffState::Unknown
+        | HandoffState::Owned
+        | HandoffState::Serving
+        | HandoffState::Returned
+        | HandoffState::Dropped) => {
+            Err(migrated_core::destination::Stale { state, attempt: known.attempt() }.into())
+        }
+    }
+}

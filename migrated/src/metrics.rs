@@ -1,0 +1,173 @@
+//! What Prometheus sees of `migrated`. Labels are bounded: applications and volumes are those of
+//! this host, everything else is a fixed word.
+
+use std::sync::Arc;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+use rehome_shared::api::cluster::{ApplicationState, Migration, PHASES};
+
+use crate::host::Host;
+use crate::status;
+
+/// From a millisecond to a bit more than a quarter of an hour.
+const SECONDS: [f64; 15] = [
+    0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 300.0, 1000.0,
+];
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResultLabel {
+    result: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PhaseLabel {
+    phase: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PartLabel {
+    part: &'static str,
+}
+
+fn histogram() -> Histogram {
+    Histogram::new(SECONDS)
+}
+
+/// Counters and histograms of this host's migrations.
+#[derive(Debug)]
+pub struct Metrics {
+    migrations: Family<ResultLabel, Counter>,
+    phases: Family<PhaseLabel, Histogram, fn() -> Histogram>,
+    window: Family<PartLabel, Histogram, fn() -> Histogram>,
+    bytes: Counter,
+    reloads: Family<ResultLabel, Counter>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self {
+            migrations: Family::default(),
+            phases: Family::new_with_constructor(histogram),
+            window: Family::new_with_constructor(histogram),
+            bytes: Counter::default(),
+            reloads: Family::default(),
+        }
+    }
+}
+
+impl Metrics {
+    /// Registers them.
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "migrations",
+            "Migrations that this host coordinated, by how they ended",
+            self.migrations.clone(),
+        );
+        registry.register_with_unit(
+            "migration_phase",
+            "Time spent in each phase of a migration",
+            Unit::Seconds,
+            self.phases.clone(),
+        );
+        registry.register_with_unit(
+            "migration_window",
+            "From the stop on the source to serving on the destination, by share",
+            Unit::Seconds,
+            self.window.clone(),
+        );
+        registry.register_with_unit(
+            "migration",
+            "Bytes that migrations of this host sent",
+            Unit::Bytes,
+            self.bytes.clone(),
+        );
+        registry.register(
+            "config_reloads",
+            "Reloads of this daemon's files, by result",
+            self.reloads.clone(),
+        );
+        for result in ["applied", "rejected"] {
+            drop(self.reloads.get_or_create(&ResultLabel { result }));
+        }
+    }
+
+    /// A migration is over.
+    pub fn migration_ended(&self, report: &Migration) {
+        let result = report.state.as_str();
+        self.migrations.get_or_create(&ResultLabel { result }).inc();
+        self.bytes.inc_by(report.bytes.0);
+        for phase in PHASES {
+            if let Some(seconds) = report.phases.get(phase) {
+                self.phases.get_or_create(&PhaseLabel { phase }).observe(*seconds);
+            }
+        }
+        if let Some(window) = report.window_seconds {
+            self.window.get_or_create(&PartLabel { part: "platform" }).observe(window.platform);
+            self.window.get_or_create(&PartLabel { part: "application" }).observe(window.application);
+        }
+    }
+
+    /// A reload took effect, or was refused and changed nothing.
+    pub fn reloaded(&self, applied: bool) {
+        let result = if applied { "applied" } else { "rejected" };
+        self.reloads.get_or_create(&ResultLabel { result }).inc();
+    }
+}
+
+/// Reads what the host knows at each scrape.
+#[derive(Debug)]
+pub struct HostCollector(pub Arc<Host>);
+
+const STATES: [ApplicationState; 6] = [
+    ApplicationState::Starting,
+    ApplicationState::Running,
+    ApplicationState::Stopped,
+    ApplicationState::Migrating,
+    ApplicationState::Failed,
+    ApplicationState::Blocked,
+];
+
+impl Collector for HostCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let report = status::report(&self.0);
+        let mut family = encoder.encode_descriptor(
+            "applications",
+            "Applications that this host owns, by state",
+            None,
+            prometheus_client::metrics::MetricType::Gauge,
+        )?;
+        for state in STATES {
+            let count = report.applications.iter().filter(|a| a.state == state).count();
+            let gauge = ConstGauge::new(i64::try_from(count).unwrap_or(i64::MAX));
+            gauge.encode(family.encode_family(&[("state", state.as_str())])?)?;
+        }
+        let mut family = encoder.encode_descriptor(
+            "volume",
+            "Bytes that each volume of this host holds",
+            Some(&Unit::Bytes),
+            prometheus_client::metrics::MetricType::Gauge,
+        )?;
+        for application in &report.applications {
+            for volume in &application.volumes {
+                let gauge = ConstGauge::new(i64::try_from(volume.bytes.0).unwrap_or(i64::MAX));
+                let labels =
+                    [("application", application.name.as_str()), ("volume", volume.name.as_str())];
+                gauge.encode(family.encode_family(&labels)?)?;
+            }
+        }
+        let generation = ConstCounter::new(report.generation.0);
+        let encoder = encoder.encode_descriptor(
+            "deployment_generation",
+            "The deployment that this host follows",
+            None,
+            generation.metric_type(),
+        )?;
+        generation.encode(encoder)
+    }
+}

@@ -1,0 +1,318 @@
+//! Migrations that this host coordinates: beginning one, finding one again after a restart,
+//! calling one off, and showing them to people.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use migrated_core::admission::{self, CannotGive};
+use migrated_core::record::{Plan, Record, SourceRecord};
+use migrated_core::source::{Phase, SourceMigration};
+use rehome_shared::api::cluster::{Connections, Migration, MigrationNow, MigrationState};
+use rehome_shared::ids::{AppName, DeploymentGeneration, HostAddr, MigrationId};
+use rehome_shared::units::Bytes;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::clock;
+use crate::host::Host;
+use crate::ledger::LedgerError;
+use crate::runtime::InstanceState;
+use crate::source;
+use crate::stream::Meter;
+
+/// The migrations under way, as people see them.
+#[derive(Debug, Default)]
+pub struct Live {
+    runs: Mutex<BTreeMap<MigrationId, Arc<Run>>>,
+}
+
+/// One migration under way.
+#[derive(Debug)]
+pub struct Run {
+    report: Mutex<Migration>,
+    began: Instant,
+    /// Bytes of the stream under way.
+    pub meter: Meter,
+    /// When that stream began.
+    stream_began: Mutex<Instant>,
+    /// Why somebody wants it called off.
+    pub abort: watch::Sender<Option<String>>,
+}
+
+impl Run {
+    fn new(report: Migration) -> Self {
+        Self {
+            report: Mutex::new(report),
+            began: Instant::now(),
+            meter: Meter::default(),
+            stream_began: Mutex::new(Instant::now()),
+            abort: watch::Sender::new(None),
+        }
+    }
+
+    /// The report, to look or to change.
+    pub fn report(&self) -> MutexGuard<'_, Migration> {
+        self.report.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A new stream begins.
+    pub fn stream_begins(&self) {
+        self.meter.reset();
+        *self.stream_began.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    /// A phase begins.
+    pub fn enter(&self, phase: &str, round: u32) {
+        let mut report = self.report();
+        let predicted_window = report.now.as_ref().and_then(|now| now.predicted_window);
+        report.now = Some(MigrationNow {
+            phase: phase.to_owned(),
+            round,
+            bytes: Bytes(0),
+            rate: Bytes(0),
+            predicted_window,
+            elapsed: self.began.elapsed(),
+        });
+    }
+
+    /// A phase took so long; a phase that happens again adds up.
+    pub fn spent(&self, phase: &str, seconds: f64) {
+        *self.report().phases.entry(phase.to_owned()).or_default() += seconds;
+    }
+
+    /// The window as predicted now.
+    pub fn predict(&self, window: Option<f64>) {
+        if let Some(now) = self.report().now.as_mut() {
+            now.predicted_window = window;
+        }
+    }
+
+    /// As people see it now.
+    #[must_use]
+    pub fn view(&self) -> Migration {
+        let mut report = self.report().clone();
+        let began = *self.stream_began.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(now) = report.now.as_mut() {
+            now.bytes = self.meter.bytes();
+            let millis = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX).max(1);
+            now.rate = Bytes(now.bytes.0.saturating_mul(1000) / millis);
+            now.elapsed = self.began.elapsed();
+        }
+        report
+    }
+}
+
+impl Live {
+    fn runs(&self) -> MutexGuard<'_, BTreeMap<MigrationId, Arc<Run>>> {
+        self.runs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One of them.
+    #[must_use]
+    pub fn get(&self, id: &MigrationId) -> Option<Arc<Run>> {
+        self.runs().get(id).cloned()
+    }
+
+    /// All of them, as people see them.
+    #[must_use]
+    pub fn views(&self) -> Vec<Migration> {
+        self.runs().values().map(|run| run.view()).collect()
+    }
+
+    /// It is over; the journal has its report.
+    pub fn remove(&self, id: &MigrationId) {
+        self.runs().remove(id);
+    }
+}
+
+/// All migrations that this host coordinates or coordinated, oldest first.
+#[must_use]
+pub fn all(host: &Host) -> Vec<Migration> {
+    let mut all = host.ledger.read(|registry| registry.history().to_vec());
+    for view in host.live.views() {
+        if !all.iter().any(|known| known.id == view.id) {
+            all.push(view);
+        }
+    }
+    all
+}
+
+/// Why a migration cannot begin.
+#[derive(Debug, thiserror::Error)]
+pub enum BeginError {
+    /// The deployment does not describe it.
+    #[error("the deployment does not describe {0}")]
+    Unknown(AppName),
+    /// It may not be given away now.
+    #[error("it may not be given away now")]
+    CannotGive(#[from] CannotGive),
+    /// As many as the host's limit are under way.
+    #[error("{0} migrations are under way already, as many as this host may send at a time")]
+    TooMany(u32),
+    /// The journal failed.
+    #[error("the journal cannot take it down")]
+    Ledger(#[from] LedgerError),
+}
+
+/// Begins to move an application: writes the plan down and starts its driver.
+///
+/// # Errors
+/// [`BeginError`]; nothing has begun.
+///
+/// # Cancel safety
+/// A dropped call may leave a plan in the journal without a driver until the next start.
+pub async fn begin(host: &Arc<Host>, application: &AppName, to: &HostAddr) -> Result<(), BeginError> {
+    let desired = host.desired.get();
+    let Some(spec) = desired.applications.get(application) else {
+        return Err(BeginError::Unknown(application.clone()));
+    };
+    let most = host.config().limits.concurrent_migrations;
+    let limits = host.limits_of(spec);
+    let was_running = host
+        .instance(application)
+        .is_some_and(|instance| instance.state == InstanceState::Running);
+    let id = MigrationId::generate();
+    let started_at = clock::now();
+    let decided = {
+        let (application, to, here) = (application.clone(), to.clone(), host.address.clone());
+        let generation = desired.generation;
+        host.ledger
+            .transact(move |registry| {
+                let under_way = u32::try_from(registry.sources().len()).unwrap_or(u32::MAX);
+                if under_way >= most {
+                    return (Vec::new(), Err(BeginError::TooMany(under_way)));
+                }
+                let Some(owned) = registry.owned(&application) else {
+                    return (Vec::new(), Err(CannotGive::NotOwner.into()));
+                };
+                let plan = Plan {
+                    application,
+                    to,
+                    epoch: owned.epoch,
+                    generation,
+                    volumes: owned.volumes.clone(),
+                    limits,
+                    was_running,
+                    started_at,
+                };
+                if let Err(cannot) = admission::may_give(registry, &here, &id, &plan) {
+                    return (Vec::new(), Err(cannot.into()));
+                }
+                let record =
+                    Record::Source { migration: id.clone(), step: SourceRecord::Planned(plan.clone()) };
+                (vec![record], Ok(SourceMigration::begin(id, plan)))
+            })
+            .await?
+    };
+    start(host, decided?);
+    Ok(())
+}
+
+/// Takes up the migrations that the journal knows: after a restart.
+pub fn recover(host: &Arc<Host>) {
+    let open: Vec<SourceMigration> =
+        host.ledger.read(|registry| registry.sources().values().cloned().collect());
+    for migration in open {
+        tracing::info!(
+            migration.id = %migration.id,
+            application = %migration.plan.application,
+            phase = migration.phase.name(),
+            "takes up a migration that was under way"
+        );
+        start(host, migration);
+    }
+}
+
+fn start(host: &Arc<Host>, migration: SourceMigration) {
+    let run = Arc::new(Run::new(report(host, &migration)));
+    host.live.runs().insert(migration.id.clone(), Arc::clone(&run));
+    host.spawn("migration", source::drive(Arc::clone(host), migration, run));
+}
+
+fn report(host: &Host, migration: &SourceMigration) -> Migration {
+    let plan = &migration.plan;
+    Migration {
+        id: migration.id.clone(),
+        application: plan.application.clone(),
+        from: host.address.clone(),
+        to: plan.to.clone(),
+        state: MigrationState::Running,
+        epoch: match &migration.phase {
+            Phase::Before(_) | Phase::Ended(_) => plan.epoch,
+            Phase::After(_) => plan.epoch.next(),
+        },
+        generation: plan.generation,
+        started_at: clock::rfc3339(plan.started_at),
+        rounds: migration.rounds.clone(),
+        phases: BTreeMap::new(),
+        window_seconds: None,
+        bytes: Bytes(migration.rounds.iter().map(|round| round.bytes.0).sum()),
+        connections: Connections::default(),
+        error: None,
+        now: None,
+    }
+}
+
+/// Why a migration cannot be called off.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AbortError {
+    /// Nobody knows it here.
+    #[error("this host coordinates no migration {0}")]
+    Unknown(MigrationId),
+    /// It is over.
+    #[error("migration {id} is {state} already")]
+    Over {
+        /// Which.
+        id: MigrationId,
+        /// How it ended.
+        state: &'static str,
+    },
+    /// The host that coordinates it refuses or does not answer.
+    #[error("{host} cannot call it off: {reason}")]
+    Coordinator {
+        /// That host.
+        host: HostAddr,
+        /// Why.
+        reason: String,
+    },
+    /// C1 is past.
+    #[error("migration {0} is past the point of no return: the destination owns the application")]
+    TooLate(MigrationId),
+}
+
+/// Asks for the way back.
+///
+/// # Errors
+/// [`AbortError`].
+pub fn abort(host: &Host, id: &MigrationId, reason: &str) -> Result<Migration, AbortError> {
+    let phase = host.ledger.read(|registry| registry.sources().get(id).map(|m| m.phase.clone()));
+    match phase {
+        Some(Phase::Before(_)) => {
+            let run = host.live.get(id).ok_or_else(|| AbortError::Unknown(id.clone()))?;
+            run.abort.send_replace(Some(reason.to_owned()));
+            Ok(run.view())
+        }
+        Some(Phase::After(_)) => Err(AbortError::TooLate(id.clone())),
+        Some(Phase::Ended(_)) | None => {
+            let known = all(host).into_iter().find(|known| known.id == *id);
+            Err(match known {
+                Some(known) => AbortError::Over { id: id.clone(), state: known.state.as_str() },
+                None => AbortError::Unknown(id.clone()),
+            })
+        }
+    }
+}
+
+/// Whether a move of this deployment failed already: it is not tried again by itself.
+#[must_use]
+pub fn failed_under(
+    history: &[Migration],
+    application: &AppName,
+    generation: DeploymentGeneration,
+) -> bool {
+    history
+        .iter()
+        .rev()
+        .find(|past| past.application == *application)
+        .is_some_and(|past| past.generation == generation && past.state != MigrationState::Done)
+}

@@ -1,0 +1,189 @@
+//! The other hosts: requests to them, and the gossip that keeps deployments and adverts in step.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Method;
+use rehome_runtime::http_client::{ClientError, HttpClient};
+use rehome_runtime::report::Report;
+use rehome_runtime::tls::{PeerIdentity, Tls};
+use rehome_shared::api::cluster::Desired;
+use rehome_shared::api::peer::{Gossip, HostReport};
+use rehome_shared::ids::HostAddr;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::desired;
+use crate::host::Host;
+
+/// The most that a short request to another host may take.
+pub const DEADLINE: Duration = Duration::from_secs(5);
+
+/// How often hosts tell each other when nothing changes.
+const REPEAT: Duration = Duration::from_secs(3);
+
+/// The way to other hosts.
+#[derive(Debug, Clone)]
+pub struct Peers {
+    tls: Tls,
+    port: u16,
+}
+
+impl Peers {
+    /// By this host's identity.
+    #[must_use]
+    pub fn new(tls: Tls, port: u16) -> Self {
+        Self { tls, port }
+    }
+
+    /// Whom this host's own certificate names.
+    #[must_use]
+    pub fn own_identity(&self) -> PeerIdentity {
+        self.tls.own_identity()
+    }
+
+    /// A client of one host, which must prove that it is that host.
+    #[must_use]
+    pub fn client(&self, host: &HostAddr) -> HttpClient {
+        HttpClient::tls(host, self.port, &self.tls)
+            .with_connect_timeout(Duration::from_secs(3))
+    }
+
+    /// A short request.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    ///
+    /// # Cancel safety
+    /// A dropped call may have had its effect.
+    pub async fn request<Req, Res>(
+        &self,
+        host: &HostAddr,
+        method: Method,
+        path: &str,
+        body: Option<&Req>,
+    ) -> Result<Res, ClientError>
+    where
+        Req: Serialize + Sync,
+        Res: DeserializeOwned,
+    {
+        self.client(host).request_json(method, path, body, DEADLINE).await
+    }
+
+    /// What a host says of itself.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn report(&self, host: &HostAddr) -> Result<HostReport, ClientError> {
+        self.request(host, Method::GET, "/peer/v1/host", None::<&()>).await
+    }
+}
+
+/// What this host tells others.
+#[must_use]
+pub fn gossip(host: &Host) -> Gossip {
+    let desired = host.desired.get();
+    Gossip {
+        host: host.address.clone(),
+        generation: desired.generation,
+        desired_hash: desired::hash(&desired),
+        adverts: host.routes.tell(&host.address),
+    }
+}
+
+/// Keeps telling every other host, at once when something changes. Runs until the stop.
+///
+/// # Cancel safety
+/// Cancel safe: what is not told is told at the next turn.
+pub async fn follow(host: Arc<Host>) {
+    let stop = host.supervisor.token().clone();
+    let mut tellers = BTreeMap::new();
+    let mut desired = host.desired.watch();
+    let mut routes = host.routes.changes();
+    loop {
+        let others = host.other_hosts();
+        tellers.retain(|peer, stop: &mut tokio_util::sync::DropGuard| {
+            let _: &tokio_util::sync::DropGuard = stop;
+            others.contains(peer)
+        });
+        for peer in others {
+            tellers.entry(peer.clone()).or_insert_with(|| {
+                let token = stop.child_token();
+                host.spawn("gossip", tell(Arc::clone(&host), peer, token.clone()));
+                token.drop_guard()
+            });
+        }
+        // Every arm waits on a level.
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = desired.changed() => {}
+            _ = routes.changed() => {}
+        }
+    }
+}
+
+/// Tells one host until it is no longer one of the others.
+async fn tell(host: Arc<Host>, peer: HostAddr, stop: tokio_util::sync::CancellationToken) {
+    let mut desired = host.desired.watch();
+    let mut routes = host.routes.changes();
+    let mut reachable = true;
+    loop {
+        desired.borrow_and_update();
+        routes.borrow_and_update();
+        let result = stop.run_until_cancelled(exchange(&host, &peer)).await;
+        match result {
+            None => return,
+            Some(Ok(())) => reachable = true,
+            Some(Err(error)) if reachable => {
+                reachable = false;
+                let error = Report(&error).to_string();
+                tracing::warn!(peer.host = %peer, error, "a host of the deployment does not answer");
+            }
+            Some(Err(_)) => {}
+        }
+        // A host that does not answer is asked again at the pause, not at every change.
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = desired.changed(), if reachable => {}
+            _ = routes.changed(), if reachable => {}
+            () = tokio::time::sleep(if reachable { REPEAT } else { Duration::from_secs(1) }) => {}
+        }
+    }
+}
+
+async fn exchange(host: &Host, peer: &HostAddr) -> Result<(), ClientError> {
+    let ours = gossip(host);
+    let theirs: Gossip = host
+        .peers
+        .request(peer, Method::POST, "/peer/v1/gossip", Some(&ours))
+        .await?;
+    hear(host, peer, &theirs).await
+}
+
+/// Takes up what another host told, and fetches its deployment when that is newer.
+///
+/// # Errors
+/// [`ClientError`] when the deployment cannot be fetched.
+///
+/// # Cancel safety
+/// Cancel safe: it is told again.
+pub async fn hear(host: &Host, peer: &HostAddr, theirs: &Gossip) -> Result<(), ClientError> {
+    host.routes.hear(&theirs.adverts);
+    let ours = host.desired.get();
+    let newer = (theirs.generation, theirs.desired_hash.clone())
+        > (ours.generation, desired::hash(&ours));
+    if newer && theirs.generation.0 > 0 {
+        let newer: Desired =
+            host.peers.request(peer, Method::GET, "/peer/v1/desired", None::<&()>).await?;
+        if let Err(error) = host.desired.accept(newer).await {
+            let error = Report(&error).to_string();
+            tracing::warn!(error, peer.host = %peer, "a newer deployment cannot be taken up");
+        }
+        host.kick();
+    }
+    Ok(())
+}

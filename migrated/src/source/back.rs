@@ -1,0 +1,160 @@
+//! The ways back: an abort before C1, and what the destination returns after it.
+
+use std::time::Duration;
+
+use http::Method;
+use migrated_core::registry::{Ownership, Role};
+use migrated_core::routes::LocalRoute;
+use migrated_core::source::{Event, SourceMigration};
+use rehome_runtime::backoff::Backoff;
+use rehome_runtime::http_client::ClientError;
+use rehome_runtime::report::Report;
+use rehome_shared::api::cluster::MigrationState;
+use rehome_shared::api::peer::{HandoffRef, HandoffView};
+use rehome_shared::ids::{Attempt, Epoch};
+
+use super::Driver;
+use super::copy::snapshot_name;
+use crate::applications::{self, LaunchError};
+use crate::host::spec_of;
+use crate::runtime::InstanceState;
+
+/// Tries to bring the application back before the migration is closed and the reconcile loop
+/// goes on trying.
+const TRIES: u32 = 4;
+
+impl Driver {
+    /// Brings the application back at the epoch that this host never gave away.
+    pub(super) async fn restore(&mut self, migration: &SourceMigration, reason: String) -> Event {
+        self.serve_again(migration, migration.plan.epoch).await;
+        self.call_off(migration).await;
+        self.drop_snapshots(migration, None).await;
+        self.close(MigrationState::Aborted, Some(reason))
+    }
+
+    /// Brings the application back at the epoch that the destination returned it with. The live
+    /// trees are as the final snapshots: nothing was written since, here or there.
+    pub(super) async fn reclaim(
+        &mut self,
+        migration: &SourceMigration,
+        attempt: Attempt,
+        epoch: Epoch,
+        reason: String,
+    ) -> Event {
+        self.run.report().epoch = epoch;
+        self.serve_again(migration, epoch).await;
+        let base = snapshot_name(&migration.id, &format!("final-{attempt}"));
+        self.drop_snapshots(migration, Some(&base)).await;
+        self.tell_closed(migration, attempt).await;
+        let reason = format!("{} gave it back: {reason}", migration.plan.to);
+        self.close(MigrationState::Returned, Some(reason))
+    }
+
+    /// Runs the application here if it ran before, and opens its gate.
+    async fn serve_again(&self, migration: &SourceMigration, epoch: Epoch) {
+        let application = &migration.plan.application;
+        if !migration.plan.was_running {
+            self.host.routes.set(application, epoch, LocalRoute::Closed);
+            self.push_routes().await;
+            return;
+        }
+        let mut pause = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
+        for attempt in 1..=TRIES {
+            match self.run_again(migration, epoch).await {
+                Ok(()) => return,
+                Err(error) => {
+                    let error = Report(&error).to_string();
+                    tracing::error!(error, attempt, "the application cannot be brought back here yet");
+                }
+            }
+            tokio::time::sleep(pause.next_delay()).await;
+        }
+    }
+
+    /// The instance that ran before is started again as it was: a configuration that came with
+    /// the move may be what failed.
+    async fn run_again(&self, migration: &SourceMigration, epoch: Epoch) -> Result<(), LaunchError> {
+        let application = &migration.plan.application;
+        let desired = self.host.desired.get();
+        let Some(spec) = spec_of(&desired, application) else { return Ok(()) };
+        if self.track.stopping {
+            // Its end must come before its new beginning.
+            self.host.runtime.stop(application, spec.stop_grace).await?;
+        }
+        drop(self.host.observe().await);
+        let instance = match self.host.instance(application) {
+            Some(instance) if instance.state == InstanceState::Running => instance,
+            Some(_) => {
+                // Its health check may be new as well; that it runs is what matters here.
+                let instance = self.host.runtime.start(application).await?;
+                drop(self.host.observe().await);
+                if let Err(error) =
+                    crate::health::wait(&self.host, application, &spec, &instance).await
+                {
+                    let error = Report(&error).to_string();
+                    tracing::warn!(error, "it runs here again and its health check fails");
+                }
+                instance
+            }
+            None => {
+                let owned = Ownership {
+                    epoch,
+                    role: Role::Owner,
+                    volumes: migration.plan.volumes.clone(),
+                    unmade: Vec::new(),
+                };
+                applications::start(&self.host, application, &owned, &spec).await?
+            }
+        };
+        applications::remember_healthy(&self.host, &instance);
+        if let Some(address) = instance.address {
+            self.host.routes.set(application, epoch, LocalRoute::Open(address));
+        }
+        self.push_routes().await;
+        Ok(())
+    }
+
+    /// Tells the destination. One that does not hear it asks by itself.
+    async fn call_off(&self, migration: &SourceMigration) {
+        let message = HandoffRef { attempt: migration.attempt(), epoch: migration.plan.epoch };
+        let path = format!("/peer/v1/handoffs/{}/abort", migration.id);
+        let mut pause = Backoff::new(Duration::from_millis(200), Duration::from_secs(1));
+        for _ in 0..3 {
+            let told: Result<HandoffView, ClientError> = self
+                .host
+                .peers
+                .request(&migration.plan.to, Method::POST, &path, Some(&message))
+                .await;
+            match told {
+                Ok(_) => return,
+                Err(error) => {
+                    let error = Report(&error).to_string();
+                    tracing::info!(error, "the destination was not told that the move is called off");
+                }
+            }
+            tokio::time::sleep(pause.next_delay()).await;
+        }
+    }
+
+    /// Drops this migration's snapshots here, but for the one to keep.
+    async fn drop_snapshots(&self, migration: &SourceMigration, keep: Option<&str>) {
+        let prefix = snapshot_name(&migration.id, "");
+        for volume in &migration.plan.volumes {
+            let info = self.host.storage.inspect(&volume.dataset).await;
+            let snapshots = info.ok().flatten().map(|info| info.snapshots).unwrap_or_default();
+            for snapshot in snapshots {
+                let ours = snapshot.name.starts_with(&prefix);
+                // With a new common base the older one is of no use any more.
+                let stale = keep.is_some() && snapshot.name.starts_with("mig-");
+                if (!ours && !stale) || keep == Some(snapshot.name.as_str()) {
+                    continue;
+                }
+                let dropped = self.host.storage.delete_snapshot(&volume.dataset, &snapshot.name);
+                if let Err(error) = dropped.await {
+                    let error = Report(&error).to_string();
+                    tracing::warn!(error, "a snapshot of the move cannot be dropped");
+                }
+            }
+        }
+    }
+}

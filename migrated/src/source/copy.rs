@@ -1,0 +1,331 @@
+//! Prepare, the rounds, and the final difference.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use http::{HeaderMap, Method};
+use migrated_core::convergence::{self, Decision, Observed};
+use migrated_core::source::{AfterRound, Event, SourceMigration};
+use rehome_runtime::http_client::{ClientError, StreamLimits};
+use rehome_runtime::report::Report;
+use rehome_shared::api::cluster::{Migration, Round};
+use rehome_shared::api::peer::{
+    FinalSnapshot, HandoffState, HandoffView, Offer, OfferedVolume, Ready, Received, VerifyRequest,
+    VolumeIdentity,
+};
+use rehome_shared::ids::{AppName, Attempt, DatasetId, MigrationId};
+use rehome_shared::units::Bytes;
+use tokio::time::Instant;
+
+use super::Driver;
+use crate::runtime::InstanceState;
+use crate::storage::{Snapshot, StorageError};
+use crate::stream::Metered;
+
+/// Pulling an image may take long; its progress is seen on the destination.
+const PREPARE_LIMIT: Duration = Duration::from_secs(30 * 60);
+
+/// A stream that stands still for so long is broken.
+const STREAM: StreamLimits =
+    StreamLimits { stall: Duration::from_secs(20), answer: Duration::from_secs(120) };
+
+/// The pause before a round that failed is sent again; a daemon restarts in less.
+const ROUND_PAUSE: Duration = Duration::from_millis(250);
+
+/// What stop, start and messages take when nothing of this application was measured.
+const UNMEASURED: Duration = Duration::from_millis(1500);
+
+/// What is known of the copy on the destination.
+#[derive(Debug, Default)]
+pub(super) struct Copying {
+    /// By volume the newest snapshot that both sides have; `None` until the destination said so.
+    bases: Option<BTreeMap<DatasetId, Snapshot>>,
+    /// When the last snapshots were taken.
+    snapped: Option<Instant>,
+    /// Seconds between the snapshots of each round and the one before.
+    gaps: Vec<f64>,
+}
+
+/// Why a round or the final difference did not arrive.
+#[derive(Debug, thiserror::Error)]
+enum CopyError {
+    #[error("volume {0} is not on this host")]
+    Missing(String),
+    #[error("the volume cannot be read")]
+    Storage(#[from] StorageError),
+    #[error("it cannot be sent")]
+    Send(#[from] ClientError),
+}
+
+impl CopyError {
+    /// Whether the same again may succeed: it may when the way or the other side failed for a
+    /// moment, not when the destination refuses.
+    fn again(&self) -> bool {
+        match self {
+            Self::Send(error) => error.status().is_none_or(|s| s.is_server_error()),
+            Self::Storage(StorageError::NoSpace { .. }) | Self::Missing(_) => false,
+            Self::Storage(_) => true,
+        }
+    }
+}
+
+/// The name of a snapshot that belongs to a migration.
+pub(super) fn snapshot_name(id: &MigrationId, what: &str) -> String {
+    format!("mig-{id}-{what}")
+}
+
+impl Driver {
+    /// Asks the destination to reserve.
+    pub(super) async fn prepare(&mut self, migration: &SourceMigration) -> Event {
+        match self.offer(migration).await {
+            Ok(()) => Event::Ready,
+            Err(CopyError::Send(ClientError::Status { reply, .. })) => {
+                Event::Refused { reason: format!("{}: {}", migration.plan.to, reply.error) }
+            }
+            Err(error) => Event::Refused {
+                reason: format!("{} cannot take it: {}", migration.plan.to, Report(&error)),
+            },
+        }
+    }
+
+    async fn offer(&mut self, migration: &SourceMigration) -> Result<(), CopyError> {
+        let plan = &migration.plan;
+        let desired = self.host.desired.get();
+        let spec = crate::host::spec_of(&desired, &plan.application)
+            .ok_or_else(|| CopyError::Missing(plan.application.to_string()))?;
+        let mut volumes = Vec::new();
+        for identity in &plan.volumes {
+            let info = self.host.storage.inspect(&identity.dataset).await?;
+            let info = info
+                .filter(|info| info.live)
+                .ok_or_else(|| CopyError::Missing(identity.name.to_string()))?;
+            let limit = spec
+                .volumes
+                .iter()
+                .find(|volume| volume.name == identity.name)
+                .map_or(info.limit, |volume| volume.maximum_size);
+            volumes.push(OfferedVolume { identity: identity.clone(), used: info.used, limit });
+        }
+        let offer = Offer {
+            application: plan.application.clone(),
+            generation: plan.generation,
+            from: self.host.address.clone(),
+            epoch: plan.epoch,
+            spec,
+            volumes,
+            limits: plan.limits,
+        };
+        let path = format!("/peer/v1/handoffs/{}/prepare", migration.id);
+        let client = self.host.peers.client(&plan.to);
+        let ready: Ready =
+            client.request_json(Method::POST, &path, Some(&offer), PREPARE_LIMIT).await?;
+        self.track.copy.bases = Some(self.common_bases(&plan.volumes, &ready).await?);
+        Ok(())
+    }
+
+    /// Of each volume the newest snapshot that the destination has too.
+    async fn common_bases(
+        &self,
+        volumes: &[VolumeIdentity],
+        ready: &Ready,
+    ) -> Result<BTreeMap<DatasetId, Snapshot>, CopyError> {
+        let mut bases = BTreeMap::new();
+        for VolumeIdentity { dataset, .. } in volumes {
+            let theirs = ready.snapshots.get(dataset).map(Vec::as_slice).unwrap_or_default();
+            let info = self.host.storage.inspect(dataset).await?;
+            let ours = info.map(|info| info.snapshots).unwrap_or_default();
+            if let Some(base) = ours.into_iter().rev().find(|s| theirs.contains(&s.guid)) {
+                bases.insert(dataset.clone(), base);
+            }
+        }
+        Ok(bases)
+    }
+
+    /// Sends a round while the application serves.
+    pub(super) async fn send_round(
+        &mut self,
+        migration: &SourceMigration,
+        round: u32,
+        failures: u32,
+    ) -> Event {
+        if failures > 0 {
+            let pause = ROUND_PAUSE.saturating_mul(1 << failures.min(4));
+            tokio::time::sleep(pause).await;
+            // How far the destination came is not known any more.
+            self.track.copy.bases = None;
+        }
+        match self.round(migration, round).await {
+            Ok(sent) => {
+                let next = self.after_round(migration, sent);
+                let mut report = self.run.report();
+                report.rounds.push(sent);
+                report.bytes = report.bytes.saturating_add(sent.bytes);
+                drop(report);
+                Event::RoundSent { round: sent, next }
+            }
+            Err(error) => {
+                let again = error.again();
+                let reason = format!("round {round} to {} failed: {}", migration.plan.to, Report(&error));
+                tracing::warn!(reason, again, "a round did not arrive");
+                Event::RoundFailed { reason, again }
+            }
+        }
+    }
+
+    async fn round(&mut self, migration: &SourceMigration, round: u32) -> Result<Round, CopyError> {
+        if self.track.copy.bases.is_none() {
+            self.offer(migration).await?;
+        }
+        let name = snapshot_name(&migration.id, &round.to_string());
+        let snapped = Instant::now();
+        let gap = self.track.copy.snapped.replace(snapped).map(|before| (snapped - before).as_secs_f64());
+        self.run.stream_begins();
+        let began = Instant::now();
+        for volume in &migration.plan.volumes {
+            self.host.storage.flush(&volume.dataset).await?;
+            self.copy(migration, volume, &name).await?;
+        }
+        let seconds = began.elapsed().as_secs_f64();
+        self.track.copy.gaps.resize(migration.rounds.len(), seconds);
+        self.track.copy.gaps.push(gap.unwrap_or(seconds));
+        Ok(Round { bytes: self.run.meter.bytes(), seconds })
+    }
+
+    /// Snapshots a volume under `name` and sends the difference from the common base, unless
+    /// the destination has it already. Afterwards it is the common base.
+    async fn copy(
+        &mut self,
+        migration: &SourceMigration,
+        volume: &VolumeIdentity,
+        name: &str,
+    ) -> Result<Snapshot, CopyError> {
+        let dataset = &volume.dataset;
+        let snapshot = self.host.storage.snapshot(dataset, name).await?;
+        let base = self.track.copy.bases.as_ref().and_then(|bases| bases.get(dataset)).cloned();
+        if base.as_ref().is_some_and(|base| base.guid == snapshot.guid) {
+            return Ok(snapshot);
+        }
+        let base_name = base.as_ref().map(|base| base.name.as_str());
+        let stream = self.host.storage.send(dataset, name, base_name).await?;
+        let rate = migration.plan.limits.bandwidth_limit;
+        let metered = Metered::new(stream, self.run.meter.clone(), rate);
+        let path = format!(
+            "/peer/v1/handoffs/{}/stream?dataset={dataset}&snapshot={name}&guid={}",
+            migration.id, snapshot.guid
+        );
+        let client = self.host.peers.client(&migration.plan.to);
+        let _: Received = client.put_stream(&path, HeaderMap::new(), metered, STREAM).await?;
+        if let Some(bases) = self.track.copy.bases.as_mut() {
+            bases.insert(dataset.clone(), snapshot.clone());
+        }
+        // The one before is no base any more, unless it is an earlier migration's: that one is
+        // still needed if this migration does not come to its end.
+        if let Some(base) = base.filter(|base| base.name.starts_with(&snapshot_name(&migration.id, ""))) {
+            self.host.storage.delete_snapshot(dataset, &base.name).await?;
+        }
+        Ok(snapshot)
+    }
+
+    fn after_round(&self, migration: &SourceMigration, sent: Round) -> AfterRound {
+        let mut rounds = migration.rounds.clone();
+        rounds.push(sent);
+        let running = self
+            .host
+            .instance(&migration.plan.application)
+            .is_some_and(|instance| instance.state == InstanceState::Running);
+        let observed =
+            Observed { rounds: &rounds, gaps: &self.track.copy.gaps, running, fixed: self.fixed_cost(migration) };
+        match convergence::decide(&observed, &migration.plan.limits) {
+            Decision::Again { predicted } => {
+                self.run.predict(predicted.map(|p| p.as_secs_f64()));
+                AfterRound::Again
+            }
+            Decision::CutOver { predicted } => {
+                self.run.predict(Some(predicted.as_secs_f64()));
+                AfterRound::CutOver
+            }
+            Decision::Abort { reason } => AfterRound::Abort { reason },
+        }
+    }
+
+    /// What everything but the difference took in this application's last move.
+    fn fixed_cost(&self, migration: &SourceMigration) -> Duration {
+        let application = &migration.plan.application;
+        self.host.ledger.read(|registry| measured_cost(registry.history(), application))
+    }
+
+    /// Takes the final snapshots, sends them, and has the destination promise to wait.
+    pub(super) async fn send_final(
+        &mut self,
+        migration: &SourceMigration,
+        attempt: Attempt,
+    ) -> Event {
+        match self.final_delta(migration, attempt).await {
+            Ok(view) if view.state == HandoffState::Verified => Event::Verified,
+            Ok(view) => Event::Failed {
+                reason: format!("{} says the handoff is {:?}", migration.plan.to, view.state),
+            },
+            Err(error) => Event::Failed {
+                reason: format!("the final difference to {} failed: {}", migration.plan.to, Report(&error)),
+            },
+        }
+    }
+
+    async fn final_delta(
+        &mut self,
+        migration: &SourceMigration,
+        attempt: Attempt,
+    ) -> Result<HandoffView, CopyError> {
+        let began = Instant::now();
+        for volume in &migration.plan.volumes {
+            self.host.storage.flush(&volume.dataset).await?;
+        }
+        self.run.spent("flush", began.elapsed().as_secs_f64());
+        let began = Instant::now();
+        let name = snapshot_name(&migration.id, &format!("final-{attempt}"));
+        self.run.stream_begins();
+        let mut finals = Vec::new();
+        for volume in &migration.plan.volumes {
+            let snapshot = self.copy(migration, volume, &name).await?;
+            finals.push(FinalSnapshot {
+                dataset: volume.dataset.clone(),
+                name: name.clone(),
+                guid: snapshot.guid,
+            });
+        }
+        let request = VerifyRequest { attempt, epoch: migration.plan.epoch, finals };
+        let path = format!("/peer/v1/handoffs/{}/verify", migration.id);
+        let view = self
+            .host
+            .peers
+            .request(&migration.plan.to, Method::POST, &path, Some(&request))
+            .await?;
+        let sent: Bytes = self.run.meter.bytes();
+        let mut report = self.run.report();
+        report.bytes = report.bytes.saturating_add(sent);
+        drop(report);
+        self.run.spent("final_delta", began.elapsed().as_secs_f64());
+        Ok(view)
+    }
+}
+
+/// What the application's last good move took in these phases.
+fn measured(history: &[Migration], application: &AppName, phases: &[&str]) -> Option<Duration> {
+    let past = history
+        .iter()
+        .rev()
+        .find(|past| past.application == *application && past.window_seconds.is_some())?;
+    let seconds: f64 = phases.iter().filter_map(|phase| past.phases.get(*phase)).sum();
+    Duration::try_from_secs_f64(seconds).ok()
+}
+
+/// The parts of a window that do not depend on how much was written.
+pub(crate) fn measured_cost(history: &[Migration], application: &AppName) -> Duration {
+    const FIXED: [&str; 7] = ["stop", "flush", "release", "adopt", "start", "health", "open"];
+    measured(history, application, &FIXED).unwrap_or(UNMEASURED)
+}
+
+/// What starting took.
+pub(super) fn measured_start(history: &[Migration], application: &AppName) -> Duration {
+    measured(history, application, &["start", "health"]).unwrap_or_default()
+}

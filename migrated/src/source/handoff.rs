@@ -1,0 +1,255 @@
+//! The change of owner: grant, outcome, and cleaning up on the way forward.
+
+use std::time::Duration;
+
+use http::Method;
+use migrated_core::source::{Event, SourceMigration};
+use rehome_runtime::backoff::Backoff;
+use rehome_runtime::http_client::ClientError;
+use rehome_runtime::report::Report;
+use rehome_shared::api::cluster::MigrationState;
+use rehome_shared::api::peer::{Advert, HandoffRef, HandoffState, HandoffView};
+use rehome_shared::ids::{Attempt, Epoch, Generation, RouteVersion};
+
+use super::Driver;
+use super::copy::snapshot_name;
+use crate::applications;
+use crate::peers::DEADLINE;
+use crate::storage::StorageError;
+
+/// How long the destination holds a question before it says that nothing has changed.
+const WAIT: Duration = Duration::from_secs(4);
+
+/// Starting an application without volumes may take as long as its health check allows.
+const START_LIMIT: Duration = Duration::from_secs(15 * 60);
+
+impl Driver {
+    /// Without volumes: has the destination run it beside this host.
+    pub(super) async fn start_there(
+        &mut self,
+        migration: &SourceMigration,
+        attempt: Attempt,
+    ) -> Event {
+        let message = HandoffRef { attempt, epoch: migration.plan.epoch };
+        let path = format!("/peer/v1/handoffs/{}/start", migration.id);
+        let began = tokio::time::Instant::now();
+        let client = self.host.peers.client(&migration.plan.to);
+        let answer: Result<HandoffView, ClientError> =
+            client.request_json(Method::POST, &path, Some(&message), START_LIMIT).await;
+        self.run.spent("start", began.elapsed().as_secs_f64());
+        match answer {
+            Ok(view) if view.state == HandoffState::Verified => Event::StartedThere,
+            Ok(view) => Event::Failed {
+                reason: format!("{} says the handoff is {:?}", migration.plan.to, view.state),
+            },
+            Err(ClientError::Status { reply, .. }) => Event::Failed {
+                reason: format!("{} cannot start it: {}", migration.plan.to, reply.error),
+            },
+            Err(error) => Event::Failed {
+                reason: format!("{} cannot start it: {}", migration.plan.to, Report(&error)),
+            },
+        }
+    }
+
+    /// Grants until the destination says that it is the owner, however long that takes.
+    pub(super) async fn grant(
+        &mut self,
+        migration: &SourceMigration,
+        attempt: Attempt,
+        epoch: Epoch,
+    ) -> Event {
+        let message = HandoffRef { attempt, epoch };
+        let path = format!("/peer/v1/handoffs/{}/grant", migration.id);
+        let mut pause = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
+        loop {
+            let answer: Result<HandoffView, ClientError> = self
+                .host
+                .peers
+                .request(&migration.plan.to, Method::POST, &path, Some(&message))
+                .await;
+            match answer.map(|view| self.outcome(view)) {
+                Ok(Some(event)) => return event,
+                Ok(None) => self.blocked(migration, "does not know what was promised"),
+                Err(error) => self.blocked(migration, &format!("does not answer: {}", Report(&error))),
+            }
+            tokio::time::sleep(pause.next_delay()).await;
+        }
+    }
+
+    /// Asks until the destination serves or gave it back, however long that takes.
+    pub(super) async fn await_outcome(
+        &mut self,
+        migration: &SourceMigration,
+        _attempt: Attempt,
+    ) -> Event {
+        let path = format!(
+            "/peer/v1/handoffs/{}?seen=owned&wait={}",
+            migration.id,
+            WAIT.as_secs()
+        );
+        let mut pause = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
+        loop {
+            let client = self.host.peers.client(&migration.plan.to);
+            let answer: Result<HandoffView, ClientError> = client
+                .request_json(Method::GET, &path, None::<&()>, DEADLINE.saturating_add(WAIT))
+                .await;
+            match answer.map(|view| self.outcome(view)) {
+                Ok(Some(Event::Adopted)) => {
+                    pause.reset();
+                    self.unblocked();
+                    continue;
+                }
+                Ok(Some(event)) => {
+                    self.window_ends();
+                    return event;
+                }
+                Ok(None) => self.blocked(migration, "does not know that it is the owner"),
+                Err(error) => self.blocked(migration, &format!("does not answer: {}", Report(&error))),
+            }
+            tokio::time::sleep(pause.next_delay()).await;
+        }
+    }
+
+    /// What the destination's state means for the source after C1.
+    fn outcome(&self, view: HandoffView) -> Option<Event> {
+        for (phase, seconds) in &view.phases {
+            self.run.report().phases.insert(phase.clone(), *seconds);
+        }
+        match view.state {
+            HandoffState::Owned => Some(Event::Adopted),
+            HandoffState::Serving => Some(Event::Served),
+            HandoffState::Returned => {
+                Some(Event::Returned { reason: view.reason.unwrap_or_default() })
+            }
+            // Its promise to wait is durable, so none of these can follow a release; who sees one
+            // must not guess.
+            HandoffState::Unknown
+            | HandoffState::Reserved
+            | HandoffState::Verified
+            | HandoffState::Dropped => None,
+        }
+    }
+
+    fn blocked(&self, migration: &SourceMigration, why: &str) {
+        let reason = format!(
+            "released to {} at epoch {}, which {why}; this host must not run it. It goes on by itself when {} answers",
+            migration.plan.to,
+            migration.plan.epoch.next(),
+            migration.plan.to
+        );
+        let mut report = self.run.report();
+        if report.state != MigrationState::Blocked {
+            tracing::warn!(reason, "the handoff waits for the destination");
+        }
+        report.state = MigrationState::Blocked;
+        report.error = Some(reason);
+    }
+
+    fn unblocked(&self) {
+        let mut report = self.run.report();
+        report.state = MigrationState::Running;
+        report.error = None;
+    }
+
+    /// The destination serves: leads the routes there and drops what is no longer needed. None
+    /// of this can fail the move any more; what cannot be dropped now is said.
+    pub(super) async fn finish(
+        &mut self,
+        migration: &SourceMigration,
+        attempt: Attempt,
+    ) -> Event {
+        let plan = &migration.plan;
+        let application = &plan.application;
+        if plan.volumes.is_empty() && self.track.gate.version.is_none() {
+            // Its gate was never parked: new connections go to the new instance from here on,
+            // old ones may finish on the old one.
+            if let Err(reason) = self.park_gate(migration).await {
+                tracing::warn!(reason, "old connections end with the old instance");
+            }
+            self.lead_away(migration).await;
+            let drained = self.drain_gate(migration).await;
+            let stopped = self.stop_application(migration).await;
+            for reason in [drained, stopped].into_iter().filter_map(Result::err) {
+                tracing::warn!(reason, "the old instance is not drained or stopped cleanly");
+            }
+        }
+        if let Err(reason) = self.freeze_gate(migration).await {
+            tracing::debug!(reason, "the last counts are not known");
+        }
+        self.lead_away(migration).await;
+        if let Err(error) = applications::remove(&self.host, application, Duration::ZERO).await {
+            let error = Report(&error).to_string();
+            tracing::warn!(error, "the old instance cannot be removed; the reconcile loop tries again");
+        }
+        self.drop_copies(migration, attempt).await;
+        self.tell_closed(migration, attempt).await;
+        self.close(MigrationState::Done, None)
+    }
+
+    async fn lead_away(&self, migration: &SourceMigration) {
+        let plan = &migration.plan;
+        let version =
+            RouteVersion { epoch: plan.epoch.next(), generation: Generation::default() };
+        self.host.routes.hear(&[Advert {
+            application: plan.application.clone(),
+            version,
+            host: plan.to.clone(),
+        }]);
+        self.host.routes.forget(&plan.application);
+        self.push_routes().await;
+    }
+
+    /// The live trees go, and of the snapshots all but the common base: moving back sends a
+    /// difference. The destination's lineage contains all of it: it serves from the base.
+    async fn drop_copies(&self, migration: &SourceMigration, attempt: Attempt) {
+        let keep = snapshot_name(&migration.id, &format!("final-{attempt}"));
+        for volume in &migration.plan.volumes {
+            if let Err(error) = self.drop_copy(migration, volume, &keep).await {
+                let error = Report(&error).to_string();
+                tracing::warn!(error, volume = %volume.name, "what the move left of a volume cannot be dropped");
+            }
+        }
+    }
+
+    async fn drop_copy(
+        &self,
+        migration: &SourceMigration,
+        volume: &rehome_shared::api::peer::VolumeIdentity,
+        keep: &str,
+    ) -> Result<(), StorageError> {
+        let storage = &self.host.storage;
+        let Some(info) = storage.inspect(&volume.dataset).await? else { return Ok(()) };
+        if !info.snapshots.iter().any(|snapshot| snapshot.name == keep) {
+            // Without the base nothing proves that the destination has all of it.
+            return Ok(());
+        }
+        storage.retire(&volume.dataset).await?;
+        for snapshot in info.snapshots.iter().filter(|snapshot| snapshot.name != keep) {
+            storage.delete_snapshot(&volume.dataset, &snapshot.name).await?;
+        }
+        let mut stamp = applications::stamp(
+            &self.host,
+            &migration.plan.application,
+            migration.plan.epoch.next(),
+            volume,
+        );
+        stamp.owner = migration.plan.to.clone();
+        storage.stamp(&volume.dataset, &stamp).await
+    }
+
+    /// The destination need not remember the handoff any more; if it does not hear this, it
+    /// forgets at the next one.
+    pub(super) async fn tell_closed(&self, migration: &SourceMigration, attempt: Attempt) {
+        let message = HandoffRef { attempt, epoch: migration.plan.epoch };
+        let path = format!("/peer/v1/handoffs/{}/close", migration.id);
+        let told: Result<HandoffView, ClientError> = self
+            .host
+            .peers
+            .request(&migration.plan.to, Method::POST, &path, Some(&message))
+            .await;
+        if let Err(error) = told {
+            let error = Report(&error).to_string();
+            tracing::info!(error, "the destination was not told that the handoff is over");
+        }
+    }
+}

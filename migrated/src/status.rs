@@ -1,0 +1,429 @@
+//! What this host says of itself, and what the hosts say together.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Method;
+use migrated_core::source::{BeforeRelease, Phase};
+use rehome_runtime::report::Report;
+use rehome_shared::api::cluster::{
+    ApplicationState, ApplicationStatus, ConnectionGauge, Desired, Failure, HostStatus, Migration,
+    MigrationState, MoveRequest, Prediction, Progress, Status, VolumeStatus,
+};
+use rehome_shared::api::peer::{HostReport, OwnedApplication, PreflightReply};
+use rehome_shared::api::proxy::{CheckPorts, RouteKey};
+use rehome_shared::ids::{AppName, HostAddr, MigrationId};
+use rehome_shared::units::Bytes;
+
+use crate::applications::instance_spec;
+use crate::desired;
+use crate::host::Host;
+use crate::migrations::{self, AbortError};
+use crate::reconcile;
+use crate::source;
+
+/// The version of this program.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// What this host says of itself.
+#[must_use]
+pub fn report(host: &Host) -> HostReport {
+    let desired = host.desired.get();
+    let (owned, incoming) = host.ledger.read(|registry| {
+        let owned: Vec<OwnedApplication> = registry
+            .applications()
+            .iter()
+            .filter_map(|(name, _)| registry.owned(name).map(|known| (name, known)))
+            .map(|(name, known)| OwnedApplication {
+                application: name.clone(),
+                epoch: known.epoch,
+                volumes: known.volumes.clone(),
+                config_hash: host.instance(name).map(|instance| instance.config_hash),
+            })
+            .collect();
+        let incoming: Vec<AppName> = registry
+            .destinations()
+            .values()
+            .map(|handoff| handoff.reservation.application.clone())
+            .filter(|name| registry.incoming(name).is_some())
+            .collect();
+        (owned, incoming)
+    });
+    let applications = owned.iter().map(|owned| application(host, &desired, owned)).collect();
+    HostReport {
+        host: host.address.clone(),
+        version: VERSION.to_owned(),
+        generation: desired.generation,
+        desired_hash: desired::hash(&desired),
+        applications,
+        owned,
+        migrations: migrations::all(host),
+        incoming,
+        settled: reconcile::is_settled(host),
+        failures: failures(host, &desired),
+        problem: host.routes.statuses().err(),
+    }
+}
+
+fn application(host: &Host, desired: &Desired, owned: &OwnedApplication) -> ApplicationStatus {
+    let name = &owned.application;
+    let spec = desired.applications.get(name);
+    let instance = host.instance(name);
+    let running = instance.filter(|instance| instance.started_at.is_some());
+    let memory = host.memory();
+    let volumes = owned
+        .volumes
+        .iter()
+        .map(|volume| VolumeStatus {
+            name: volume.name.to_string(),
+            bytes: memory.sizes.get(&volume.dataset).copied().unwrap_or_default(),
+            maximum_size: spec
+                .and_then(|spec| spec.volumes.iter().find(|v| v.name == volume.name))
+                .and_then(|volume| volume.maximum_size),
+        })
+        .collect();
+    let fault = memory.faults.get(name).map(|fault| fault.reason.clone());
+    drop(memory);
+    let (state, blocked) = state(host, name);
+    ApplicationStatus {
+        name: name.clone(),
+        state,
+        host: Some(host.address.clone()),
+        desired_host: desired.host_of(name).filter(|_| spec.is_some()).cloned(),
+        epoch: owned.epoch,
+        ports: spec.map(|spec| spec.ports.clone()).unwrap_or_default(),
+        volumes,
+        instance: running.as_ref().map(|instance| instance.id.clone()),
+        started_at: running.and_then(|instance| instance.started_at),
+        connections: connections(host, name),
+        reason: blocked.or(fault).or_else(|| last_move_failure(host, desired, name)),
+    }
+}
+
+fn state(host: &Host, name: &AppName) -> (ApplicationState, Option<String>) {
+    let moving = host.ledger.read(|registry| {
+        registry.source_of(name).map(|m| (m.id.clone(), m.phase.clone()))
+    });
+    match moving {
+        None => (reconcile::state_of(host, name), None),
+        Some((id, Phase::After(_))) => {
+            let view = host.live.get(&id).map(|run| run.view());
+            match view {
+                Some(view) if view.state == MigrationState::Blocked => {
+                    (ApplicationState::Blocked, view.error)
+                }
+                _ => (ApplicationState::Migrating, None),
+            }
+        }
+        Some((_, Phase::Before(BeforeRelease::Aborting { reason }))) => {
+            (ApplicationState::Migrating, Some(reason))
+        }
+        Some(_) => (ApplicationState::Migrating, None),
+    }
+}
+
+fn last_move_failure(host: &Host, desired: &Desired, name: &AppName) -> Option<String> {
+    host.ledger.read(|registry| {
+        registry
+            .history()
+            .iter()
+            .rev()
+            .find(|past| past.application == *name)
+            .filter(|past| past.generation == desired.generation)
+            .and_then(|past| past.error.clone())
+    })
+}
+
+fn connections(host: &Host, name: &AppName) -> ConnectionGauge {
+    let routes = host.routes.statuses().unwrap_or_default();
+    let ours = routes.iter().filter(|route| route.application == *name);
+    ours.fold(ConnectionGauge::default(), |sum, route| ConnectionGauge {
+        active: sum.active.saturating_add(route.active),
+        parked: sum.parked.saturating_add(route.parked),
+    })
+}
+
+/// What went wrong here under the deployment in force.
+fn failures(host: &Host, desired: &Desired) -> Vec<Failure> {
+    let failure = |application: Option<AppName>, reason: String| Failure {
+        host: host.address.clone(),
+        application,
+        reason,
+    };
+    let mut failures: Vec<Failure> = host
+        .memory()
+        .faults
+        .iter()
+        .filter(|(_, fault)| fault.generation == desired.generation)
+        .map(|(name, fault)| failure(Some(name.clone()), fault.reason.clone()))
+        .collect();
+    let moved = host.ledger.read(|registry| registry.history().to_vec());
+    for past in moved.iter().filter(|past| past.generation == desired.generation) {
+        if migrations::failed_under(&moved, &past.application, desired.generation)
+            && let Some(error) = &past.error
+        {
+            failures.push(failure(Some(past.application.clone()), error.clone()));
+        }
+    }
+    for (key, error) in host.routes.listen_errors() {
+        failures.push(failure(None, format!("external port {key} cannot be listened on: {error}")));
+    }
+    failures
+}
+
+/// How long a preflight waits for word of an image.
+const CHECK: Duration = Duration::from_secs(10);
+
+/// What would fail here if the host followed a deployment. Nothing is changed.
+pub async fn preflight(host: &Host, desired: &Desired) -> PreflightReply {
+    let mut problems = Vec::new();
+    let mut add = |application: Option<AppName>, reason: String| {
+        problems.push(Failure { host: host.address.clone(), application, reason });
+    };
+    if let Err(error) = host.runtime.ping().await {
+        add(None, Report(&error).to_string());
+    }
+    let placed: Vec<(&AppName, _)> = desired
+        .placement
+        .values()
+        .flatten()
+        .filter_map(|name| desired.applications.get(name).map(|spec| (name, spec)))
+        .collect();
+    let keys: Vec<RouteKey> = placed
+        .iter()
+        .flat_map(|(_, spec)| spec.ports.iter())
+        .map(|port| RouteKey::new(port.external, port.protocol))
+        .collect();
+    match host.proxy.check_ports(&CheckPorts { keys }).await {
+        Ok(reply) => {
+            for problem in reply.problems {
+                add(None, format!("external port {} cannot be listened on: {}", problem.key, problem.reason));
+            }
+        }
+        Err(error) => add(None, format!("its proxyd cannot be asked: {}", Report(&error))),
+    }
+    for (name, spec) in placed {
+        let here = desired.host_of(name) == Some(&host.address);
+        let ours = host.ledger.read(|registry| registry.owned(name).is_some());
+        if !here || (ours && host.instance(name).is_some()) {
+            continue;
+        }
+        let wanted = instance_spec(host, name, rehome_shared::ids::Epoch(1), spec, &[]);
+        // A registry that takes longer is asked again when the image is needed.
+        let checked = tokio::time::timeout(CHECK, host.runtime.check_image(&wanted));
+        if let Ok(Err(error)) = checked.await {
+            add(Some(name.clone()), Report(&error).to_string());
+        }
+    }
+    PreflightReply { problems }
+}
+
+/// What a move of an application of this host would take.
+pub async fn predict(host: &Host, request: &MoveRequest) -> Prediction {
+    let owned = host.ledger.read(|registry| registry.owned(&request.application).cloned());
+    let mut bytes = Bytes(0);
+    for volume in owned.map(|owned| owned.volumes).unwrap_or_default() {
+        let info = host.storage.inspect(&volume.dataset).await.ok().flatten();
+        bytes = bytes.saturating_add(info.map(|info| info.used).unwrap_or_default());
+    }
+    let (cost, moved_before) = host.ledger.read(|registry| {
+        let history = registry.history();
+        let before = history.iter().any(|p| p.application == request.application && p.window_seconds.is_some());
+        (source::measured_cost(history, &request.application), before)
+    });
+    let delta = host.ledger.read(|registry| {
+        registry.destinations().values().any(|handoff| {
+            handoff.reservation.application == request.application
+                && handoff.reservation.from == request.to
+        }) || registry.history().iter().any(|past| {
+            past.application == request.application && past.to == request.to
+        })
+    });
+    let basis = if moved_before {
+        "stop, start and the handoff as in its last move; the final difference is added when the rounds show how much it writes"
+    } else {
+        "an application that was never moved; the rounds of the move predict better"
+    };
+    Prediction { bytes, delta, window_seconds: cost.as_secs_f64(), basis: basis.to_owned() }
+}
+
+/// What every host of the deployment says; `None` for those that do not answer.
+async fn reports(host: &Arc<Host>) -> BTreeMap<HostAddr, Option<HostReport>> {
+    let mut hosts: BTreeSet<HostAddr> = host.other_hosts();
+    hosts.insert(host.address.clone());
+    let asked = hosts.into_iter().map(|peer| async move {
+        if peer == host.address {
+            return (peer, Some(report(host)));
+        }
+        let limit = Duration::from_secs(4);
+        let answer = tokio::time::timeout(limit, host.peers.report(&peer)).await;
+        (peer, answer.ok().and_then(Result::ok))
+    });
+    futures_util::future::join_all(asked).await.into_iter().collect()
+}
+
+/// The cluster, as its hosts tell it now.
+///
+/// # Cancel safety
+/// Cancel safe.
+pub async fn cluster(host: &Arc<Host>) -> Status {
+    let reports = reports(host).await;
+    let hosts = reports
+        .iter()
+        .map(|(address, report)| HostStatus {
+            address: address.clone(),
+            reachable: report.is_some(),
+            version: report.as_ref().map(|report| report.version.clone()),
+            problem: report.as_ref().and_then(|report| report.problem.clone()),
+        })
+        .collect();
+    let desired = host.desired.get();
+    Status {
+        generation: desired.generation,
+        hosts,
+        applications: merge(&desired, reports.values().flatten()),
+    }
+}
+
+/// One entry for each application: its owner's, or what the deployment says where no owner
+/// speaks.
+fn merge<'a>(
+    desired: &Desired,
+    reports: impl Iterator<Item = &'a HostReport>,
+) -> Vec<ApplicationStatus> {
+    let mut all: BTreeMap<AppName, ApplicationStatus> = BTreeMap::new();
+    let mut moving: BTreeMap<AppName, Migration> = BTreeMap::new();
+    for report in reports {
+        for status in &report.applications {
+            let newer = all.get(&status.name).is_none_or(|known| known.epoch < status.epoch);
+            if newer {
+                all.insert(status.name.clone(), status.clone());
+            }
+        }
+        for migration in &report.migrations {
+            if matches!(migration.state, MigrationState::Running | MigrationState::Blocked) {
+                moving.insert(migration.application.clone(), migration.clone());
+            }
+        }
+    }
+    for (name, migration) in moving {
+        // Between release and adoption nobody owns it.
+        let entry = all.entry(name.clone()).or_insert_with(|| unowned(desired, &name));
+        let blocked = migration.state == MigrationState::Blocked;
+        entry.state = if blocked { ApplicationState::Blocked } else { ApplicationState::Migrating };
+        if blocked {
+            entry.reason = migration.error;
+        }
+    }
+    for name in desired.applications.keys() {
+        if !all.contains_key(name) && desired.host_of(name).is_some() {
+            all.insert(name.clone(), unowned(desired, name));
+        }
+    }
+    all.into_values().collect()
+}
+
+fn unowned(desired: &Desired, name: &AppName) -> ApplicationStatus {
+    ApplicationStatus {
+        name: name.clone(),
+        state: ApplicationState::Starting,
+        host: None,
+        desired_host: desired.host_of(name).cloned(),
+        epoch: rehome_shared::ids::Epoch(0),
+        ports: desired.applications.get(name).map(|spec| spec.ports.clone()).unwrap_or_default(),
+        volumes: Vec::new(),
+        instance: None,
+        started_at: None,
+        connections: ConnectionGauge::default(),
+        reason: None,
+    }
+}
+
+/// How far the deployment in force is.
+///
+/// # Cancel safety
+/// Cancel safe.
+pub async fn progress(host: &Arc<Host>) -> Progress {
+    let desired = host.desired.get();
+    let reports = reports(host).await;
+    let hash = desired::hash(&desired);
+    let applications = merge(&desired, reports.values().flatten());
+    let mut failures = Vec::new();
+    let mut migrations: Vec<Migration> = Vec::new();
+    let mut settled = true;
+    for (address, report) in &reports {
+        match report {
+            Some(report) => {
+                settled &= report.settled
+                    && report.generation == desired.generation
+                    && report.desired_hash == hash;
+                failures.extend(report.failures.iter().cloned());
+                let ours = report.migrations.iter().filter(|m| m.generation == desired.generation);
+                migrations.extend(ours.cloned());
+            }
+            None => {
+                settled = false;
+                failures.push(Failure {
+                    host: address.clone(),
+                    application: None,
+                    reason: "it does not answer".to_owned(),
+                });
+            }
+        }
+    }
+    migrations.sort_by(|a, b| a.id.cmp(&b.id));
+    let unborn = applications.iter().any(|application| {
+        application.host.is_none()
+            && !failures.iter().any(|f| f.application.as_ref() == Some(&application.name))
+    });
+    for status in applications.iter().filter(|s| s.state == ApplicationState::Failed) {
+        if !failures.iter().any(|f| f.application.as_ref() == Some(&status.name)) {
+            failures.push(Failure {
+                host: status.host.clone().unwrap_or_else(|| host.address.clone()),
+                application: Some(status.name.clone()),
+                reason: status.reason.clone().unwrap_or_else(|| "it has exited".to_owned()),
+            });
+        }
+    }
+    Progress {
+        generation: desired.generation,
+        settled: settled && !unborn,
+        applications,
+        migrations,
+        failures,
+    }
+}
+
+/// The migrations that the hosts tell of, oldest first.
+///
+/// # Cancel safety
+/// Cancel safe.
+pub async fn all_migrations(host: &Arc<Host>) -> Vec<Migration> {
+    let reports = reports(host).await;
+    let mut all: Vec<Migration> =
+        reports.into_values().flatten().flat_map(|report| report.migrations).collect();
+    all.sort_by(|a, b| a.id.cmp(&b.id));
+    all
+}
+
+/// Asks the host that coordinates a migration to call it off.
+///
+/// # Errors
+/// [`AbortError`].
+///
+/// # Cancel safety
+/// May have taken effect.
+pub async fn abort(host: &Arc<Host>, id: &MigrationId) -> Result<Migration, AbortError> {
+    let known = all_migrations(host).await.into_iter().find(|known| known.id == *id);
+    let Some(known) = known else { return Err(AbortError::Unknown(id.clone())) };
+    if known.from == host.address {
+        return migrations::abort(host, id, "an operator called it off");
+    }
+    let path = format!("/peer/v1/migrations/{id}/abort");
+    let answer = host.peers.request(&known.from, Method::POST, &path, None::<&()>).await;
+    answer.map_err(|error| AbortError::Coordinator {
+        host: known.from.clone(),
+        reason: Report(&error).to_string(),
+    })
+}

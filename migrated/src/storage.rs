@@ -1,0 +1,218 @@
+//! Volumes: one trait for what a backend can do.
+//!
+//! What a backend cannot do is said by [`Capabilities`], never by special cases at the caller.
+//! Every call may be repeated: a snapshot that exists is success, a snapshot to delete that is
+//! gone is success. Errors are typed, so that the engine decides by kind and people read why.
+//!
+//! A volume's live tree stays at one path for ever, whoever owns it. Snapshots made for a
+//! migration carry its id in their name.
+
+pub mod btrfs;
+
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+use rehome_shared::ids::{AppName, DatasetId, Epoch, HostAddr, MigrationId, VolumeName};
+use rehome_shared::units::Bytes;
+use serde::{Deserialize, Serialize};
+use tokio::io::AsyncRead;
+
+/// What a backend can do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capabilities {
+    /// The word in configuration files.
+    pub backend: BackendKind,
+    /// A size limit is enforced.
+    pub size_limit: bool,
+    /// A broken stream can be taken up again.
+    pub resume: bool,
+    /// The size of a send is known before it starts.
+    pub estimate: bool,
+}
+
+/// Which backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BackendKind {
+    /// btrfs subvolumes.
+    Btrfs,
+}
+
+/// Why a storage operation failed.
+#[derive(Debug, thiserror::Error)]
+pub enum StorageError {
+    /// The volume or snapshot does not exist.
+    #[error("{0} does not exist")]
+    NotFound(String),
+    /// It exists already, and is another one.
+    #[error("{0} exists already")]
+    Exists(String),
+    /// Somebody uses it.
+    #[error("{what} is in use: {by}")]
+    Busy {
+        /// The volume.
+        what: String,
+        /// Who, as far as it is known.
+        by: String,
+    },
+    /// No room.
+    #[error("no space for {what}: {needed} needed, {available} available")]
+    NoSpace {
+        /// What was to be stored.
+        what: String,
+        /// How much it needs.
+        needed: Bytes,
+        /// How much there is.
+        available: Bytes,
+    },
+    /// The snapshot that an incremental stream builds on is not here.
+    #[error("the base snapshot {0} is missing")]
+    BaseMissing(String),
+    /// The stream is not what was announced.
+    #[error("the received data is not what was announced: {0}")]
+    Corrupt(String),
+    /// The backend cannot do this.
+    #[error("{0}")]
+    Unsupported(String),
+    /// A command failed.
+    #[error("{command} failed: {stderr}")]
+    Command {
+        /// The command with its arguments.
+        command: String,
+        /// What it said, the end of it.
+        stderr: String,
+    },
+    /// The file system failed.
+    #[error("cannot {attempt}")]
+    Io {
+        /// What was attempted, with the path.
+        attempt: String,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// What stands on a volume, so that a pool explains itself to a person and a lost journal can be
+/// rebuilt. It never travels with a stream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stamp {
+    /// The application.
+    pub application: AppName,
+    /// The volume's name in it.
+    pub volume: VolumeName,
+    /// The owner as this host last knew it.
+    pub owner: HostAddr,
+    /// The owner's epoch.
+    pub epoch: Epoch,
+    /// The migration under way, if any.
+    pub migration: Option<MigrationId>,
+}
+
+/// A snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Its name, unique within the volume.
+    pub name: String,
+    /// Its identity in a stream: the same on both sides of a send.
+    pub guid: String,
+}
+
+/// A volume on this host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeInfo {
+    /// Its identity.
+    pub dataset: DatasetId,
+    /// What stands on it, unless the stamp was lost.
+    pub stamp: Option<Stamp>,
+    /// Whether it has a live tree (a destination in pre-copy has snapshots only).
+    pub live: bool,
+    /// Bytes that it refers to.
+    pub used: Bytes,
+    /// Its limit.
+    pub limit: Option<Bytes>,
+    /// Its snapshots, oldest first.
+    pub snapshots: Vec<Snapshot>,
+}
+
+/// A stream that a backend is sending. Reading to the end without an error means that the
+/// sender finished well: an exit status that is not zero arrives as a read error.
+pub type SendStream = Box<dyn AsyncRead + Send + Unpin>;
+
+/// What a backend can do. Methods run off the async workers where they block.
+///
+/// # Cancel safety
+/// No method is cancel-safe in the sense of "nothing happened": a dropped call may have taken
+/// effect. Every method may be repeated.
+#[async_trait]
+pub trait Storage: std::fmt::Debug + Send + Sync {
+    /// What this backend can do.
+    fn capabilities(&self) -> Capabilities;
+
+    /// The path of a volume's live tree; it never changes.
+    fn live_path(&self, dataset: &DatasetId) -> PathBuf;
+
+    /// Bytes that new data may take.
+    async fn available(&self) -> Result<Bytes, StorageError>;
+
+    /// Makes an empty live volume. [`StorageError::Exists`] when there is anything under that
+    /// identity already: a volume is born once.
+    async fn create(&self, dataset: &DatasetId, limit: Option<Bytes>) -> Result<(), StorageError>;
+
+    /// One volume, or `None`.
+    async fn inspect(&self, dataset: &DatasetId) -> Result<Option<VolumeInfo>, StorageError>;
+
+    /// All volumes of this host.
+    async fn list(&self) -> Result<Vec<VolumeInfo>, StorageError>;
+
+    /// Changes the limit of a live volume.
+    async fn set_limit(&self, dataset: &DatasetId, limit: Option<Bytes>) -> Result<(), StorageError>;
+
+    /// Writes the stamp, durably.
+    async fn stamp(&self, dataset: &DatasetId, stamp: &Stamp) -> Result<(), StorageError>;
+
+    /// Brings everything that was written (also through mmap) to disk.
+    async fn flush(&self, dataset: &DatasetId) -> Result<(), StorageError>;
+
+    /// Takes a read-only snapshot of the live tree under `name`; one that exists is returned.
+    async fn snapshot(&self, dataset: &DatasetId, name: &str) -> Result<Snapshot, StorageError>;
+
+    /// Deletes a snapshot; one that is gone is fine.
+    async fn delete_snapshot(&self, dataset: &DatasetId, name: &str) -> Result<(), StorageError>;
+
+    /// Starts sending a snapshot, whole or as the difference from `base`.
+    async fn send(
+        &self,
+        dataset: &DatasetId,
+        name: &str,
+        base: Option<&str>,
+    ) -> Result<SendStream, StorageError>;
+
+    /// Receives a stream until its end as snapshot `name`. After an error nothing of it is left.
+    /// The snapshot's guid must be `guid`, else [`StorageError::Corrupt`].
+    async fn receive(
+        &self,
+        dataset: &DatasetId,
+        name: &str,
+        guid: &str,
+        stream: &mut (dyn AsyncRead + Send + Unpin),
+    ) -> Result<Snapshot, StorageError>;
+
+    /// Makes the live tree a writable copy of a snapshot, in one step: an old live tree is
+    /// replaced and its data dropped. The caller holds the proof that the snapshot's lineage
+    /// contains it. Afterwards the limit is in force.
+    async fn promote(
+        &self,
+        dataset: &DatasetId,
+        name: &str,
+        limit: Option<Bytes>,
+    ) -> Result<(), StorageError>;
+
+    /// Drops the live tree but keeps the snapshots: what a source does after it gave a volume
+    /// away, so that stale data can never be mounted.
+    async fn retire(&self, dataset: &DatasetId) -> Result<(), StorageError>;
+
+    /// Destroys a volume with its snapshots and stamp. Only on an explicit command, or for
+    /// what an aborted migration left on a destination.
+    async fn destroy(&self, dataset: &DatasetId) -> Result<(), StorageError>;
+}

@@ -1,0 +1,77 @@
+//! What a drain does about each connection, and when it is over.
+
+use std::time::Duration;
+
+/// What a drain does about one connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Nothing is under way: tell the client that it is over, politely.
+    Close,
+    /// Bytes flowed lately, or it was told already.
+    Leave,
+}
+
+/// Decides about a connection by the time since its last byte.
+#[must_use]
+pub fn step(quiet: Duration, idle_after: Duration, told: Told) -> Step {
+    if told == Told::No && quiet >= idle_after {
+        Step::Close
+    } else {
+        Step::Leave
+    }
+}
+
+/// Whether a connection was closed politely already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Told {
+    /// It was.
+    Yes,
+    /// It was not.
+    No,
+}
+
+/// How a drain goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Nothing flows any more.
+    Drained,
+    /// The time is up.
+    Deadline,
+    /// Look again after this.
+    Again(Duration),
+}
+
+/// Decides whether a drain is over.
+#[must_use]
+pub fn verdict(active: u64, elapsed: Duration, deadline: Duration) -> Verdict {
+    const LOOK: Duration = Duration::from_millis(50);
+    if active == 0 {
+        Verdict::Drained
+    } else if elapsed >= deadline {
+        Verdict::Deadline
+    } else {
+        Verdict::Again(LOOK.min(deadline.saturating_sub(elapsed)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn only_idle_connections_are_closed_and_only_once() {
+        assert_eq!(step(199 * MS, 200 * MS, Told::No), Step::Leave);
+        assert_eq!(step(200 * MS, 200 * MS, Told::No), Step::Close);
+        assert_eq!(step(900 * MS, 200 * MS, Told::Yes), Step::Leave);
+    }
+
+    #[test]
+    fn a_drain_ends_when_empty_or_at_its_deadline() {
+        assert_eq!(verdict(0, 0 * MS, 10 * MS), Verdict::Drained);
+        assert_eq!(verdict(1, 10 * MS, 10 * MS), Verdict::Deadline);
+        assert_eq!(verdict(1, 0 * MS, 10 * MS), Verdict::Again(10 * MS));
+        assert_eq!(verdict(1, 0 * MS, 999 * MS), Verdict::Again(50 * MS));
+    }
+}

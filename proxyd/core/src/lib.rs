@@ -1,0 +1,28 @@
+//! What `proxyd` decides, without doing any of it: no socket, no clock, no task.
+//!
+//! | module | decides |
+//! |---|---|
+//! | [`table`] | which routes there are and what each of them does with connections |
+//! | [`gate`] | the verbs of a handoff: prepare, drain, freeze, commit, rollback |
+//! | [`way`] | where one connection goes, from a client or from a trunk |
+//! | [`line`] | in which order held connections try the application, and how many at once |
+//! | [`limits`] | whether another connection may be accepted |
+//! | [`retry`] | how long to wait between tries and how long one try may take |
+//! | [`drain`] | which connections a drain closes and when it is over |
+//! | [`tally`] | what the verbs count |
+//! | [`saved`] | the table as it is kept on disk |
+//!
+//! Two rules hold whatever is called in whatever order: a route's version never goes back,
+//! and a verb that is repeated changes nothing.
+
+#![forbid(unsafe_code)]
+
+pub mod drain;
+pub mod gate;
+pub mod limits;
+pub mod line;
+pub mod retry;
+pub mod saved;
+pub mod table;
+pub mod tally;
+pub mod way;

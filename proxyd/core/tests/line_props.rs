@@ -1,0 +1,154 @@
+//! The line keeps its order and its limits, and nobody waits without a reason; a line that is
+//! fed through the limits never holds more than they allow.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::time::Duration;
+
+use proptest::prelude::*;
+use proxyd_core::limits::{Limits, Load, admit};
+use proxyd_core::line::{Flow, Line, Retry, Ticket, Turn};
+use rehome_shared::api::proxy::ParkLimits;
+
+#[derive(Debug, Clone, Copy)]
+enum Event {
+    Arrive,
+    Succeed,
+    Fail,
+    GiveUp,
+    Leave,
+    Open,
+    Park,
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        6 => Just(Event::Arrive),
+        3 => Just(Event::Succeed),
+        2 => Just(Event::Fail),
+        1 => Just(Event::GiveUp),
+        1 => Just(Event::Leave),
+        1 => Just(Event::Open),
+        1 => Just(Event::Park),
+    ]
+}
+
+/// The line and what an onlooker knows about it.
+struct Model {
+    line: Line,
+    flow: Flow,
+    waiting: BTreeSet<Ticket>,
+    going: VecDeque<Ticket>,
+    active: u64,
+    tickets: u64,
+}
+
+impl Model {
+    fn call_next(&mut self) -> Result<(), TestCaseError> {
+        while let Some(ticket) = self.line.next(self.flow) {
+            prop_assert_eq!(Some(&ticket), self.waiting.first(), "out of order");
+            self.waiting.remove(&ticket);
+            self.going.push_back(ticket);
+        }
+        Ok(())
+    }
+
+    fn arrive(&mut self, limits: &Limits, route: &ParkLimits) {
+        let held = (self.waiting.len() + self.going.len()) as u64;
+        let load = Load {
+            route_held: held,
+            route_active: self.active,
+            all: held + self.active,
+        };
+        if admit(limits, route, &load).is_err() {
+            return;
+        }
+        self.tickets += 1;
+        let ticket = Ticket(self.tickets);
+        match self.line.arrive(ticket, self.flow) {
+            Turn::Go => self.going.push_back(ticket),
+            Turn::Wait => {
+                self.waiting.insert(ticket);
+            }
+        }
+    }
+
+    fn step(&mut self, event: Event, limits: &Limits, route: &ParkLimits) {
+        match event {
+            Event::Arrive => self.arrive(limits, route),
+            Event::Succeed => {
+                if let Some(ticket) = self.going.pop_front() {
+                    self.line.succeeded(ticket);
+                    self.active += 1;
+                }
+            }
+            Event::Fail => {
+                if let Some(ticket) = self.going.pop_front() {
+                    match self.line.failed(ticket) {
+                        Retry::Again(_) => self.going.push_front(ticket),
+                        Retry::Wait => {
+                            self.waiting.insert(ticket);
+                        }
+                    }
+                }
+            }
+            Event::GiveUp => {
+                if let Some(ticket) = self.going.pop_front() {
+                    self.line.leave(ticket);
+                }
+            }
+            Event::Leave => {
+                if let Some(ticket) = self.waiting.pop_last() {
+                    self.line.leave(ticket);
+                }
+            }
+            Event::Open => {
+                self.flow = Flow::May;
+                self.line.forgive();
+            }
+            Event::Park => self.flow = Flow::MustNot,
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn order_limits_and_progress_hold(
+        events in prop::collection::vec(event(), 1..400),
+        park_limit in 1_u32..200,
+    ) {
+        let limits = Limits { connections: 500, per_route: 400 };
+        let route = ParkLimits { park_limit, park_timeout: Duration::from_secs(1) };
+        let mut model = Model {
+            line: Line::default(),
+            flow: Flow::May,
+            waiting: BTreeSet::new(),
+            going: VecDeque::new(),
+            active: 0,
+            tickets: 0,
+        };
+        for event in events {
+            model.step(event, &limits, &route);
+            model.call_next()?;
+            prop_assert_eq!(model.line.waiting(), model.waiting.len());
+            prop_assert_eq!(model.line.going(), model.going.len());
+            prop_assert!(model.going.len() <= Line::AT_ONCE);
+            prop_assert!(model.waiting.len() + model.going.len() <= park_limit as usize);
+            let stuck = model.flow == Flow::May && !model.waiting.is_empty() && model.going.is_empty();
+            prop_assert!(!stuck, "the line may flow and nobody goes");
+        }
+    }
+
+    #[test]
+    fn no_trunk_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+        use rehome_shared::trunk::{Answer, Header};
+        drop(Header::decode(&bytes));
+        drop(Answer::decode(&bytes));
+        // The same behind a true beginning, so that the inner decoders are reached.
+        let mut framed = b"\r\n\r\n\0\r\nQUIT\n\x21\x11".to_vec();
+        framed.extend_from_slice(&u16::try_from(bytes.len()).unwrap_or(0).to_be_bytes());
+        framed.extend_from_slice(&bytes);
+        drop(Header::decode(&framed));
+    }
+}

@@ -1,0 +1,54 @@
+//! Accepting without spinning: when descriptors run out the backlog holds what comes, and a
+//! person reads of it once a second.
+
+use std::net::SocketAddr;
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use rehome_runtime::backoff::Backoff;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::sleep;
+
+use crate::metrics::{Metrics, Shed};
+use crate::socket::is_exhausted;
+
+/// The next connection. Waits out errors.
+///
+/// # Cancel safety
+/// Cancel safe: a connection is either returned or still in the backlog.
+pub(crate) async fn accept(metrics: &Metrics, listener: &TcpListener) -> (TcpStream, SocketAddr) {
+    let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_secs(1));
+    loop {
+        match listener.accept().await {
+            Ok((stream, peer)) => {
+                return (
+                    stream,
+                    SocketAddr::new(peer.ip().to_canonical(), peer.port()),
+                );
+            }
+            Err(error) if is_exhausted(&error) => {
+                metrics.shed(Shed::Descriptors);
+                if once_a_second() {
+                    tracing::error!(%error, "no room for connections, the backlog holds them");
+                }
+                // The listener stays readable; without the pause this would spin.
+                sleep(backoff.next_delay()).await;
+            }
+            // The connection ended before it was accepted; there may be others.
+            Err(error) => {
+                tracing::debug!(%error, "accept failed");
+                sleep(Duration::from_millis(1)).await;
+            }
+        }
+    }
+}
+
+/// True at most once a second over all listeners.
+fn once_a_second() -> bool {
+    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    // From 1, so that the first call differs from the initial 0.
+    let now = START.elapsed().as_secs().saturating_add(1);
+    LAST.swap(now, Ordering::Relaxed) != now
+}

@@ -1,0 +1,187 @@
+//! One live connection, as everybody may see it.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rehome_shared::api::proxy::{ConnectionInfo, RouteKey};
+use rehome_shared::ids::AppName;
+use tokio::sync::watch;
+
+use crate::metrics::RouteMeters;
+
+/// What a connection is to do. Orders only grow stronger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Order {
+    /// Go on.
+    Run,
+    /// Tell the client that it is over and let it finish.
+    ClosePolitely,
+    /// End now, with a reset.
+    Cut,
+    /// End now: the proxy stops.
+    Stop,
+}
+
+/// Which way bytes go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Direction {
+    /// From the client.
+    In,
+    /// To the client.
+    Out,
+}
+
+/// Where a connection is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stage {
+    Connecting,
+    Parked,
+    Relaying,
+}
+
+/// A connection from its accept to its end.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    pub(crate) id: u64,
+    pub(crate) route: RouteKey,
+    pub(crate) application: Option<AppName>,
+    pub(crate) client: SocketAddr,
+    pub(crate) destination: SocketAddr,
+    pub(crate) accepted: Instant,
+    stage: AtomicU8,
+    upstream: Mutex<Option<String>>,
+    bytes_in: AtomicU64,
+    bytes_out: AtomicU64,
+    /// Milliseconds from `accepted` to the last byte.
+    last_byte: AtomicU64,
+    order: watch::Sender<Order>,
+    pub(crate) meters: RouteMeters,
+}
+
+impl Connection {
+    pub(crate) fn new(
+        id: u64,
+        route: RouteKey,
+        application: Option<AppName>,
+        client: SocketAddr,
+        destination: SocketAddr,
+        meters: RouteMeters,
+    ) -> Self {
+        Self {
+            id,
+            route,
+            application,
+            client,
+            destination,
+            accepted: Instant::now(),
+            stage: AtomicU8::new(0),
+            upstream: Mutex::new(None),
+            bytes_in: AtomicU64::new(0),
+            bytes_out: AtomicU64::new(0),
+            last_byte: AtomicU64::new(0),
+            order: watch::Sender::new(Order::Run),
+            meters,
+        }
+    }
+
+    pub(crate) fn orders(&self) -> watch::Receiver<Order> {
+        self.order.subscribe()
+    }
+
+    pub(crate) fn order(&self, order: Order) {
+        self.order.send_if_modified(|now| {
+            let stronger = order > *now;
+            *now = order.max(*now);
+            stronger
+        });
+    }
+
+    pub(crate) fn was_ordered(&self) -> Order {
+        *self.order.borrow()
+    }
+
+    pub(crate) fn stage(&self) -> Stage {
+        match self.stage.load(Ordering::Relaxed) {
+            0 => Stage::Connecting,
+            1 => Stage::Parked,
+            _ => Stage::Relaying,
+        }
+    }
+
+    pub(super) fn set_stage(&self, stage: Stage) {
+        let number = match stage {
+            Stage::Connecting => 0,
+            Stage::Parked => 1,
+            Stage::Relaying => 2,
+        };
+        self.stage.store(number, Ordering::Relaxed);
+    }
+
+    /// How long it has been held, while it is parked.
+    pub(super) fn parked_for(&self, now: Instant) -> Option<Duration> {
+        (self.stage() == Stage::Parked).then(|| now.saturating_duration_since(self.accepted))
+    }
+
+    pub(crate) fn set_upstream(&self, upstream: String) {
+        *self.upstream.lock().unwrap_or_else(PoisonError::into_inner) = Some(upstream);
+    }
+
+    /// Notes bytes that were passed on.
+    pub(crate) fn passed(&self, direction: Direction, bytes: usize) {
+        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+        let (own, route) = match direction {
+            Direction::In => (&self.bytes_in, &self.meters.bytes_in),
+            Direction::Out => (&self.bytes_out, &self.meters.bytes_out),
+        };
+        own.fetch_add(bytes, Ordering::Relaxed);
+        route.inc_by(bytes);
+        self.touch();
+    }
+
+    /// Starts the clock of idleness again.
+    pub(crate) fn touch(&self) {
+        let now = u64::try_from(self.accepted.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.last_byte.store(now, Ordering::Relaxed);
+    }
+
+    /// When the last byte passed.
+    pub(crate) fn last_byte(&self) -> Instant {
+        self.accepted + Duration::from_millis(self.last_byte.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn quiet_for(&self) -> Duration {
+        self.last_byte().elapsed()
+    }
+
+    pub(crate) fn bytes(&self) -> (u64, u64) {
+        (
+            self.bytes_in.load(Ordering::Relaxed),
+            self.bytes_out.load(Ordering::Relaxed),
+        )
+    }
+
+    pub(crate) fn info(&self) -> ConnectionInfo {
+        let (bytes_in, bytes_out) = self.bytes();
+        let state = match self.stage() {
+            Stage::Connecting => "connecting",
+            Stage::Parked => "parked",
+            Stage::Relaying => "relaying",
+        };
+        ConnectionInfo {
+            id: self.id,
+            route: self.route,
+            client: self.client,
+            state: state.to_owned(),
+            upstream: self
+                .upstream
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone(),
+            age: self.accepted.elapsed(),
+            bytes_in,
+            bytes_out,
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! What every part of the data plane shares.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use rehome_runtime::supervise::Supervisor;
+use rehome_shared::ids::HostAddr;
+
+use crate::book::Book;
+use crate::peers::Peers;
+use crate::relay::Buffers;
+use crate::settings::Settings;
+
+/// The shared parts. Clones share.
+#[derive(Debug, Clone)]
+pub(crate) struct Context {
+    pub(crate) book: Arc<Book>,
+    pub(crate) peers: Peers,
+    pub(crate) buffers: Buffers,
+    /// Owns one task per connection.
+    pub(crate) connections: Supervisor,
+    settings: Arc<ArcSwap<Settings>>,
+}
+
+impl Context {
+    pub(crate) fn new(book: Arc<Book>, settings: Settings, supervisor: &Supervisor) -> Self {
+        Self {
+            book,
+            peers: Peers::default(),
+            buffers: Buffers::default(),
+            connections: supervisor.group(),
+            settings: Arc::new(ArcSwap::from_pointee(settings)),
+        }
+    }
+
+    pub(crate) fn settings(&self) -> Arc<Settings> {
+        self.settings.load_full()
+    }
+
+    pub(crate) fn set_settings(&self, settings: Settings) {
+        self.book.set_limits(settings.limits);
+        self.settings.store(Arc::new(settings));
+    }
+
+    /// This host's name, from `migrated` or from the file.
+    pub(crate) fn host(&self) -> Option<HostAddr> {
+        self.book.host().or_else(|| self.settings().host.clone())
+    }
+}

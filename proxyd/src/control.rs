@@ -1,0 +1,93 @@
+//! The control API on the Unix socket: `rehome_shared::api::proxy` as HTTP.
+
+use axum::extract::{Query, State};
+use axum::routing::{get, post, put};
+use axum::{Json, Router};
+use http::StatusCode;
+use rehome_runtime::http_server::ErrorResponse;
+use rehome_shared::api::proxy::{
+    CheckPorts, CheckPortsReply, Commit, ConnectionsReply, Drain, GateCounts, GateRef, Prepare,
+    RouteKey, RoutesReply, SetRoutes,
+};
+use serde::Deserialize;
+
+use crate::{Proxyd, VerbError};
+
+type Answer<T> = Result<Json<T>, ErrorResponse>;
+
+/// The routes of the API.
+pub(crate) fn router(proxy: Proxyd) -> Router {
+    Router::new()
+        .route("/v1/routes", put(set_routes).get(routes))
+        .route("/v1/gates/prepare", post(prepare))
+        .route("/v1/gates/drain", post(drain))
+        .route("/v1/gates/freeze", post(freeze))
+        .route("/v1/gates/commit", post(commit))
+        .route("/v1/gates/rollback", post(rollback))
+        .route("/v1/connections", get(connections))
+        .route("/v1/ports/check", post(check_ports))
+        .with_state(proxy)
+}
+
+async fn set_routes(
+    State(proxy): State<Proxyd>,
+    Json(body): Json<SetRoutes>,
+) -> Answer<RoutesReply> {
+    Ok(Json(proxy.set_routes(body).await?))
+}
+
+async fn routes(State(proxy): State<Proxyd>) -> Json<RoutesReply> {
+    Json(proxy.routes())
+}
+
+async fn prepare(State(proxy): State<Proxyd>, Json(body): Json<Prepare>) -> Answer<GateCounts> {
+    Ok(Json(proxy.prepare(body).await?))
+}
+
+async fn drain(State(proxy): State<Proxyd>, Json(body): Json<Drain>) -> Answer<GateCounts> {
+    Ok(Json(proxy.drain(body).await?))
+}
+
+async fn freeze(State(proxy): State<Proxyd>, Json(body): Json<GateRef>) -> Answer<GateCounts> {
+    Ok(Json(proxy.freeze(body).await?))
+}
+
+async fn commit(State(proxy): State<Proxyd>, Json(body): Json<Commit>) -> Answer<GateCounts> {
+    Ok(Json(proxy.commit(body).await?))
+}
+
+async fn rollback(State(proxy): State<Proxyd>, Json(body): Json<GateRef>) -> Answer<GateCounts> {
+    Ok(Json(proxy.rollback(body).await?))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Filter {
+    route: Option<RouteKey>,
+}
+
+async fn connections(
+    State(proxy): State<Proxyd>,
+    Query(filter): Query<Filter>,
+) -> Json<ConnectionsReply> {
+    Json(proxy.connections(filter.route))
+}
+
+async fn check_ports(
+    State(proxy): State<Proxyd>,
+    Json(body): Json<CheckPorts>,
+) -> Answer<CheckPortsReply> {
+    Ok(Json(proxy.check_ports(body).await?))
+}
+
+impl From<VerbError> for ErrorResponse {
+    fn from(error: VerbError) -> Self {
+        let status = match &error {
+            VerbError::Stopping(_) => StatusCode::SERVICE_UNAVAILABLE,
+            VerbError::Gate(gate) if gate.is_conflict() => StatusCode::CONFLICT,
+            VerbError::Gate(proxyd_core::gate::GateError::Unknown(_)) => StatusCode::NOT_FOUND,
+            VerbError::Gate(_) => StatusCode::UNPROCESSABLE_ENTITY,
+        };
+        Self::of(status, &error)
+    }
+}

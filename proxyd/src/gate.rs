@@ -1,0 +1,70 @@
+//! Draining and freezing: what the verbs do to connections whose bytes flow.
+
+use std::time::{Duration, Instant};
+
+use proxyd_core::drain::{Step, Told, Verdict, step, verdict};
+use rehome_shared::api::proxy::GateCounts;
+use rehome_shared::ids::AppName;
+use tokio::time::sleep;
+
+use crate::book::Book;
+use crate::book::connection::{Connection, Order, Stage};
+
+/// Silence after which a connection counts as idle: long enough for an answer that is being
+/// computed by a busy application, short enough to leave a drain of two seconds its time.
+pub(crate) const IDLE_AFTER: Duration = Duration::from_millis(200);
+
+/// Closes idle connections of an application and waits until nothing flows, or until the
+/// deadline.
+///
+/// # Cancel safety
+/// Cancel safe: what was closed stays closed; call it again for the rest.
+pub(crate) async fn drain(
+    book: &Book,
+    application: &AppName,
+    deadline: Duration,
+    idle_after: Duration,
+) -> GateCounts {
+    let started = Instant::now();
+    loop {
+        book.order(Order::ClosePolitely, |connection| {
+            relays(connection, application) && is_to_be_closed(connection, idle_after)
+        });
+        let counts = book.counts(application);
+        match verdict(counts.active, started.elapsed(), deadline) {
+            Verdict::Drained | Verdict::Deadline => return counts,
+            Verdict::Again(after) => sleep(after).await,
+        }
+    }
+}
+
+/// Resets what still flows and waits until it is gone.
+///
+/// # Cancel safety
+/// Cancel safe: the order is given at once.
+pub(crate) async fn freeze(book: &Book, application: &AppName) -> GateCounts {
+    /// A reset takes no time; this only bounds a machine that is busy.
+    const AT_MOST: Duration = Duration::from_secs(5);
+    let started = Instant::now();
+    loop {
+        book.order(Order::Cut, |connection| relays(connection, application));
+        let counts = book.counts(application);
+        if counts.active == 0 || started.elapsed() >= AT_MOST {
+            return counts;
+        }
+        sleep(Duration::from_millis(1)).await;
+    }
+}
+
+fn relays(connection: &Connection, application: &AppName) -> bool {
+    connection.stage() == Stage::Relaying && connection.application.as_ref() == Some(application)
+}
+
+fn is_to_be_closed(connection: &Connection, idle_after: Duration) -> bool {
+    let told = if connection.was_ordered() == Order::Run {
+        Told::No
+    } else {
+        Told::Yes
+    };
+    step(connection.quiet_for(), idle_after, told) == Step::Close
+}

@@ -1,0 +1,256 @@
+//! The proxy and link router that runs on every host.
+//!
+//! It listens on every external port of the cluster and forwards each connection to wherever
+//! the application runs now: directly when that is here, through the [trunk] of the other
+//! host's proxy when it is not. At a handoff it parks, drains and reroutes, as its local
+//! `migrated` says over the control socket.
+//!
+//! ```text
+//!   client ──► listener ─┐            ┌─► application of this host
+//!                        ├─ book ─ serve ─ relay
+//!   other proxy ► trunk ─┘            └─► trunk of another host's proxy
+//!                 migrated ► control ► keeper ► book, disk, listeners
+//! ```
+//!
+//! Invariant: until an application has accepted, no byte of a client is read; so every failure
+//! before that is a wait and not a loss.
+//!
+//! [trunk]: rehome_shared::trunk
+
+#![forbid(unsafe_code)]
+
+mod accept;
+mod book;
+mod context;
+mod control;
+mod dial;
+mod gate;
+mod keeper;
+mod listener;
+mod metrics;
+mod peers;
+mod relay;
+mod serve;
+mod settings;
+mod socket;
+mod start;
+mod store;
+mod trunk;
+mod udp;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use proxyd_core::gate::GateError;
+use rehome_shared::api::proxy::{
+    CheckPorts, CheckPortsReply, Commit, ConnectionsReply, Drain, GateCounts, GateRef, Prepare,
+    RouteKey, RoutesReply, SetRoutes,
+};
+use rehome_shared::config::daemon::ProxydConfig;
+use rehome_shared::ids::AppName;
+
+use book::connection::Order;
+use context::Context;
+use keeper::{Desk, GateVerb, Request};
+use settings::Settings;
+
+pub use keeper::Stopping;
+pub use start::StartError;
+
+/// Why a verb was not carried out.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum VerbError {
+    /// It does not fit the gate.
+    #[error(transparent)]
+    Gate(#[from] GateError),
+    /// The proxy stops.
+    #[error(transparent)]
+    Stopping(#[from] Stopping),
+}
+
+/// A running proxy. Clones are handles of the same one.
+#[derive(Debug, Clone)]
+pub struct Proxyd {
+    context: Context,
+    desk: Desk,
+    trunk: SocketAddr,
+    metrics: Option<SocketAddr>,
+}
+
+impl Proxyd {
+    /// Where the trunk listens.
+    #[must_use]
+    pub fn trunk_addr(&self) -> SocketAddr {
+        self.trunk
+    }
+
+    /// Where `/metrics` is.
+    #[must_use]
+    pub fn metrics_addr(&self) -> Option<SocketAddr> {
+        self.metrics
+    }
+
+    /// Takes over a desired set of routes.
+    ///
+    /// # Errors
+    /// [`Stopping`].
+    ///
+    /// # Cancel safety
+    /// A dropped call may still be carried out.
+    pub async fn set_routes(&self, desired: SetRoutes) -> Result<RoutesReply, VerbError> {
+        Ok(self
+            .desk
+            .ask(|answer| Request::Set(desired, answer))
+            .await?)
+    }
+
+    /// Every route as it is now.
+    #[must_use]
+    pub fn routes(&self) -> RoutesReply {
+        self.context.book.routes()
+    }
+
+    /// Holds new connections of an application from now on.
+    ///
+    /// # Errors
+    /// [`VerbError`] when the gate is unknown or newer.
+    ///
+    /// # Cancel safety
+    /// A dropped call may still be carried out.
+    pub async fn prepare(&self, verb: Prepare) -> Result<GateCounts, VerbError> {
+        let application = verb.application.clone();
+        self.gate(GateVerb::Prepare(verb)).await?;
+        Ok(self.context.book.counts(&application))
+    }
+
+    /// Lets what flows finish, idle connections first.
+    ///
+    /// # Errors
+    /// [`VerbError`] when that is not the handoff that goes on.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: what was closed stays closed.
+    pub async fn drain(&self, verb: Drain) -> Result<GateCounts, VerbError> {
+        let Drain {
+            application,
+            version,
+            deadline,
+        } = verb;
+        self.gate(GateVerb::Check(GateRef {
+            application: application.clone(),
+            version,
+        }))
+        .await?;
+        let book = &self.context.book;
+        Ok(gate::drain(book, &application, deadline, gate::IDLE_AFTER).await)
+    }
+
+    /// Resets what still flows.
+    ///
+    /// # Errors
+    /// [`VerbError`] when that is not the handoff that goes on.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: the order is given at once.
+    pub async fn freeze(&self, verb: GateRef) -> Result<GateCounts, VerbError> {
+        let application = verb.application.clone();
+        self.gate(GateVerb::Check(verb)).await?;
+        Ok(gate::freeze(&self.context.book, &application).await)
+    }
+
+    /// Leads somewhere else and lets the held connections go there. The answer does not wait
+    /// for them: repeat the verb to see the counts change.
+    ///
+    /// # Errors
+    /// [`VerbError`] when the version is not larger or the targets do not fit.
+    ///
+    /// # Cancel safety
+    /// A dropped call may still be carried out.
+    pub async fn commit(&self, verb: Commit) -> Result<GateCounts, VerbError> {
+        let application = verb.application.clone();
+        self.gate(GateVerb::Commit(verb)).await?;
+        Ok(self.context.book.counts(&application))
+    }
+
+    /// Opens to the old target.
+    ///
+    /// # Errors
+    /// [`VerbError`] when the gate is newer or has no old target.
+    ///
+    /// # Cancel safety
+    /// A dropped call may still be carried out.
+    pub async fn rollback(&self, verb: GateRef) -> Result<GateCounts, VerbError> {
+        let application: AppName = verb.application.clone();
+        self.gate(GateVerb::Rollback(verb)).await?;
+        Ok(self.context.book.counts(&application))
+    }
+
+    /// Live connections.
+    #[must_use]
+    pub fn connections(&self, route: Option<RouteKey>) -> ConnectionsReply {
+        self.context.book.connections(route)
+    }
+
+    /// Says which ports could not be listened on.
+    ///
+    /// # Errors
+    /// [`Stopping`].
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn check_ports(&self, ports: CheckPorts) -> Result<CheckPortsReply, VerbError> {
+        Ok(self
+            .desk
+            .ask(|answer| Request::CheckPorts(ports, answer))
+            .await?)
+    }
+
+    /// Takes over another configuration: routes of the file, addresses, limits and timeouts.
+    /// Connections go on. Sockets, state directory and trunk need a restart.
+    ///
+    /// # Errors
+    /// [`Stopping`].
+    ///
+    /// # Cancel safety
+    /// A dropped call may still be carried out.
+    pub async fn configure(&self, config: &ProxydConfig) -> Result<(), Stopping> {
+        let settings = Box::new(Settings::from(config));
+        self.desk
+            .ask(|answer| Request::Configure(settings, answer))
+            .await?;
+        self.context.book.metrics.reloaded("applied");
+        Ok(())
+    }
+
+    /// Counts a configuration that was wrong and changed nothing.
+    pub fn reject_configuration(&self) {
+        self.context.book.metrics.reloaded("rejected");
+    }
+
+    /// After the listeners have stopped: idle connections are closed politely, the others get
+    /// until `grace`, then everything is reset.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: what was closed stays closed.
+    pub async fn wind_down(&self, grace: Duration) {
+        let book = &self.context.book;
+        let relays =
+            |c: &book::connection::Connection| c.stage() == book::connection::Stage::Relaying;
+        book.order(Order::Stop, |connection| !relays(connection));
+        let started = std::time::Instant::now();
+        while book.active() > 0 && started.elapsed() < grace {
+            book.order(Order::ClosePolitely, |c| {
+                relays(c) && c.quiet_for() >= gate::IDLE_AFTER
+            });
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        book.order(Order::Stop, |_| true);
+    }
+
+    async fn gate(&self, verb: GateVerb) -> Result<(), VerbError> {
+        Ok(self
+            .desk
+            .ask(|answer| Request::Gate(verb, answer))
+            .await??)
+    }
+}

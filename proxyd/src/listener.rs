@@ -1,0 +1,206 @@
+//! The external ports: one task per socket, and the set of them kept equal to the table.
+//!
+//! A port that cannot be had is reported on its route and tried again; the others do not
+//! notice. A closed gate has no listener: its clients are refused by the kernel.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+
+use proxyd_core::table::{Phase, RouteTable};
+use rehome_runtime::supervise::{Criticality, Supervisor};
+use rehome_shared::api::proxy::{PortProblem, RouteKey};
+use rehome_shared::config::daemon::ListenOn;
+use tokio::net::{TcpListener, TcpStream};
+use tracing::Instrument;
+
+use crate::accept::accept;
+use crate::book::held::Held;
+use crate::book::{NotAdmitted, Origin};
+use crate::context::Context;
+use crate::metrics::Shed;
+use crate::serve::serve;
+use crate::socket::{listen_tcp, listen_udp, reset_on_drop, tune};
+use crate::udp;
+
+/// The open external ports. Dropping it closes them.
+#[derive(Debug)]
+pub(crate) struct Listeners {
+    context: Context,
+    supervisor: Supervisor,
+    open: BTreeMap<RouteKey, Supervisor>,
+    failed: BTreeMap<RouteKey, String>,
+    on: ListenOn,
+}
+
+impl Listeners {
+    pub(crate) fn new(context: Context, supervisor: &Supervisor) -> Self {
+        let on = context.settings().listen.clone();
+        let supervisor = supervisor.group();
+        Self {
+            context,
+            supervisor,
+            open: BTreeMap::new(),
+            failed: BTreeMap::new(),
+            on,
+        }
+    }
+
+    /// Opens and closes so that exactly the routes of the table that are not closed listen.
+    pub(crate) fn reconcile(&mut self, table: &RouteTable) {
+        let on = self.context.settings().listen.clone();
+        let other_addresses = self.on != on;
+        self.on = on;
+        let wanted = |key: &RouteKey| table.route(*key).is_some_and(|r| r.phase != Phase::Closed);
+        self.open.retain(|key, tasks| {
+            let keep = wanted(key) && !other_addresses;
+            if !keep {
+                tasks.cancel();
+            }
+            keep
+        });
+        self.failed.retain(|key, _| wanted(key));
+        let missing: Vec<RouteKey> = table
+            .routes()
+            .keys()
+            .filter(|key| wanted(key) && !self.open.contains_key(key))
+            .copied()
+            .collect();
+        for key in missing {
+            self.open_one(key);
+        }
+        let failures = i64::try_from(self.failed.len()).unwrap_or(i64::MAX);
+        self.context.book.metrics.listen_failures.set(failures);
+    }
+
+    /// Whether some port could not be had.
+    pub(crate) fn has_failures(&self) -> bool {
+        !self.failed.is_empty()
+    }
+
+    fn open_one(&mut self, key: RouteKey) {
+        let tasks = self.supervisor.group();
+        match start(&self.context, &tasks, &self.on, key) {
+            Ok(()) => {
+                self.open.insert(key, tasks);
+                if self.failed.remove(&key).is_some() {
+                    tracing::info!(route = %key, "listening at last");
+                }
+                self.context.book.set_listen_error(key, None);
+            }
+            Err(error) => {
+                let error = format!("cannot listen on port {key}: {error}");
+                if self.failed.insert(key, error.clone()).as_ref() != Some(&error) {
+                    tracing::error!(route = %key, error, "route not served here");
+                }
+                self.context.book.set_listen_error(key, Some(error));
+            }
+        }
+    }
+
+    /// Says which of these ports could not be listened on.
+    pub(crate) fn check(&self, keys: &[RouteKey], table: &RouteTable) -> Vec<PortProblem> {
+        let problem = |key: &RouteKey| {
+            let file = table
+                .route(*key)
+                .is_some_and(|route| route.application().is_none());
+            let reason = if file {
+                Some("the proxy's configuration file has a route on it".to_owned())
+            } else if self.open.contains_key(key) {
+                None
+            } else {
+                try_port(&self.on, *key)
+                    .err()
+                    .map(|error| error.to_string())
+            };
+            reason.map(|reason| PortProblem { key: *key, reason })
+        };
+        keys.iter().filter_map(problem).collect()
+    }
+}
+
+fn try_port(on: &ListenOn, key: RouteKey) -> io::Result<()> {
+    if key.is_udp() {
+        listen_udp(on, key.external()).map(drop)
+    } else {
+        listen_tcp(on, key.external()).map(drop)
+    }
+}
+
+fn start(context: &Context, tasks: &Supervisor, on: &ListenOn, key: RouteKey) -> io::Result<()> {
+    if key.is_udp() {
+        for socket in listen_udp(on, key.external())? {
+            udp::listen(context, tasks, key, Arc::new(socket))?;
+        }
+    } else {
+        for listener in listen_tcp(on, key.external())? {
+            let (context, stop) = (context.clone(), tasks.token().clone());
+            tasks.spawn("listener", Criticality::Ordinary, async move {
+                stop.run_until_cancelled(listen(context, listener, key))
+                    .await;
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Accepts connections of one socket.
+async fn listen(context: Context, listener: TcpListener, key: RouteKey) {
+    let mut room = context.book.room();
+    loop {
+        // Beyond a limit nothing is accepted: the kernel's backlog holds what comes.
+        room.borrow_and_update();
+        match context.book.may_admit(key) {
+            Ok(()) => {}
+            Err(NotAdmitted::NoRoute) => return,
+            Err(NotAdmitted::Full(full)) => {
+                context.book.metrics.shed(Shed::Limit(full));
+                if room.changed().await.is_err() {
+                    return;
+                }
+                continue;
+            }
+        }
+        let (stream, client) = accept(&context.book.metrics, &listener).await;
+        let Ok(destination) = stream.local_addr() else {
+            continue;
+        };
+        // Between the look and the accept another listener may have taken the last place.
+        let held = loop {
+            room.borrow_and_update();
+            match context.book.admit(key, client, destination, Origin::Client) {
+                Ok(held) => break held,
+                Err(NotAdmitted::NoRoute) => {
+                    reset_on_drop(&stream);
+                    return;
+                }
+                Err(NotAdmitted::Full(_)) => {
+                    if room.changed().await.is_err() {
+                        return;
+                    }
+                }
+            }
+        };
+        spawn(&context, held, stream, key);
+    }
+}
+
+fn spawn(context: &Context, held: Held, stream: TcpStream, key: RouteKey) {
+    if tune(&stream, &context.settings().timeouts).is_err() {
+        // The client is gone already.
+        held.end(proxyd_core::tally::End::ClientGone);
+        return;
+    }
+    let connection = held.connection();
+    let span = tracing::debug_span!(
+        "connection",
+        connection.id = connection.id,
+        route = %key,
+        client.addr = %connection.client
+    );
+    let inner = context.clone();
+    let task = async move { serve(&inner, held, stream).await }.instrument(span);
+    context
+        .connections
+        .spawn("connection", Criticality::Ordinary, task);
+}

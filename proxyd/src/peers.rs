@@ -1,0 +1,103 @@
+//! The addresses that trunk connections may come from.
+//!
+//! Hosts that are named by address count at once; names are resolved in the background and
+//! again from time to time.
+
+use std::collections::{BTreeSet, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use rehome_shared::ids::HostAddr;
+use tokio::net::lookup_host;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use crate::book::Book;
+
+/// How long a resolved name is believed.
+const REFRESH: Duration = Duration::from_secs(30);
+const LOOKUP: Duration = Duration::from_secs(5);
+
+/// The allowed addresses. Clones share.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Peers(Arc<ArcSwap<HashSet<IpAddr>>>);
+
+impl Peers {
+    pub(crate) fn contains(&self, address: IpAddr) -> bool {
+        self.0.load().contains(&address.to_canonical())
+    }
+
+    /// Takes over the peers that are addresses, and keeps what names had led to.
+    pub(crate) fn set(&self, peers: &BTreeSet<HostAddr>) {
+        let names = peers.iter().any(|peer| literal(peer).is_none());
+        let known = if names {
+            self.0.load_full()
+        } else {
+            Arc::default()
+        };
+        let literals = peers.iter().filter_map(literal);
+        self.0
+            .store(Arc::new(literals.chain(known.iter().copied()).collect()));
+    }
+
+    /// Resolves names until the stop.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub(crate) async fn keep_resolved(self, book: Arc<Book>, stop: CancellationToken) {
+        let mut revisions = book.revisions();
+        let work = async {
+            loop {
+                let peers = book.table().peers().clone();
+                if peers.iter().any(|peer| literal(peer).is_none()) {
+                    let resolved = resolve(&peers).await;
+                    self.0.store(Arc::new(resolved));
+                }
+                // Either way it is time to look again.
+                drop(timeout(REFRESH, revisions.changed()).await);
+            }
+        };
+        stop.run_until_cancelled(work).await;
+    }
+}
+
+async fn resolve(peers: &BTreeSet<HostAddr>) -> HashSet<IpAddr> {
+    let mut found = HashSet::new();
+    for peer in peers {
+        if let Some(address) = literal(peer) {
+            found.insert(address);
+            continue;
+        }
+        match timeout(LOOKUP, lookup_host((peer.as_str(), 0))).await {
+            Ok(Ok(addresses)) => found.extend(addresses.map(|a| a.ip().to_canonical())),
+            Ok(Err(error)) => tracing::warn!(%peer, %error, "peer not resolved"),
+            Err(_) => tracing::warn!(%peer, "peer not resolved in time"),
+        }
+    }
+    found
+}
+
+fn literal(peer: &HostAddr) -> Option<IpAddr> {
+    peer.as_str()
+        .parse::<IpAddr>()
+        .ok()
+        .map(|address| address.to_canonical())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_peers_are_let_in_whatever_the_form_of_their_address() {
+        let peers = Peers::default();
+        peers.set(&BTreeSet::from([HostAddr::try_new("10.0.0.2").unwrap()]));
+        assert!(peers.contains("10.0.0.2".parse().unwrap()));
+        assert!(peers.contains("::ffff:10.0.0.2".parse().unwrap()));
+        assert!(!peers.contains("10.0.0.3".parse().unwrap()));
+        peers.set(&BTreeSet::new());
+        assert!(!peers.contains("10.0.0.2".parse().unwrap()));
+    }
+}

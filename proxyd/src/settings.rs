@@ -1,0 +1,61 @@
+//! What the configuration file decides for the data plane. A reload replaces it as a whole;
+//! connections keep what they started with.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use proxyd_core::limits::Limits;
+use rehome_shared::api::proxy::{ParkLimits, RouteKey, Target};
+use rehome_shared::config::daemon::{ListenOn, ProxydConfig, ProxydTimeouts};
+use rehome_shared::ids::HostAddr;
+
+/// The settings in force.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Settings {
+    /// This host's name, where the file has it.
+    pub(crate) host: Option<HostAddr>,
+    pub(crate) listen: ListenOn,
+    pub(crate) limits: Limits,
+    pub(crate) timeouts: ProxydTimeouts,
+    pub(crate) trunk_connect: Duration,
+    pub(crate) udp_sessions: usize,
+    /// How long a trunk connection may wait for a route that this host does not know yet.
+    pub(crate) unknown_route: Duration,
+    /// Routes of the file.
+    pub(crate) routes: BTreeMap<RouteKey, (Target, ParkLimits)>,
+}
+
+impl From<&ProxydConfig> for Settings {
+    fn from(config: &ProxydConfig) -> Self {
+        let limits = &config.limits;
+        let park = ParkLimits {
+            park_limit: limits.parked,
+            park_timeout: limits.park_timeout,
+        };
+        let route = |route: &rehome_shared::config::daemon::StaticRoute| {
+            let key = RouteKey::new(route.external, route.protocol);
+            (
+                key,
+                (
+                    Target::Local {
+                        addr: route.backend,
+                    },
+                    park,
+                ),
+            )
+        };
+        Self {
+            host: config.host.clone(),
+            listen: config.listen.clone(),
+            limits: Limits {
+                connections: u64::from(limits.connections),
+                per_route: u64::from(limits.per_route),
+            },
+            timeouts: config.timeouts,
+            trunk_connect: config.trunk.connect_timeout,
+            udp_sessions: usize::try_from(limits.udp_sessions).unwrap_or(usize::MAX),
+            unknown_route: limits.park_timeout,
+            routes: config.routes.iter().map(route).collect(),
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! Connections that other hosts' proxies send here.
+//!
+//! Only peers are heard, and only for a bounded time until their header is there. Then a trunk
+//! connection is one like any other: the same line, gate and limits, and an answer before the
+//! first byte.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use proxyd_core::way::Arrival;
+use rehome_runtime::supervise::Criticality;
+use rehome_shared::trunk::{Answer, Decoded, Header, Refusal};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout, timeout_at};
+use tracing::Instrument;
+
+use crate::accept::accept;
+use crate::book::{NotAdmitted, Origin};
+use crate::context::Context;
+use crate::dial::read_more;
+use crate::metrics::Shed;
+use crate::serve::{answer, serve};
+use crate::socket::{reset_on_drop, tune};
+use crate::udp;
+
+/// The most that a header may take to arrive.
+const HEADER_TIME: Duration = Duration::from_secs(5);
+/// Trunk connections without a header, or with a route that this host does not know. More wait
+/// in the kernel.
+const STRANGE_AT_ONCE: usize = 1024;
+
+/// Accepts trunk connections until the stop.
+///
+/// # Cancel safety
+/// Dropping it stops accepting; connections go on.
+pub(crate) async fn run(context: Context, listener: TcpListener) {
+    let permits = Arc::new(Semaphore::new(STRANGE_AT_ONCE));
+    let stop = context.connections.token().clone();
+    let work = async {
+        loop {
+            let Ok(permit) = Arc::clone(&permits).acquire_owned().await else {
+                return;
+            };
+            let (stream, peer) = accept(&context.book.metrics, &listener).await;
+            if !context.peers.contains(peer.ip()) {
+                tracing::debug!(peer.addr = %peer, "a trunk connection from a stranger");
+                context.book.metrics.shed(Shed::Stranger);
+                reset_on_drop(&stream);
+                continue;
+            }
+            let inner = context.clone();
+            let span = tracing::debug_span!("trunk", peer.addr = %peer);
+            let task = async move { greet(inner, stream, permit).await }.instrument(span);
+            context
+                .connections
+                .spawn("trunk connection", Criticality::Ordinary, task);
+        }
+    };
+    stop.run_until_cancelled(work).await;
+}
+
+/// Reads the header and takes the connection in.
+async fn greet(context: Context, mut stream: TcpStream, permit: OwnedSemaphorePermit) {
+    let Some(header) = read_header(&context, &mut stream).await else {
+        return;
+    };
+    let until = Instant::now() + context.settings().unknown_route;
+    let mut revisions = context.book.revisions();
+    let arrival = Arrival {
+        application: header.application.clone(),
+        known: header.version,
+        hops: header.hops,
+    };
+    if header.route.is_udp() {
+        return udp::from_trunk(&context, stream, &header, arrival).await;
+    }
+    loop {
+        let origin = Origin::Trunk(arrival.clone());
+        let book = &context.book;
+        let destination = SocketAddr::new(header.destination.ip(), header.route.external());
+        match book.admit(header.route, header.client, destination, origin) {
+            Ok(held) => {
+                drop(permit);
+                return serve(&context, held, stream).await;
+            }
+            Err(NotAdmitted::Full(full)) => {
+                book.metrics.shed(Shed::Limit(full));
+                let _sent = answer(&mut stream, &Answer::Refused(Refusal::Full)).await;
+                return;
+            }
+            // The sender may have heard of a route before this host does.
+            Err(NotAdmitted::NoRoute) => {
+                if !matches!(timeout_at(until, revisions.changed()).await, Ok(Ok(()))) {
+                    let refusal = Answer::Refused(Refusal::UnknownRoute);
+                    let _sent = answer(&mut stream, &refusal).await;
+                    return;
+                }
+            }
+        }
+    }
+}
+
+async fn read_header(context: &Context, stream: &mut TcpStream) -> Option<Header> {
+    if let Err(error) = tune(stream, &context.settings().timeouts) {
+        tracing::debug!(%error, "a trunk connection ended at once");
+        return None;
+    }
+    let mut bytes = Vec::new();
+    let reading = async {
+        loop {
+            match Header::decode(&bytes).map_err(|error| error.to_string())? {
+                Decoded::Done(header) => return Ok(header),
+                Decoded::Need(more) => {
+                    read_more(stream, &mut bytes, more)
+                        .await
+                        .map_err(|error| error.to_string())?;
+                }
+            }
+        }
+    };
+    let read: Result<Header, String> = timeout(HEADER_TIME, reading)
+        .await
+        .unwrap_or_else(|_| Err("too slow".to_owned()));
+    match read {
+        Ok(header) => Some(header),
+        Err(error) => {
+            tracing::debug!(error, "a trunk header that is none");
+            context.book.metrics.shed(Shed::Header);
+            reset_on_drop(stream);
+            None
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! Real sockets: two or three proxies in this process, each the host of a loopback address.
+
+mod app;
+mod control;
+mod forward;
+mod handoff;
+mod host;
+mod limits;
+mod restart;
+mod signals;
+mod trunk;

@@ -1,0 +1,261 @@
+//! TCP's own signals pass through: half-close, reset, backpressure.
+
+use std::io::ErrorKind;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use rehome_shared::api::proxy::RouteKey;
+use rehome_shared::config::daemon::ProxydTimeouts;
+use socket2::SockRef;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
+
+use crate::app::raw;
+use crate::host::{Host, LIMIT, free_port, tcp, version};
+
+/// A client and its application's side, directly on one host or over the trunk.
+struct Pair {
+    client: TcpStream,
+    server: TcpStream,
+    key: RouteKey,
+    _listener: TcpListener,
+    here: Host,
+    owner: Option<Host>,
+}
+
+async fn pair(over_trunk: bool) -> Result<Pair> {
+    let here = Host::start().await?;
+    let (listener, target) = raw().await?;
+    let port = free_port().await?;
+    let key = tcp(port)?;
+    let owner = if over_trunk {
+        let owner = Host::start().await?;
+        owner.open(&[&here], key, version(1, 0), target).await?;
+        here.open(&[], key, version(1, 0), owner.as_target()?)
+            .await?;
+        Some(owner)
+    } else {
+        here.open(&[], key, version(1, 0), target).await?;
+        None
+    };
+    let client = here.client(port).await?;
+    let (server, _) = timeout(LIMIT, listener.accept()).await??;
+    // A server that resets before the proxy has seen the connect is one that is not there yet.
+    here.wait(key, |status| status.active == 1).await?;
+    Ok(Pair {
+        client,
+        server,
+        key,
+        _listener: listener,
+        here,
+        owner,
+    })
+}
+
+fn reset(stream: TcpStream) -> Result<()> {
+    SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
+    drop(stream);
+    Ok(())
+}
+
+async fn read_all(stream: &mut TcpStream) -> Result<Vec<u8>> {
+    let mut got = Vec::new();
+    timeout(LIMIT, stream.read_to_end(&mut got)).await??;
+    Ok(got)
+}
+
+#[tokio::test]
+async fn a_client_may_finish_first_and_still_read() -> Result<()> {
+    for over_trunk in [false, true] {
+        let mut pair = pair(over_trunk).await?;
+        pair.client.write_all(b"question").await?;
+        pair.client.shutdown().await?;
+        ensure!(read_all(&mut pair.server).await? == b"question");
+        pair.server.write_all(b"late answer").await?;
+        pair.server.shutdown().await?;
+        ensure!(read_all(&mut pair.client).await? == b"late answer");
+        pair.here
+            .wait(pair.key, |status| status.active == 0)
+            .await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_server_may_finish_first_and_still_read() -> Result<()> {
+    for over_trunk in [false, true] {
+        let mut pair = pair(over_trunk).await?;
+        pair.server.write_all(b"greeting").await?;
+        pair.server.shutdown().await?;
+        ensure!(read_all(&mut pair.client).await? == b"greeting");
+        pair.client.write_all(b"more to say").await?;
+        pair.client.shutdown().await?;
+        ensure!(read_all(&mut pair.server).await? == b"more to say");
+        if let Some(owner) = &pair.owner {
+            owner.wait(pair.key, |status| status.active == 0).await?;
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_reset_passes_in_both_directions() -> Result<()> {
+    for over_trunk in [false, true] {
+        let mut first = pair(over_trunk).await?;
+        reset(first.server)?;
+        let error = next_error(&mut first.client)
+            .await
+            .context("from the server")?;
+        ensure!(
+            error == ErrorKind::ConnectionReset,
+            "{error:?}, trunk {over_trunk}"
+        );
+
+        let mut second = pair(over_trunk).await?;
+        reset(second.client)?;
+        let error = next_error(&mut second.server)
+            .await
+            .context("from the client")?;
+        ensure!(
+            error == ErrorKind::ConnectionReset,
+            "{error:?}, trunk {over_trunk}"
+        );
+    }
+    Ok(())
+}
+
+async fn next_error(stream: &mut TcpStream) -> Result<ErrorKind> {
+    let read = timeout(LIMIT, stream.read_u8()).await?;
+    Ok(read.err().context("a byte instead of an error")?.kind())
+}
+
+#[tokio::test]
+async fn a_reset_after_a_half_close_passes_too() -> Result<()> {
+    let mut pair = pair(false).await?;
+    pair.client.shutdown().await?;
+    ensure!(read_all(&mut pair.server).await?.is_empty());
+    reset(pair.client)?;
+    // A read would only repeat the end that was read before.
+    timeout(LIMIT, pair.server.ready(Interest::ERROR)).await??;
+    pair.here
+        .wait(pair.key, |status| status.active == 0)
+        .await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_a_server_said_before_it_hung_up_still_arrives() -> Result<()> {
+    let Pair {
+        mut client,
+        server,
+        here,
+        key,
+        ..
+    } = pair(false).await?;
+    // The server answers early and closes without reading what the client sent.
+    client.write_all(&[7; 4096]).await?;
+    let mut server = server;
+    timeout(LIMIT, server.readable()).await??;
+    server.write_all(b"413 too large").await?;
+    drop(server);
+    let mut got = vec![0; 13];
+    timeout(LIMIT, client.read_exact(&mut got)).await??;
+    ensure!(got == b"413 too large");
+    here.wait(key, |status| status.active == 0).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_silent_half_closed_connection_ends_with_a_reset() -> Result<()> {
+    let host = Host::start_with(|config| {
+        config.timeouts = ProxydTimeouts {
+            half_close: Duration::from_millis(150),
+            ..ProxydTimeouts::default()
+        };
+    })
+    .await?;
+    let (listener, target) = raw().await?;
+    let port = free_port().await?;
+    host.open(&[], tcp(port)?, version(1, 0), target).await?;
+    let mut client = host.client(port).await?;
+    let (_server, _) = listener.accept().await?;
+    client.shutdown().await?;
+    let error = next_error(&mut client).await?;
+    ensure!(error == ErrorKind::ConnectionReset, "{error:?}");
+    let metrics = host.metrics().await?;
+    ensure!(
+        metrics.contains("result=\"half_close_timeout\"} 1"),
+        "{metrics}"
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_idle_connection_ends_when_an_idle_timeout_is_set() -> Result<()> {
+    let host = Host::start_with(|config| {
+        config.timeouts.idle = Some(Duration::from_millis(150));
+    })
+    .await?;
+    let (listener, target) = raw().await?;
+    let port = free_port().await?;
+    host.open(&[], tcp(port)?, version(1, 0), target).await?;
+    let mut client = host.client(port).await?;
+    let (_server, _) = listener.accept().await?;
+    ensure!(read_all(&mut client).await?.is_empty());
+    Ok(())
+}
+
+/// More than the kernel may buffer on two legs (send and receive buffers of 4 and 6 MiB each),
+/// far less than what is sent.
+const KERNEL: usize = 24 << 20;
+const SENT: usize = 64 << 20;
+
+#[tokio::test]
+async fn a_slow_reader_stops_the_writer_instead_of_growing_memory() -> Result<()> {
+    let Pair {
+        mut client,
+        mut server,
+        here,
+        key,
+        ..
+    } = pair(false).await?;
+    let block = vec![42_u8; 1 << 16];
+    let mut written = 0;
+    // Write until nothing is taken any more.
+    while let Ok(length) = timeout(Duration::from_millis(500), server.write(&block)).await {
+        written += length?;
+        ensure!(
+            written < KERNEL,
+            "{written} bytes were taken and nobody reads"
+        );
+    }
+    ensure!(here.proxy.connections(Some(key)).connections[0].bytes_out < KERNEL as u64);
+    // Then everything arrives all the same.
+    let writer = async {
+        let mut left = SENT - written;
+        while left > 0 {
+            let length = left.min(block.len());
+            server.write_all(&block[..length]).await?;
+            left -= length;
+        }
+        server.shutdown().await?;
+        anyhow::Ok(())
+    };
+    let reader = async {
+        let mut got = 0;
+        let mut buffer = vec![0; 1 << 16];
+        loop {
+            match client.read(&mut buffer).await? {
+                0 => return anyhow::Ok(got),
+                length => {
+                    ensure!(buffer[..length].iter().all(|byte| *byte == 42));
+                    got += length;
+                }
+            }
+        }
+    };
+    let ((), got) = timeout(LIMIT, async { tokio::try_join!(writer, reader) }).await??;
+    ensure!(got == SENT, "{got}");
+    Ok(())
+}

@@ -1,0 +1,8 @@
+//! The commands as a user runs them, against a daemon that answers what the test says.
+
+#![forbid(unsafe_code)]
+
+mod deploy;
+mod fake;
+mod moves;
+mod questions;

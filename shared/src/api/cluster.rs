@@ -1,0 +1,394 @@
+//! The API of `migrated` for people and programs: on the Unix socket of a host, or over mutual
+//! TLS with an operator's certificate. Any host answers for the whole cluster.
+//!
+//! | request | body → answer |
+//! |---|---|
+//! | `GET /v1/status` | → [`Status`] |
+//! | `POST /v1/deployments` | [`DeployRequest`] → [`DeployReply`] |
+//! | `GET /v1/deployments/current` | → [`Desired`] |
+//! | `GET /v1/progress` | → [`Progress`] of the current deployment |
+//! | `POST /v1/moves` | [`MoveRequest`] → [`DeployReply`] |
+//! | `POST /v1/predictions` | [`MoveRequest`] → [`Prediction`] |
+//! | `GET /v1/migrations` | → list of [`Migration`], oldest first |
+//! | `GET /v1/migrations/{id}` | → [`Migration`] |
+//! | `POST /v1/migrations/{id}/abort` | → [`Migration`] |
+//!
+//! An answer that is not a success has an [`super::ErrorReply`] as its body.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::model::{Applications, Placement, Port};
+use crate::ids::{AppName, DeploymentGeneration, Epoch, HostAddr, MigrationId};
+use crate::units::{Bytes, seconds};
+
+/// What the cluster is meant to look like.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Desired {
+    /// Grows with every accepted deployment; 0 before the first.
+    pub generation: DeploymentGeneration,
+    /// The applications.
+    pub applications: Applications,
+    /// Where each runs.
+    pub placement: Placement,
+    /// Applications that no host held when this was accepted, by the generation that brought
+    /// them: only these may be born, on the host that they are placed on.
+    pub births: BTreeMap<AppName, DeploymentGeneration>,
+}
+
+impl Desired {
+    /// The host that an application is placed on.
+    #[must_use]
+    pub fn host_of(&self, application: &AppName) -> Option<&HostAddr> {
+        self.placement.iter().find_map(|(host, names)| names.contains(application).then_some(host))
+    }
+}
+
+/// `POST /v1/deployments`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeployRequest {
+    /// The applications.
+    pub applications: Applications,
+    /// Where each runs.
+    pub placement: Placement,
+    /// Only say what would happen.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// The answer to a deployment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeployReply {
+    /// The generation in force: a new one, unless nothing had to change.
+    pub generation: DeploymentGeneration,
+    /// What changes; empty when everything is as it should be.
+    pub changes: Vec<Change>,
+}
+
+/// One change of a deployment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    /// Which application.
+    pub application: AppName,
+    /// What happens to it.
+    pub kind: ChangeKind,
+}
+
+/// What happens to an application.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "change")]
+pub enum ChangeKind {
+    /// It starts for the first time.
+    Create {
+        /// Where.
+        host: HostAddr,
+    },
+    /// It starts again; its volumes were kept.
+    Start {
+        /// Where.
+        host: HostAddr,
+    },
+    /// It moves.
+    Move {
+        /// From this host.
+        from: HostAddr,
+        /// To this one.
+        to: HostAddr,
+        /// With its volumes, or make-before-break without any.
+        volumes: bool,
+    },
+    /// Its configuration changed: it restarts where it is.
+    Restart {
+        /// Where.
+        host: HostAddr,
+    },
+    /// Only its ports, limits or policies change; it keeps running.
+    Update {
+        /// Where.
+        host: HostAddr,
+    },
+    /// It stops; its volumes are kept.
+    Stop {
+        /// Where.
+        host: HostAddr,
+    },
+}
+
+/// `POST /v1/moves`: one move, as if the deployment had been edited.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MoveRequest {
+    /// Which application.
+    pub application: AppName,
+    /// Where to.
+    pub to: HostAddr,
+}
+
+/// `POST /v1/predictions`: what a move would take.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Prediction {
+    /// Bytes of the first round.
+    pub bytes: Bytes,
+    /// Whether the destination has a common snapshot already, so that a delta is enough.
+    pub delta: bool,
+    /// The predicted window, in seconds.
+    pub window_seconds: f64,
+    /// What it rests on, for people.
+    pub basis: String,
+}
+
+/// `GET /v1/status`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// The deployment in force.
+    pub generation: DeploymentGeneration,
+    /// The hosts.
+    pub hosts: Vec<HostStatus>,
+    /// The applications, by name.
+    pub applications: Vec<ApplicationStatus>,
+}
+
+/// A host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostStatus {
+    /// Its address.
+    pub address: HostAddr,
+    /// Whether its `migrated` answers.
+    pub reachable: bool,
+    /// The version of its `migrated`.
+    pub version: Option<String>,
+    /// Whether `migrated` there reaches its `proxyd`, and why not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
+/// The state of an application.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ApplicationState {
+    /// It runs and is not healthy yet.
+    Starting,
+    /// It runs and is healthy.
+    Running,
+    /// It does not run, as it should be.
+    Stopped,
+    /// It is on its way to another host.
+    Migrating,
+    /// It should run and does not.
+    Failed,
+    /// Nobody may run it until an operator decides.
+    Blocked,
+}
+
+impl ApplicationState {
+    /// The word in JSON and labels.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Stopped => "stopped",
+            Self::Migrating => "migrating",
+            Self::Failed => "failed",
+            Self::Blocked => "blocked",
+        }
+    }
+}
+
+/// An application as its owner sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApplicationStatus {
+    /// Its name.
+    pub name: AppName,
+    /// Its state.
+    pub state: ApplicationState,
+    /// Its owner.
+    pub host: Option<HostAddr>,
+    /// Where it should run.
+    pub desired_host: Option<HostAddr>,
+    /// Its owner's epoch.
+    pub epoch: Epoch,
+    /// Its ports.
+    pub ports: Vec<Port>,
+    /// Its volumes.
+    pub volumes: Vec<VolumeStatus>,
+    /// The instance's id (a container id).
+    #[serde(default)]
+    pub instance: Option<String>,
+    /// When it started, RFC 3339.
+    #[serde(default)]
+    pub started_at: Option<String>,
+    /// Connections: relayed and held on the owner's host.
+    #[serde(default)]
+    pub connections: ConnectionGauge,
+    /// Why it is not as it should be.
+    #[serde(default)]
+    pub reason: Option<String>,
+}
+
+/// Connections now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ConnectionGauge {
+    /// Relayed.
+    pub active: u64,
+    /// Held.
+    pub parked: u64,
+}
+
+/// A volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeStatus {
+    /// Its name in the application.
+    pub name: String,
+    /// Bytes that it holds.
+    pub bytes: Bytes,
+    /// Its limit.
+    #[serde(default)]
+    pub maximum_size: Option<Bytes>,
+}
+
+/// `GET /v1/progress`: how far the current deployment is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Progress {
+    /// The deployment.
+    pub generation: DeploymentGeneration,
+    /// Whether nothing is left to do: everything is as it should be, or has failed.
+    pub settled: bool,
+    /// The applications.
+    pub applications: Vec<ApplicationStatus>,
+    /// The migrations of this deployment.
+    pub migrations: Vec<Migration>,
+    /// What went wrong, by host.
+    pub failures: Vec<Failure>,
+}
+
+/// Something that went wrong on a host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// Where.
+    pub host: HostAddr,
+    /// Which application.
+    pub application: Option<AppName>,
+    /// What, with its cause.
+    pub reason: String,
+}
+
+/// How a migration stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MigrationState {
+    /// Under way.
+    Running,
+    /// The destination serves.
+    Done,
+    /// Given up before the handoff; the source serves.
+    Aborted,
+    /// The destination could not serve and gave it back; the source serves.
+    Returned,
+    /// An operator must decide.
+    Blocked,
+}
+
+impl MigrationState {
+    /// The word in JSON and labels.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Done => "done",
+            Self::Aborted => "aborted",
+            Self::Returned => "returned",
+            Self::Blocked => "blocked",
+        }
+    }
+}
+
+/// A migration, as its source tells it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Migration {
+    /// Its id.
+    pub id: MigrationId,
+    /// What moves.
+    pub application: AppName,
+    /// From this host, the coordinator.
+    pub from: HostAddr,
+    /// To this one.
+    pub to: HostAddr,
+    /// How it stands.
+    pub state: MigrationState,
+    /// The owner's epoch: the destination's after the handoff.
+    pub epoch: Epoch,
+    /// The deployment that asked for it.
+    pub generation: DeploymentGeneration,
+    /// RFC 3339.
+    pub started_at: String,
+    /// The pre-copy rounds.
+    pub rounds: Vec<Round>,
+    /// Seconds by phase, in the order of [`PHASES`] where they happened.
+    pub phases: BTreeMap<String, f64>,
+    /// The window; `None` until the destination serves, or when there was none.
+    pub window_seconds: Option<Window>,
+    /// Bytes sent in all.
+    pub bytes: Bytes,
+    /// What happened to connections.
+    pub connections: Connections,
+    /// Why it did not end well.
+    pub error: Option<String>,
+    /// What it is doing now.
+    #[serde(default)]
+    pub now: Option<MigrationNow>,
+}
+
+/// The phases of a move in their order; [`Migration::phases`] is keyed by these.
+pub const PHASES: [&str; 12] = [
+    "prepare", "precopy", "park", "drain", "stop", "flush", "final_delta", "release", "adopt", "start",
+    "health", "open",
+];
+
+/// One pre-copy round.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Round {
+    /// Bytes on the wire.
+    pub bytes: Bytes,
+    /// Seconds it took.
+    pub seconds: f64,
+}
+
+/// The window's two shares, in seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Window {
+    /// What Rehome and the runtime took.
+    pub platform: f64,
+    /// What the application took to stop and to become healthy.
+    pub application: f64,
+}
+
+/// What happened to connections, counted on the source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Connections {
+    /// Ended by themselves or politely before the stop.
+    pub drained: u64,
+    /// Held until the destination served.
+    pub parked: u64,
+    /// Turned away.
+    pub refused: u64,
+}
+
+/// What a running migration is doing.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MigrationNow {
+    /// The phase.
+    pub phase: String,
+    /// The pre-copy round, from 1; 0 outside of pre-copy.
+    pub round: u32,
+    /// Bytes of the current stream so far.
+    pub bytes: Bytes,
+    /// Bytes per second of the current stream.
+    pub rate: Bytes,
+    /// The window as predicted now, in seconds.
+    pub predicted_window: Option<f64>,
+    /// Seconds since the migration began.
+    #[serde(with = "seconds")]
+    pub elapsed: Duration,
+}

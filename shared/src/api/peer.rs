@@ -1,0 +1,241 @@
+//! What `migrated` says to `migrated` on another host, over mutual TLS (HTTP, JSON).
+//!
+//! | request | body → answer | who → whom |
+//! |---|---|---|
+//! | `GET /peer/v1/host` | → [`HostReport`] | anyone |
+//! | `POST /peer/v1/preflight` | [`super::cluster::Desired`] → [`PreflightReply`] | the host that takes a deployment → all |
+//! | `PUT /peer/v1/desired` | [`super::cluster::Desired`] → [`Accepted`] | the same |
+//! | `POST /peer/v1/gossip` | [`Gossip`] → [`Gossip`] | anyone |
+//! | `POST /peer/v1/handoffs/{id}/prepare` | [`Offer`] → [`Ready`] | source → destination |
+//! | `PUT /peer/v1/handoffs/{id}/stream` | a backend's stream, [`StreamQuery`] → [`Received`] | |
+//! | `POST /peer/v1/handoffs/{id}/verify` | [`VerifyRequest`] → [`HandoffView`] | |
+//! | `POST /peer/v1/handoffs/{id}/start` | [`HandoffRef`] → [`HandoffView`]; only without volumes | |
+//! | `POST /peer/v1/handoffs/{id}/grant` | [`HandoffRef`] → [`HandoffView`] | |
+//! | `GET /peer/v1/handoffs/{id}` | `?wait=SECONDS&seen=STATE` → [`HandoffView`] | |
+//! | `POST /peer/v1/handoffs/{id}/abort` | [`HandoffRef`] → [`HandoffView`] | |
+//! | `POST /peer/v1/handoffs/{id}/close` | [`HandoffRef`] → [`HandoffView`] | |
+//!
+//! Every message of a handoff carries migration, attempt and epoch. One that is stale is
+//! answered with the state as it is; nothing happens twice.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::cluster::{ApplicationStatus, Failure, Migration};
+use crate::config::model::{Application, MigrationLimits};
+use crate::ids::{
+    AppName, Attempt, DatasetId, DeploymentGeneration, Epoch, HostAddr, MigrationId, RouteVersion,
+    VolumeName,
+};
+use crate::units::Bytes;
+
+/// What a host says of itself.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HostReport {
+    /// Its address.
+    pub host: HostAddr,
+    /// The version of its `migrated`.
+    pub version: String,
+    /// The deployment it follows, with a hash of its content.
+    pub generation: DeploymentGeneration,
+    /// Hash of the deployment it follows.
+    pub desired_hash: String,
+    /// The applications that it owns.
+    pub owned: Vec<OwnedApplication>,
+    /// The state of each application that it owns.
+    pub applications: Vec<ApplicationStatus>,
+    /// Migrations that it coordinates or coordinated.
+    pub migrations: Vec<Migration>,
+    /// Applications that it is taking over: not yet its own.
+    pub incoming: Vec<AppName>,
+    /// Whether it has nothing left to do for this deployment.
+    pub settled: bool,
+    /// What went wrong.
+    pub failures: Vec<Failure>,
+    /// Why its `proxyd` or runtime cannot be used, if so.
+    pub problem: Option<String>,
+}
+
+/// An application's owner speaks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnedApplication {
+    /// Which.
+    pub application: AppName,
+    /// Since which change of owner.
+    pub epoch: Epoch,
+    /// Its volumes.
+    pub volumes: Vec<VolumeIdentity>,
+    /// Hash of the configuration that its instance was made with; `None` without an instance.
+    pub config_hash: Option<String>,
+}
+
+/// A volume's name and identity.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct VolumeIdentity {
+    /// Its name in the application.
+    pub name: VolumeName,
+    /// Its identity.
+    pub dataset: DatasetId,
+}
+
+/// The answer to a preflight: nothing was changed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PreflightReply {
+    /// What would fail.
+    pub problems: Vec<Failure>,
+}
+
+/// The answer to a new desired state.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Accepted {
+    /// The generation that the host follows now.
+    pub generation: DeploymentGeneration,
+}
+
+/// What hosts tell each other again and again. The larger version wins everywhere.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gossip {
+    /// Who speaks.
+    pub host: HostAddr,
+    /// The deployment it follows.
+    pub generation: DeploymentGeneration,
+    /// A hash of it: of two of one generation the larger hash wins.
+    pub desired_hash: String,
+    /// Where each application is, as far as the host knows.
+    pub adverts: Vec<Advert>,
+}
+
+/// Where an application is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Advert {
+    /// Which.
+    pub application: AppName,
+    /// How new.
+    pub version: RouteVersion,
+    /// Its owner.
+    pub host: HostAddr,
+}
+
+/// The source offers an application.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offer {
+    /// Which.
+    pub application: AppName,
+    /// The deployment that asks for the move.
+    pub generation: DeploymentGeneration,
+    /// The source.
+    pub from: HostAddr,
+    /// The source's epoch.
+    pub epoch: Epoch,
+    /// How it is meant to run.
+    pub spec: Application,
+    /// Its volumes.
+    pub volumes: Vec<OfferedVolume>,
+    /// How it moves.
+    pub limits: MigrationLimits,
+}
+
+/// A volume of an offer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OfferedVolume {
+    /// Name and identity.
+    pub identity: VolumeIdentity,
+    /// Bytes that it holds.
+    pub used: Bytes,
+    /// Its limit.
+    pub limit: Option<Bytes>,
+}
+
+/// The destination can take it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Ready {
+    /// The state of the handoff there.
+    pub view: HandoffView,
+    /// Guids of the snapshots that it has of each volume.
+    pub snapshots: BTreeMap<DatasetId, Vec<String>>,
+}
+
+/// What a stream carries, as query parameters.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StreamQuery {
+    /// The volume.
+    pub dataset: DatasetId,
+    /// The snapshot's name.
+    pub snapshot: String,
+    /// The snapshot's identity.
+    pub guid: String,
+}
+
+/// A stream arrived whole.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Received {
+    /// Bytes that came.
+    pub bytes: Bytes,
+}
+
+/// The final snapshots were sent: are they all there?
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifyRequest {
+    /// Which attempt.
+    pub attempt: Attempt,
+    /// The source's epoch.
+    pub epoch: Epoch,
+    /// The final snapshot of each volume.
+    pub finals: Vec<FinalSnapshot>,
+}
+
+/// The final snapshot of a volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FinalSnapshot {
+    /// The volume.
+    pub dataset: DatasetId,
+    /// The snapshot's name.
+    pub name: String,
+    /// Its identity.
+    pub guid: String,
+}
+
+/// Which attempt of a handoff, and at which epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HandoffRef {
+    /// The attempt.
+    pub attempt: Attempt,
+    /// For a grant the new owner's epoch, else the source's.
+    pub epoch: Epoch,
+}
+
+/// How a handoff stands on the destination.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HandoffView {
+    /// Its id.
+    pub migration: MigrationId,
+    /// The newest attempt that the destination knows.
+    pub attempt: Attempt,
+    /// The state.
+    pub state: HandoffState,
+    /// Seconds by phase on the destination.
+    pub phases: BTreeMap<String, f64>,
+    /// Why it was returned.
+    pub reason: Option<String>,
+}
+
+/// The states of a handoff on the destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HandoffState {
+    /// Nothing is known of it.
+    Unknown,
+    /// Space and instance are reserved; rounds arrive.
+    Reserved,
+    /// The final snapshots are all there; waiting for the grant or an abort.
+    Verified,
+    /// It is the owner and starts the application.
+    Owned,
+    /// Clients are served.
+    Serving,
+    /// It could not serve and gave the application back.
+    Returned,
+    /// It was called off.
+    Dropped,
+}

@@ -1,0 +1,126 @@
+//! The keys of the Compose specification that Rehome refuses by name, with what to write instead.
+
+const REMOVE: &str = "remove it: it has no counterpart here";
+const NETWORK: &str = "remove it: applications reach each other through links and external ports";
+const HOST: &str = "remove it: a service must be able to run on every host";
+const PRIVILEGE: &str = "remove it: services run without further privileges";
+const VOLUME: &str = "write the path of a volume under 'volumes'";
+
+/// Sections of the file.
+pub(super) const REFUSED_SECTIONS: [(&str, &str); 5] = [
+    ("networks", NETWORK),
+    ("configs", "put the file into the image or into a volume"),
+    ("secrets", "put the file into a volume"),
+    ("include", "write all services in one file"),
+    ("models", REMOVE),
+];
+
+/// Keys of a service.
+pub(super) const REFUSED: [(&str, &str); 79] = [
+    ("annotations", REMOVE),
+    ("attach", REMOVE),
+    ("blkio_config", REMOVE),
+    (
+        "build",
+        "build the image, push it, and name it: image: NAME",
+    ),
+    ("cap_add", PRIVILEGE),
+    ("cap_drop", REMOVE),
+    ("cgroup", REMOVE),
+    ("cgroup_parent", REMOVE),
+    ("configs", "put the file into the image or into a volume"),
+    (
+        "container_name",
+        "remove it: the service's name is the application's name",
+    ),
+    ("cpu_count", "write cpu_shares"),
+    ("cpu_percent", "write cpu_shares"),
+    ("cpu_period", "write cpu_shares"),
+    ("cpu_quota", "write cpu_shares"),
+    ("cpu_rt_period", "write cpu_shares"),
+    ("cpu_rt_runtime", "write cpu_shares"),
+    ("cpus", "write cpu_shares"),
+    ("cpuset", "write cpu_shares"),
+    ("credential_spec", REMOVE),
+    (
+        "deploy",
+        "remove it: deployment.yml says where services run; limits are mem_limit and cpu_shares",
+    ),
+    ("develop", REMOVE),
+    ("device_cgroup_rules", HOST),
+    ("devices", HOST),
+    ("dns", NETWORK),
+    ("dns_opt", NETWORK),
+    ("dns_search", NETWORK),
+    ("domainname", NETWORK),
+    ("driver_opts", REMOVE),
+    ("env_file", "write the variables under 'environment'"),
+    (
+        "expose",
+        "write 'ports': a port that is linked to needs an external number",
+    ),
+    (
+        "extends",
+        "write the keys out, or repeat them with a YAML anchor",
+    ),
+    ("external_links", "write 'links' to a service of this file"),
+    ("extra_hosts", NETWORK),
+    ("gpus", HOST),
+    ("group_add", PRIVILEGE),
+    ("init", REMOVE),
+    ("ipc", HOST),
+    ("isolation", REMOVE),
+    ("label_file", REMOVE),
+    ("labels", "remove it: Rehome labels what it runs by itself"),
+    ("log_driver", REMOVE),
+    ("log_opt", REMOVE),
+    (
+        "logging",
+        "remove it: the host's engine decides where logs go",
+    ),
+    ("mac_address", NETWORK),
+    ("mem_reservation", "write mem_limit"),
+    ("mem_swappiness", "write mem_limit"),
+    ("memswap_limit", "write mem_limit"),
+    ("models", REMOVE),
+    ("net", NETWORK),
+    ("network_mode", NETWORK),
+    ("networks", NETWORK),
+    ("oom_kill_disable", REMOVE),
+    ("oom_score_adj", REMOVE),
+    ("pid", HOST),
+    ("pids_limit", REMOVE),
+    ("platform", "name an image of the hosts' platform"),
+    ("post_start", REMOVE),
+    ("pre_stop", REMOVE),
+    ("privileged", PRIVILEGE),
+    ("profiles", "write only the services that run"),
+    ("provider", REMOVE),
+    (
+        "pull_policy",
+        "remove it: an image is pulled where it is absent",
+    ),
+    ("read_only", REMOVE),
+    (
+        "runtime",
+        "remove it: migrated.yml says which runtime a host has",
+    ),
+    ("scale", "write one service per instance"),
+    ("secrets", "put the file into a volume"),
+    ("security_opt", PRIVILEGE),
+    ("shm_size", REMOVE),
+    ("stdin_open", REMOVE),
+    ("storage_opt", VOLUME),
+    ("sysctls", PRIVILEGE),
+    ("tmpfs", VOLUME),
+    ("tty", REMOVE),
+    ("ulimits", REMOVE),
+    ("use_api_socket", PRIVILEGE),
+    ("userns_mode", PRIVILEGE),
+    ("uts", HOST),
+    ("volume_driver", VOLUME),
+    (
+        "volumes_from",
+        "remove it: a volume belongs to one application",
+    ),
+];

@@ -1,0 +1,211 @@
+use super::*;
+use crate::config::model::OnStall;
+use crate::config::problem::{Problem, Source};
+
+const MIGRATED: &str = "\
+version: 1
+address: 10.77.0.11
+tls:
+  ca: /etc/rehome/tls/ca.pem
+  certificate: /etc/rehome/tls/host.pem
+  key: /etc/rehome/tls/host.key
+";
+
+fn migrated(more: &str) -> Result<MigratedConfig, Vec<Problem>> {
+    migrated_config(&Source::new("migrated.yml", format!("{MIGRATED}{more}")))
+}
+
+fn proxyd(text: &str) -> Result<ProxydConfig, Vec<Problem>> {
+    proxyd_config(&Source::new("proxyd.yml", text))
+}
+
+fn lines_and_paths(problems: Vec<Problem>) -> Vec<(usize, String)> {
+    problems.into_iter().map(|p| (p.line, p.path)).collect()
+}
+
+#[test]
+fn a_short_migrated_file_gets_the_documented_defaults() {
+    let config = migrated("").unwrap();
+    assert_eq!(config.listen.to_string(), "[::]:7420");
+    assert_eq!(config.metrics.to_string(), "127.0.0.1:9420");
+    assert_eq!(config.socket, PathBuf::from("/run/rehome/migrated.sock"));
+    assert_eq!(config.state, PathBuf::from("/var/lib/rehome/migrated"));
+    assert_eq!(
+        config.proxy,
+        ProxyEndpoint {
+            socket: PROXYD_SOCKET.into(),
+            trunk_port: 7421
+        }
+    );
+    assert_eq!(
+        config.runtime,
+        Runtime::Docker {
+            socket: "/var/run/docker.sock".into()
+        }
+    );
+    assert_eq!(config.migration, MigrationLimits::default());
+    assert_eq!(config.files, None);
+}
+
+#[test]
+fn every_migrated_key_is_read() {
+    let config = migrated(
+        "listen: \"10.77.0.11:1\"\nsocket: /s\nstate: /st\nmetrics: 127.0.0.1:2\n\
+         log: {format: json, filter: debug}\npeer_port: 3\n\
+         storage: {backend: btrfs, path: /p, image: {path: /i, size: 20GiB}}\n\
+         runtime: {kind: process}\nproxy: {socket: /ps, trunk_port: 4}\n\
+         migration: {downtime_budget: 1s, hard_cap: 4s, max_rounds: 3, drain: 0s, \
+         park_timeout: 30s, park_limit: 9, bandwidth_limit: 100MiB, on_stall: abort}\n\
+         limits: {concurrent_migrations: 5, request_bytes: 1MiB}\n\
+         deployment: /d\napplication: /a\n",
+    )
+    .unwrap();
+    assert_eq!(config.listen.port(), 1);
+    assert_eq!(
+        config.log,
+        Log {
+            format: LogFormat::Json,
+            filter: "debug".into()
+        }
+    );
+    assert_eq!(config.peer_port, 3);
+    assert_eq!(
+        config.storage.image,
+        Some(PoolImage {
+            path: "/i".into(),
+            size: Bytes(20 << 30)
+        })
+    );
+    assert_eq!(config.runtime, Runtime::Process);
+    assert_eq!(config.proxy.trunk_port, 4);
+    assert_eq!(config.migration.drain, Duration::ZERO);
+    assert_eq!(config.migration.bandwidth_limit, Some(Bytes(100 << 20)));
+    assert_eq!(config.migration.on_stall, OnStall::Abort);
+    assert_eq!(
+        config.limits,
+        MigratedLimits {
+            concurrent_migrations: 5,
+            request_bytes: Bytes(1 << 20)
+        }
+    );
+    assert_eq!(
+        config.files,
+        Some(DeploymentFiles {
+            deployment: "/d".into(),
+            application: "/a".into()
+        })
+    );
+}
+
+#[test]
+fn all_problems_of_migrated_yml_come_at_once() {
+    let problems = migrated(
+        "listen: 7420\nsoket: /x\nstate: relative\nstorage: {backend: zfs}\n\
+         runtime: {kind: vmware}\nmigration: {downtime_budget: 20s}\nlimits: {request_bytes: 12}\n\
+         application: /a\n",
+    )
+    .unwrap_err();
+    let cure = &problems.iter().find(|p| p.path == "soket").unwrap().cure;
+    assert_eq!(cure, "did you mean 'socket'?");
+    let want = [
+        (7, "listen"),
+        (8, "soket"),
+        (9, "state"),
+        (10, "storage.backend"),
+        (11, "runtime.kind"),
+        (12, "migration"),
+        (13, "limits.request_bytes"),
+        (14, "application"),
+    ];
+    assert_eq!(
+        lines_and_paths(problems),
+        want.map(|(l, p)| (l, p.to_owned()))
+    );
+}
+
+#[test]
+fn required_keys_are_named_when_they_are_missing() {
+    let problems = migrated_config(&Source::new("m", "listen: \"[::]:1\"\n")).unwrap_err();
+    let missing: Vec<_> = problems.iter().map(|p| p.message.as_str()).collect();
+    assert_eq!(
+        missing,
+        [
+            "missing key 'address'",
+            "missing key 'tls'",
+            "missing key 'version'"
+        ]
+    );
+    for text in ["", "- a\n", "a: [", "version: 2\n"] {
+        assert!(
+            migrated_config(&Source::new("m", text)).is_err(),
+            "{text:?}"
+        );
+        assert!(text.starts_with('v') || proxyd(text).is_err(), "{text:?}");
+    }
+}
+
+#[test]
+fn proxyd_runs_with_a_version_alone() {
+    let config = proxyd("version: 1\n").unwrap();
+    assert_eq!(config.trunk, Trunk::default());
+    assert_eq!(config.trunk.listen.to_string(), "[::]:7421");
+    assert_eq!(config.listen, ListenOn::DualStack);
+    assert_eq!(config.limits, ProxydLimits::default());
+    assert_eq!(config.timeouts, ProxydTimeouts::default());
+    assert_eq!((config.host, config.routes.len()), (None, 0));
+}
+
+#[test]
+fn every_proxyd_key_is_read() {
+    let config = proxyd(
+        "version: 1\nhost: h1\nsocket: /s\nstate: /st\nmetrics: \"[::1]:2\"\nlog: {filter: warn}\n\
+         trunk: {listen: \"10.0.0.1:3\", connect_timeout: 500ms}\nlisten: [\"0.0.0.0\", \"::\"]\n\
+         limits: {connections: 1, per_route: 2, parked: 3, park_timeout: 4s, udp_sessions: 5}\n\
+         timeouts: {connect: 1s, half_close: 2s, idle: 3s, udp_idle: 4s, keepalive: 5s, user_timeout: 6s}\n\
+         routes:\n- {external: 8080, protocol: http, backend: \"10.0.0.5:80\", fast_path: off}\n\
+         - {external: 8080, protocol: udp, backend: \"[fd00::1]:53\"}\n",
+    )
+    .unwrap();
+    assert_eq!(config.host.map(|h| h.to_string()), Some("h1".into()));
+    assert_eq!(config.trunk.connect_timeout, Duration::from_millis(500));
+    assert_eq!(
+        config.listen,
+        ListenOn::Addresses(vec!["0.0.0.0".parse().unwrap(), "::".parse().unwrap()])
+    );
+    assert_eq!(config.limits.udp_sessions, 5);
+    assert_eq!(config.timeouts.idle, Some(Duration::from_secs(3)));
+    assert_eq!(
+        config.routes[0],
+        StaticRoute {
+            external: 8080,
+            protocol: Protocol::Http,
+            backend: "10.0.0.5:80".parse().unwrap(),
+            fast_path: FastPath::Off
+        }
+    );
+    assert_eq!(config.routes[1].protocol, Protocol::Udp);
+}
+
+#[test]
+fn all_problems_of_proxyd_yml_come_at_once() {
+    let problems = proxyd(
+        "version: 1\nlisten: []\nlimits: {parked: 0}\ntimeouts: {idle: 5}\nroutes:\n\
+         - {external: 80, backend: \"10.0.0.5:80\"}\n\
+         - {external: 80, protocol: http, backend: \"10.0.0.6:80\"}\n\
+         - {external: 0, backend: nowhere, weight: 3}\n",
+    )
+    .unwrap_err();
+    let want = [
+        (2, "listen"),
+        (3, "limits.parked"),
+        (4, "timeouts.idle"),
+        (7, "routes[1]"),
+        (8, "routes[2].backend"),
+        (8, "routes[2].external"),
+        (8, "routes[2].weight"),
+    ];
+    assert_eq!(
+        lines_and_paths(problems),
+        want.map(|(l, p)| (l, p.to_owned()))
+    );
+}
