@@ -11,10 +11,10 @@ MAKEFLAGS += --no-print-directory
 # The first list is what the demo installs: a C compiler for the build, Docker Engine, and small
 # tools. None but Docker Engine starts a service.
 DEMO_PACKAGES := gcc:cc libc6-dev docker.io:dockerd iptables:iptables iproute2:ip \
-	btrfs-progs:mkfs.btrfs busybox-static util-linux:nsenter
+	btrfs-progs:mkfs.btrfs util-linux:nsenter
 # What the tests need besides: redis-tools holds the server's program too, without its service.
-TEST_PACKAGES := $(DEMO_PACKAGES) redis-tools:redis-cli postgresql-client:psql \
-	systemd:systemd-analyze
+TEST_PACKAGES := $(DEMO_PACKAGES) busybox-static redis-tools:redis-cli \
+	postgresql-client:psql systemd:systemd-analyze
 # Packages that are only unpacked into target/tools, because installing them starts a service.
 UNPACKED_PACKAGES := prometheus:promtool
 

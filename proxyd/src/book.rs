@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use proxyd_core::limits::{Full, Limits, Load, admit};
-use proxyd_core::table::{Applied, RouteTable};
+use proxyd_core::table::{Applied, Phase, Route, RouteTable};
 use proxyd_core::tally::Tally;
 use proxyd_core::way::Arrival;
 use rehome_shared::api::proxy::RouteKey;
@@ -97,6 +97,20 @@ impl Book {
     /// This host, as `migrated` named it.
     pub(crate) fn host(&self) -> Option<HostAddr> {
         self.lock().table.host().cloned()
+    }
+
+    /// One route, as it is now.
+    pub(crate) fn route(&self, key: RouteKey) -> Option<Route> {
+        self.lock().table.route(key).cloned()
+    }
+
+    /// Whether a route's gate holds what comes.
+    pub(crate) fn is_parked(&self, key: RouteKey) -> bool {
+        let inner = self.lock();
+        inner
+            .table
+            .route(key)
+            .is_some_and(|route| matches!(route.phase, Phase::Parked(_)))
     }
 
     /// Tells of every published table.

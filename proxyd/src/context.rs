@@ -10,6 +10,7 @@ use crate::book::Book;
 use crate::peers::Peers;
 use crate::relay::Buffers;
 use crate::settings::Settings;
+use crate::udp::Room;
 
 /// The shared parts. Clones share.
 #[derive(Debug, Clone)]
@@ -17,6 +18,7 @@ pub(crate) struct Context {
     pub(crate) book: Arc<Book>,
     pub(crate) peers: Peers,
     pub(crate) buffers: Buffers,
+    pub(crate) udp_room: Room,
     /// Owns one task per connection.
     pub(crate) connections: Supervisor,
     settings: Arc<ArcSwap<Settings>>,
@@ -28,6 +30,7 @@ impl Context {
             book,
             peers: Peers::default(),
             buffers: Buffers::default(),
+            udp_room: Room::new(settings.udp_sessions),
             connections: supervisor.group(),
             settings: Arc::new(ArcSwap::from_pointee(settings)),
         }

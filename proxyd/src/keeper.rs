@@ -123,7 +123,7 @@ impl Keeper {
     /// Puts the first table in force: what was kept, and the file's routes.
     pub(crate) fn begin(&mut self, mut table: RouteTable) {
         log_applied(&table.apply_file(&self.context.settings().routes));
-        self.put_in_force(table);
+        self.put_in_force(&table);
     }
 
     /// Serves requests until the stop.
@@ -158,7 +158,7 @@ impl Keeper {
                 drop(answer.send(CheckPortsReply { problems }));
             }
             Request::Configure(settings, answer) => {
-                self.configure(*settings).await;
+                self.configure(*settings);
                 let _unheard = answer.send(());
             }
         }
@@ -205,24 +205,24 @@ impl Keeper {
         Ok(())
     }
 
-    async fn configure(&mut self, settings: Settings) {
+    fn configure(&mut self, settings: Settings) {
         let mut table = self.context.book.table();
         let applied = table.apply_file(&settings.routes);
         log_applied(&applied);
         self.context.set_settings(settings);
-        self.put_in_force(table);
+        self.put_in_force(&table);
     }
 
     /// Keeps a table and puts it in force.
     async fn change(&mut self, table: RouteTable) {
         self.keep(&table).await;
-        self.put_in_force(table);
+        self.put_in_force(&table);
     }
 
-    fn put_in_force(&mut self, table: RouteTable) {
+    fn put_in_force(&mut self, table: &RouteTable) {
         self.context.peers.set(table.peers());
         self.context.book.publish(table.clone());
-        self.listeners.reconcile(&table);
+        self.listeners.reconcile(table);
     }
 
     async fn keep(&mut self, table: &RouteTable) {

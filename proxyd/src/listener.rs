@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::Arc;
 
 use proxyd_core::table::{Phase, RouteTable};
 use rehome_runtime::supervise::{Criticality, Supervisor};
@@ -130,7 +129,7 @@ fn try_port(on: &ListenOn, key: RouteKey) -> io::Result<()> {
 fn start(context: &Context, tasks: &Supervisor, on: &ListenOn, key: RouteKey) -> io::Result<()> {
     if key.is_udp() {
         for socket in listen_udp(on, key.external())? {
-            udp::listen(context, tasks, key, Arc::new(socket))?;
+            udp::listen(context, tasks, key, socket)?;
         }
     } else {
         for listener in listen_tcp(on, key.external())? {

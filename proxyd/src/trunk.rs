@@ -74,7 +74,7 @@ async fn greet(context: Context, mut stream: TcpStream, permit: OwnedSemaphorePe
         hops: header.hops,
     };
     if header.route.is_udp() {
-        return udp::from_trunk(&context, stream, &header, arrival).await;
+        return udp::from_trunk(&context, stream, &header, &arrival).await;
     }
     loop {
         let origin = Origin::Trunk(arrival.clone());

@@ -2,50 +2,98 @@
 //!
 //! ```text
 //!   client ─► socket of the port ─► session ─► connected socket ─► application of this host
-//!                                          └─► trunk connection ─► session on the owner
+//!                  │                        └─► trunk connection ─► session on the owner
+//!                  └─ hold: while the gate is parked
 //! ```
 //!
 //! A session follows its route: when the route leads elsewhere, the next datagram goes there.
-//! While the gate is parked each session keeps its newest datagrams, and all of a route share
-//! [`QUEUED`]; beyond it the oldest is dropped, as a network would. Sessions are limited and end
-//! after a silence.
+//! While the gate is parked the socket's newest [`HELD`] datagrams wait, older ones are dropped
+//! as a network would. An owner that parks ends the sessions that came over its trunk; their
+//! senders come again and wait for the answer. Sessions are limited in number and end after a
+//! silence.
 
+mod link;
 mod session;
-mod upstream;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::time::Duration;
 
-use proxyd_core::way::Arrival;
 use rehome_runtime::supervise::{Criticality, Supervisor};
 use rehome_shared::api::proxy::RouteKey;
-use rehome_shared::trunk::{Answer, Header, Refusal};
-use tokio::net::{TcpStream, UdpSocket};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::net::UdpSocket;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::context::Context;
 use crate::metrics::Shed;
-use crate::serve::answer;
-use session::{Client, Session};
+use session::Session;
+pub(crate) use session::from_trunk;
 
-/// Datagrams that wait in a session: what comes in a burst before the task runs, and what a
-/// parked gate holds. Older ones are dropped.
-pub(crate) const QUEUED: usize = 256;
+/// Datagrams of a socket that wait while its gate is parked.
+const HELD: usize = 256;
+/// Datagrams of one client that wait while its session is being made or is busy. All that a
+/// gate held may be of one client.
+const INBOX: usize = HELD;
 /// The largest datagram there is.
-pub(crate) const LARGEST: usize = 65_535;
+const LARGEST: usize = 65_535;
+/// How often sessions that ended are taken out of the socket's memory.
+const SWEEP: Duration = Duration::from_secs(5);
+
+/// The room for UDP sessions. Clones share.
+#[derive(Debug, Clone)]
+pub(crate) struct Room(Arc<Semaphore>);
+
+/// The place of one session.
+#[derive(Debug)]
+pub(crate) struct Place {
+    context: Context,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Room {
+    pub(crate) fn new(sessions: usize) -> Self {
+        Self(Arc::new(Semaphore::new(
+            sessions.min(Semaphore::MAX_PERMITS),
+        )))
+    }
+
+    fn take(&self, context: &Context) -> Option<Place> {
+        let Ok(permit) = Arc::clone(&self.0).try_acquire_owned() else {
+            context.book.metrics.shed(Shed::Session);
+            return None;
+        };
+        context.book.metrics.udp_sessions.inc();
+        Some(Place {
+            context: context.clone(),
+            _permit: permit,
+        })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.context.book.metrics.udp_sessions.dec();
+    }
+}
 
 /// Starts serving a socket of a UDP route.
 pub(crate) fn listen(
     context: &Context,
     tasks: &Supervisor,
     key: RouteKey,
-    socket: Arc<UdpSocket>,
+    socket: UdpSocket,
 ) -> io::Result<()> {
-    let destination = socket.local_addr()?;
-    let listener =
-        Listener { context: context.clone(), key, socket, destination, sessions: Sessions::default() };
+    let listener = Listener {
+        context: context.clone(),
+        tasks: tasks.clone(),
+        key,
+        destination: socket.local_addr()?,
+        socket: Arc::new(socket),
+        sessions: HashMap::new(),
+        held: VecDeque::new(),
+    };
     let stop = tasks.token().clone();
     tasks.spawn("udp listener", Criticality::Ordinary, async move {
         stop.run_until_cancelled(listener.run()).await;
@@ -53,94 +101,88 @@ pub(crate) fn listen(
     Ok(())
 }
 
-/// The clients of one socket and the way into their sessions. Clones share.
-#[derive(Debug, Clone, Default)]
-struct Sessions(Arc<Mutex<HashMap<SocketAddr, mpsc::Sender<Box<[u8]>>>>>);
-
-impl Sessions {
-    fn find(&self, client: SocketAddr) -> Option<mpsc::Sender<Box<[u8]>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&client).cloned()
-    }
-
-    fn insert(&self, client: SocketAddr, sender: mpsc::Sender<Box<[u8]>>) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(client, sender);
-    }
-
-    fn remove(&self, client: SocketAddr) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&client);
-    }
-}
-
 struct Listener {
     context: Context,
+    tasks: Supervisor,
     key: RouteKey,
-    socket: Arc<UdpSocket>,
     destination: SocketAddr,
-    sessions: Sessions,
+    socket: Arc<UdpSocket>,
+    sessions: HashMap<SocketAddr, mpsc::Sender<Box<[u8]>>>,
+    held: VecDeque<(SocketAddr, Box<[u8]>)>,
 }
 
 impl Listener {
-    async fn run(self) {
+    async fn run(mut self) {
         let mut buffer = vec![0; LARGEST];
+        let mut news = self.context.book.revisions();
+        let mut sweep = tokio::time::interval(SWEEP);
         loop {
-            match self.socket.recv_from(&mut buffer).await {
-                Ok((length, client)) => {
-                    let datagram = buffer.get(..length).unwrap_or_default();
-                    self.deliver(client, datagram.into());
-                }
-                // An ICMP message about an earlier answer; the socket is well.
-                Err(error) => {
-                    tracing::debug!(%error, "a datagram was not received");
-                    tokio::time::sleep(std::time::Duration::from_millis(1)).await;
-                }
+            // Every arm is cancel safe; a datagram that was not received is still in the socket.
+            tokio::select! {
+                received = self.socket.recv_from(&mut buffer) => match received {
+                    Ok((length, client)) => {
+                        let datagram = buffer.get(..length).unwrap_or_default();
+                        self.take_in(client, datagram.into());
+                    }
+                    // An ICMP message about an earlier answer; the socket is well.
+                    Err(error) => tracing::debug!(%error, "a datagram was not received"),
+                },
+                changed = news.changed() => match changed {
+                    Ok(()) => self.release(),
+                    Err(_) => return,
+                },
+                _ = sweep.tick() => self.sessions.retain(|_, inbox| !inbox.is_closed()),
             }
         }
     }
 
-    fn deliver(&self, client: SocketAddr, datagram: Box<[u8]>) {
-        let sender = match self.sessions.find(client).filter(|sender| !sender.is_closed()) {
-            Some(sender) => sender,
-            None => match self.begin(client) {
-                Some(sender) => sender,
-                None => return self.context.book.metrics.shed(Shed::Session),
-            },
+    fn take_in(&mut self, client: SocketAddr, datagram: Box<[u8]>) {
+        if !self.context.book.is_parked(self.key) {
+            return self.deliver(client, datagram);
+        }
+        if self.held.len() >= HELD {
+            self.held.pop_front();
+            self.context.book.metrics.shed(Shed::Datagram);
+        }
+        self.held.push_back((client, datagram));
+    }
+
+    fn release(&mut self) {
+        if self.context.book.is_parked(self.key) {
+            return;
+        }
+        for (client, datagram) in std::mem::take(&mut self.held) {
+            self.deliver(client, datagram);
+        }
+    }
+
+    fn deliver(&mut self, client: SocketAddr, datagram: Box<[u8]>) {
+        let known = self
+            .sessions
+            .get(&client)
+            .filter(|inbox| !inbox.is_closed())
+            .cloned();
+        let Some(inbox) = known.or_else(|| self.begin(client)) else {
+            return;
         };
-        if sender.try_send(datagram).is_err() {
+        if inbox.try_send(datagram).is_err() {
             self.context.book.metrics.shed(Shed::Datagram);
         }
     }
 
-    fn begin(&self, client: SocketAddr) -> Option<mpsc::Sender<Box<[u8]>>> {
-        let permit = self.context.udp_sessions()?;
-        let (sender, datagrams) = mpsc::channel(QUEUED);
-        self.sessions.insert(client, sender.clone());
-        let shown = SocketAddr::new(client.ip().to_canonical(), client.port());
-        let session = Session::new(self.context.clone(), self.key, shown, self.destination, None);
-        let (socket, sessions) = (Arc::clone(&self.socket), self.sessions.clone());
-        self.context.connections.spawn("udp session", Criticality::Ordinary, async move {
-            session.run(Client::Socket { socket, client, datagrams }).await;
-            sessions.remove(client);
-            drop::<OwnedSemaphorePermit>(permit);
-        });
-        Some(sender)
+    fn begin(&mut self, client: SocketAddr) -> Option<mpsc::Sender<Box<[u8]>>> {
+        let place = self.context.udp_room.take(&self.context)?;
+        let (inbox, datagrams) = mpsc::channel(INBOX);
+        self.sessions.insert(client, inbox.clone());
+        let session = Session::new(self.context.clone(), self.key, client, self.destination);
+        let (socket, stop) = (Arc::clone(&self.socket), self.tasks.token().clone());
+        self.context
+            .connections
+            .spawn("udp session", Criticality::Ordinary, async move {
+                stop.run_until_cancelled(session.run(socket, datagrams))
+                    .await;
+                drop(place);
+            });
+        Some(inbox)
     }
-}
-
-/// A session that another host sends here: its datagrams come over the trunk connection.
-pub(crate) async fn from_trunk(
-    context: &Context,
-    mut stream: TcpStream,
-    header: &Header,
-    arrival: Arrival,
-) {
-    let Some(permit) = context.udp_sessions() else {
-        context.book.metrics.shed(Shed::Session);
-        let _sent = answer(&mut stream, &Answer::Refused(Refusal::Full)).await;
-        return;
-    };
-    let destination = SocketAddr::new(header.destination.ip(), header.route.external());
-    let (context, key, client) = (context.clone(), header.route, header.client);
-    let session = Session::new(context, key, client, destination, Some(arrival));
-    session.run_for_trunk(stream).await;
-    drop(permit);
 }

@@ -35,8 +35,8 @@ pub(crate) struct CheckArgs {
 ///
 /// # Errors
 /// When the result cannot be written as JSON.
-pub(crate) fn run(args: &CheckArgs, console: &Console) -> anyhow::Result<ExitCode> {
-    match read_files(args, *console)? {
+pub(crate) fn run(args: &CheckArgs, console: Console) -> anyhow::Result<ExitCode> {
+    match read_files(args, console)? {
         Some(loaded) => {
             console.document(&meaning(&loaded))?;
             console.line(summary(args, &loaded).trim_end());

@@ -57,21 +57,21 @@ enum Command {
 
 impl Cli {
     /// Runs the command; the exit status is its own where it has one.
-    pub(crate) fn run(self, console: &Console) -> anyhow::Result<ExitCode> {
+    pub(crate) fn run(self, console: Console) -> anyhow::Result<ExitCode> {
         let target = self.target.as_deref();
         match self.command {
             Command::Check(args) => check::run(&args, console),
-            Command::Deploy(args) => deploy::run(&args, target, *console),
-            Command::Status(args) => status::run(&args, target, *console),
-            Command::Move(args) => moves::run(args, target, *console),
-            Command::Migrations(args) => migrations::run(&args, target, *console),
-            Command::Abort(args) => abort::run(&args, target, *console),
-            Command::Connections(args) => connections::run(&args, target, *console),
+            Command::Deploy(args) => deploy::run(&args, target, console),
+            Command::Status(args) => status::run(&args, target, console),
+            Command::Move(args) => moves::run(args, target, console),
+            Command::Migrations(args) => migrations::run(&args, target, console),
+            Command::Abort(args) => abort::run(&args, target, console),
+            Command::Connections(args) => connections::run(&args, target, console),
             Command::Lab(args) => lab::run(args, console),
             Command::Ca(args) => ca::run(args, console),
             Command::DemoImages(args) => demo::images::run(&args, console),
             Command::LabInit(args) => lab::init::run(&args),
-            Command::LabProbe(args) => lab::probe::run(&args, console),
+            Command::LabProbe(args) => Ok(lab::probe::run(&args, console)),
             Command::LabEnter(args) => lab::exec::enter(&args),
         }
     }

@@ -23,6 +23,7 @@ impl Console {
         Self { json }
     }
 
+    #[expect(clippy::unused_self, reason = "what speaks is the console")]
     /// Progress, for the person who waits.
     pub(crate) fn progress(self, text: &str) {
         eprintln!("{text}");
@@ -43,6 +44,7 @@ impl Console {
         Ok(())
     }
 
+    #[expect(clippy::unused_self, reason = "what speaks is the console")]
     /// An error with its causes, from the outermost inwards.
     pub(crate) fn error(self, error: &anyhow::Error) {
         eprintln!("rehome: {error}");

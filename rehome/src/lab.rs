@@ -17,8 +17,10 @@ mod fabric;
 mod files;
 mod host;
 pub(crate) mod init;
+mod labs;
 mod load;
 mod lock;
+mod mount_points;
 pub(crate) mod probe;
 mod process;
 mod site;
@@ -115,7 +117,7 @@ pub(crate) struct LoadArgs {
     image: String,
     /// The file system of the image as a tar archive, or an archive of `docker save`
     tar: PathBuf,
-    /// A Dockerfile instruction for the image of a file system, for example 'CMD ["/bin/db"]'
+    /// A Dockerfile instruction for the image of a file system, for example `CMD ["/bin/db"]`
     #[arg(long = "change", value_name = "INSTRUCTION")]
     changes: Vec<String>,
 }
@@ -154,8 +156,7 @@ fn parse_size(text: &str) -> Result<Bytes, InvalidQuantity> {
 }
 
 /// Runs `rehome lab …`.
-pub(crate) fn run(args: LabArgs, console: &Console) -> anyhow::Result<ExitCode> {
-    let console = *console;
+pub(crate) fn run(args: LabArgs, console: Console) -> anyhow::Result<ExitCode> {
     let site = Site::new(args.name);
     match args.command {
         LabCommand::Status => status::run(&site, console)?,

@@ -42,7 +42,7 @@ fn main() -> ExitCode {
         Err(help_or_error) => return console::usage(&help_or_error),
     };
     let console = Console::new(cli.json);
-    match cli.run(&console) {
+    match cli.run(console) {
         Ok(status) => status,
         Err(error) => {
             console.error(&error);

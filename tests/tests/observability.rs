@@ -4,7 +4,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, ensure};
@@ -15,7 +15,7 @@ const RULES: &str = "config/prometheus/rules.yml";
 const RULE_TESTS: &str = "config/prometheus/rules_test.yml";
 const DASHBOARD: &str = "config/grafana/dashboard.json";
 
-/// Every metric that the daemons promise, as Prometheus shows it.
+/// Every metric that Rehome promises, as Prometheus shows it.
 const METRICS: [&str; 15] = [
     "rehome_applications",
     "rehome_build_info",
@@ -96,6 +96,39 @@ fn rules_and_dashboard_speak_of_metrics_that_exist() -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// A promise is kept by a daemon that registers the metric; the prefix and what the format adds
+/// to a counter's name are not in the source.
+#[test]
+fn every_metric_that_is_promised_is_registered() -> anyhow::Result<()> {
+    let code = ["proxyd/src", "migrated/src", "shared/runtime/src"]
+        .into_iter()
+        .map(|directory| sources(&project()?.join(directory)))
+        .collect::<anyhow::Result<String>>()?;
+    for metric in METRICS {
+        let name = metric.strip_prefix("rehome_").context("a prefix")?;
+        let name = name.strip_suffix("_total").unwrap_or(name);
+        ensure!(
+            code.contains(&format!("\"{name}\"")),
+            "no daemon registers {metric}"
+        );
+    }
+    Ok(())
+}
+
+/// The text of the source files below a directory, without those that hold only tests.
+fn sources(directory: &Path) -> anyhow::Result<String> {
+    let mut text = String::new();
+    for entry in std::fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            text.push_str(&sources(&path)?);
+        } else if !path.ends_with("tests.rs") {
+            text.push_str(&std::fs::read_to_string(&path)?);
+        }
+    }
+    Ok(text)
 }
 
 fn metrics_in(text: &str) -> BTreeSet<&str> {

@@ -156,13 +156,15 @@ impl Engine {
         );
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
-            let answer = output(Command::new("sh").args(["-c", &script]))?;
-            if let Some((_head, body)) = answer.split_once("\r\n\r\n") {
+            let answer = output(Command::new("sh").args(["-c", &script]));
+            if let Ok(answer) = &answer
+                && let Some((_head, body)) = answer.split_once("\r\n\r\n")
+            {
                 return Ok(body.to_owned());
             }
             ensure!(
                 Instant::now() < deadline,
-                "{address}:{port} answers {answer:?}"
+                "{address}:{port} does not serve: {answer:?}"
             );
             pause();
         }

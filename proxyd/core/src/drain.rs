@@ -69,9 +69,12 @@ mod tests {
 
     #[test]
     fn a_drain_ends_when_empty_or_at_its_deadline() {
-        assert_eq!(verdict(0, 0 * MS, 10 * MS), Verdict::Drained);
+        assert_eq!(verdict(0, Duration::ZERO, 10 * MS), Verdict::Drained);
         assert_eq!(verdict(1, 10 * MS, 10 * MS), Verdict::Deadline);
-        assert_eq!(verdict(1, 0 * MS, 10 * MS), Verdict::Again(10 * MS));
-        assert_eq!(verdict(1, 0 * MS, 999 * MS), Verdict::Again(50 * MS));
+        assert_eq!(verdict(1, Duration::ZERO, 10 * MS), Verdict::Again(10 * MS));
+        assert_eq!(
+            verdict(1, Duration::ZERO, 999 * MS),
+            Verdict::Again(50 * MS)
+        );
     }
 }

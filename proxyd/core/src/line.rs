@@ -8,6 +8,9 @@
 //! Invariant: a ticket is either waiting or going, never both, and nobody waits while the line
 //! may flow and has room (the caller passes on what [`Line::next`] returns until it is `None`).
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeSet;
 
 /// A place in the line; smaller came earlier.

@@ -5,6 +5,9 @@
 //! changes only to a larger version; an equal version that says something else is as stale as
 //! a smaller one. Routes of the configuration file have no version and belong to the file.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 

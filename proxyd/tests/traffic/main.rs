@@ -1,6 +1,7 @@
 //! Real sockets: two or three proxies in this process, each the host of a loopback address.
 
 mod app;
+mod binary;
 mod control;
 mod forward;
 mod handoff;
@@ -9,3 +10,4 @@ mod limits;
 mod restart;
 mod signals;
 mod trunk;
+mod udp;

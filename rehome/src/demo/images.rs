@@ -59,8 +59,8 @@ pub(crate) fn ensure(image: Image, stop: &Stop) -> Result<ImageTar, BuildError> 
 }
 
 /// Builds all images and prints where they are.
-pub(crate) fn run(args: &ImagesArgs, console: &Console) -> anyhow::Result<ExitCode> {
-    let (console, rebuild) = (*console, args.rebuild);
+pub(crate) fn run(args: &ImagesArgs, console: Console) -> anyhow::Result<ExitCode> {
+    let rebuild = args.rebuild;
     let made = interruptible(move |stop| -> Result<Vec<ImageTar>, BuildError> {
         let mut made = Vec::new();
         for image in Image::ALL {
@@ -69,7 +69,7 @@ pub(crate) fn run(args: &ImagesArgs, console: &Console) -> anyhow::Result<ExitCo
                 build::forget(&recipe)?;
             }
             console.progress(&format!("image {}", recipe.reference));
-            made.push(build::ensure(&recipe, stop)?);
+            made.push(ensure(image, stop)?);
         }
         Ok(made)
     })??;

@@ -141,7 +141,9 @@ pub(crate) fn end(group: &Path) -> Result<(), EndError> {
     let mut failure = None;
     let waited = wait_until(PATIENCE, &Stop::never(), || {
         let look = processes(group).and_then(|found| {
-            found.iter().for_each(|pid| process::kill(*pid));
+            for pid in &found {
+                process::kill(*pid);
+            }
             left = found;
             try_remove(group)
         });

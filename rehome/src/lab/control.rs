@@ -41,6 +41,8 @@ pub(crate) enum ControlError {
 /// Kills a host. One that is down stays down.
 pub(crate) fn crash(site: &Site, name: &str, console: Console) -> Result<(), ControlError> {
     tools::require_root()?;
+    // First without the lock: a lab that is not there must not get a lock's file.
+    LabState::require(site)?;
     let _lock = Lock::take(site.lock_file(), &Stop::never())?;
     let mut state = LabState::require(site)?;
     host::kill(site, state.host(name)?).map_err(failed(name, "crashed"))?;
@@ -58,6 +60,8 @@ pub(crate) fn start(
     stop: &Stop,
 ) -> Result<(), ControlError> {
     tools::require_root()?;
+    // First without the lock: a lab that is not there must not get a lock's file.
+    LabState::require(site)?;
     let _lock = Lock::take(site.lock_file(), stop)?;
     let mut state = LabState::require(site)?;
     let host = state.host(name)?.clone();

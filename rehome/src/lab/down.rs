@@ -10,7 +10,9 @@ use crate::console::Console;
 use crate::invocation::{Invocation, InvocationError};
 use crate::lab::cgroups::{self, EndError};
 use crate::lab::fabric::{self, FabricError};
+use crate::lab::labs;
 use crate::lab::lock::{Lock, LockError};
+use crate::lab::mount_points;
 use crate::lab::site::Site;
 use crate::lab::state::LabState;
 use crate::lab::tools::{self, ToolsError};
@@ -72,10 +74,12 @@ pub(crate) fn run(site: &Site, console: Console) -> Result<(), DownError> {
     let something = site.run_dir().exists() || site.disk_dir().exists();
     remove(site, lock)?;
     let name = site.name();
-    console.progress(&match something {
-        true => format!("lab {name} is removed"),
-        false => format!("there was no lab {name}"),
-    });
+    let outcome = if something {
+        "is removed"
+    } else {
+        "was not there"
+    };
+    console.progress(&format!("lab {name} {outcome}"));
     Ok(())
 }
 
@@ -83,11 +87,9 @@ pub(crate) fn run(site: &Site, console: Console) -> Result<(), DownError> {
 pub(crate) fn remove(site: &Site, lock: Lock) -> Result<(), DownError> {
     // A record that cannot be read only hides what the control groups show as well.
     if let Ok(Some(state)) = LabState::load(site) {
-        state
-            .hosts
-            .iter()
-            .filter_map(|host| host.process.as_ref())
-            .for_each(|p| p.kill());
+        for process in state.hosts.iter().filter_map(|host| host.process.as_ref()) {
+            process.kill();
+        }
     }
     cgroups::end(&site.cgroup())?;
     free_loop_devices(&site.disk_dir())?;
@@ -97,6 +99,11 @@ pub(crate) fn remove(site: &Site, lock: Lock) -> Result<(), DownError> {
     }
     paths::remove_tree(&site.disk_dir())?;
     paths::remove_tree(&site.run_dir())?;
+    let choice = labs::lock(&Stop::never())?;
+    if labs::names().is_empty() {
+        mount_points::remove()?;
+    }
+    choice.remove()?;
     lock.remove()?;
     Ok(())
 }

@@ -123,7 +123,7 @@ pub(crate) fn remove(site: &Site, stop: &Stop) -> Result<(), FabricError> {
         }
     }
     while is_kept(site)? {
-        unmount(&site.fabric(), UnmountFlags::DETACH)
+        unmount(site.fabric(), UnmountFlags::DETACH)
             .map_err(|e| PathError::at("unmount", &site.fabric())(e.into()))?;
     }
     Ok(paths::remove_file(&site.fabric())?)

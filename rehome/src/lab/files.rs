@@ -51,9 +51,8 @@ pub(crate) fn make_authority(site: &Site) -> Result<(), DiskError> {
 /// Makes what is missing of a host's disk.
 pub(crate) fn make_disk(site: &Site, state: &LabState, host: &HostRecord) -> Result<(), DiskError> {
     let disk = site.host_disk(&host.name);
-    for (directory, target) in BINDS {
+    for (directory, _) in BINDS {
         paths::make_dir(&disk.join(directory), 0o755)?;
-        paths::make_dir(Path::new(target), 0o755)?;
     }
     paths::make_dir(&disk.join(LOGS), 0o755)?;
     let tls = disk.join("etc/tls");
@@ -103,10 +102,11 @@ fn migrated(host: &HostRecord, settings: &Settings) -> String {
          storage:\n  \
            backend: {backend}\n  \
            path: /var/lib/rehome/pool\n  \
-           image: {{path: /var/lib/rehome/pool.img, size: {}B}}\n\
+           image: {{path: /var/lib/rehome/pool.img, size: {}K}}\n\
          runtime:\n  \
            kind: {runtime}\n",
-        host.address, settings.pool_size.0,
+        host.address,
+        settings.pool_size.0 / 1024,
     )
 }
 

@@ -112,7 +112,7 @@ pub(crate) fn start(
     let pid = first.line(stop)?;
     let process = pid.trim().parse().ok().and_then(Process::find);
     let process = process.ok_or_else(|| HostError::Ended(first.last_words()))?;
-    state.set_process(&host.name, Some(process.clone()));
+    state.set_process(&host.name, Some(&process));
     state.save(site)?;
     fabric::attach(site, state.subnet, host, &process, stop)?;
     first.go()?;

@@ -13,7 +13,7 @@ use crate::lab::{LoadArgs, Runtime};
 use crate::stop::Stop;
 
 /// How long an engine may take for one image.
-const LIMIT: Duration = Duration::from_secs(600);
+const LIMIT: Duration = Duration::from_mins(10);
 
 /// An image that was not loaded everywhere.
 #[derive(Debug, thiserror::Error)]

@@ -13,7 +13,7 @@ use crate::paths::{self, PathError};
 use crate::stop::{Stop, Waited, wait_until};
 
 /// How long a command waits for another one.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_mins(2);
 
 /// A lock that could not be had.
 #[derive(Debug, thiserror::Error)]

@@ -64,7 +64,7 @@ pub(crate) fn wait_for(
 }
 
 /// Runs inside the host.
-pub(crate) fn run(args: &ProbeArgs, console: &Console) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: &ProbeArgs, console: Console) -> ExitCode {
     let mut unready = Vec::new();
     let waited = wait_until(LIMIT, &Stop::never(), || {
         unready = args
@@ -75,12 +75,12 @@ pub(crate) fn run(args: &ProbeArgs, console: &Console) -> anyhow::Result<ExitCod
         unready.is_empty()
     });
     if waited == Waited::Met {
-        return Ok(ExitCode::SUCCESS);
+        return ExitCode::SUCCESS;
     }
     for (daemon, error) in unready {
         console.progress(&format!("{daemon:?} is not ready: {error}").to_lowercase());
     }
-    Ok(ExitCode::FAILURE)
+    ExitCode::FAILURE
 }
 
 fn ask(daemon: Daemon) -> io::Result<()> {

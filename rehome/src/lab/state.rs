@@ -2,13 +2,12 @@
 //! written before a thing is made, so that what a killed command leaves behind can be found.
 
 use std::net::Ipv4Addr;
-use std::path::Path;
 
 use rehome_shared::units::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::lab::process::Process;
-use crate::lab::site::{LabName, RUN, Site};
+use crate::lab::site::{LabName, Site};
 use crate::lab::subnet::Subnet;
 use crate::lab::{Backend, Runtime};
 use crate::paths::{self, PathError};
@@ -181,21 +180,9 @@ impl LabState {
     }
 
     /// Notes the first process of a host, or that it has none.
-    pub(crate) fn set_process(&mut self, name: &str, process: Option<Process>) {
+    pub(crate) fn set_process(&mut self, name: &str, process: Option<&Process>) {
         for host in self.hosts.iter_mut().filter(|host| host.name == name) {
-            host.process.clone_from(&process);
+            host.process = process.cloned();
         }
     }
-}
-
-/// The networks of all labs on this machine. A record that cannot be read reserves nothing.
-pub(crate) fn reserved_subnets() -> Vec<Subnet> {
-    let Ok(entries) = std::fs::read_dir(Path::new(RUN)) else {
-        return Vec::new();
-    };
-    entries
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<LabName>().ok())
-        .filter_map(|name| LabState::load(&Site::new(name)).ok().flatten())
-        .map(|state| state.subnet)
-        .collect()
 }

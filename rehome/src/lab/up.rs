@@ -3,7 +3,6 @@
 //! A lab that this run began to make is removed when it fails or is interrupted. A lab that was
 //! there before is left as it is: it may hold data.
 
-use std::path::Path;
 use std::thread;
 
 use rehome_shared::units::Bytes;
@@ -14,10 +13,12 @@ use crate::lab::down::{self, DownError};
 use crate::lab::fabric::{self, FabricError};
 use crate::lab::files::{self, DiskError, LOGS};
 use crate::lab::host::{self, HostError};
+use crate::lab::labs;
 use crate::lab::lock::{Lock, LockError};
-use crate::lab::site::{LabName, RUN, Site};
-use crate::lab::state::{Daemons, HostRecord, LabState, Settings, StateError, reserved_subnets};
-use crate::lab::subnet::{self, ChooseError};
+use crate::lab::mount_points;
+use crate::lab::site::{LabName, Site};
+use crate::lab::state::{Daemons, HostRecord, LabState, Settings, StateError};
+use crate::lab::subnet::{self, ChooseError, Subnet};
 use crate::lab::tools::{self, ToolsError};
 use crate::lab::{Backend, Runtime, UpArgs, probe};
 use crate::paths::{self, PathError};
@@ -113,6 +114,7 @@ pub(crate) fn run(
     match create(site, options, console, stop) {
         Ok(state) => Ok(state),
         Err(failure @ (UpError::LeftOver { .. } | UpError::Tools(_) | UpError::Subnet(_))) => {
+            lock.remove()?;
             Err(failure)
         }
         Err(failure) => {
@@ -167,18 +169,15 @@ fn unready(site: &Site, host: &HostRecord, error: &InvocationError) -> String {
         other => other.to_string(),
     };
     let logs = site.host_disk(&host.name).join(LOGS);
-    let mut text = format!("{}: {message}", host.name);
+    let mut parts = vec![format!("{}: {message}", host.name)];
     for daemon in ["dockerd", "proxyd", "migrated", "init"] {
         let log = logs.join(format!("{daemon}.log"));
         if daemon == "init" || message.contains(daemon) {
-            text.push_str(&format!(
-                "\n--- end of {}\n{}",
-                log.display(),
-                files::tail(&log, 8)
-            ));
+            parts.push(format!("--- end of {}", log.display()));
+            parts.push(files::tail(&log, 8));
         }
     }
-    text
+    parts.join("\n")
 }
 
 fn create(
@@ -217,12 +216,14 @@ fn record(
     settings: Settings,
     stop: &Stop,
 ) -> Result<LabState, UpError> {
-    let choice = Lock::take(Path::new(RUN).join(".subnets"), stop)?;
-    let subnet = subnet::choose(options.subnet, &reserved_subnets(), stop)?;
+    let choice = labs::lock(stop)?;
+    let reserved: Vec<Subnet> = labs::records().iter().map(|lab| lab.subnet).collect();
+    let subnet = subnet::choose(options.subnet, &reserved, stop)?;
     let hosts = options.hosts.unwrap_or(3);
     let state = LabState::new(site.name().clone(), subnet, settings, hosts);
     paths::make_dir(&site.run_dir(), 0o700)?;
     state.save(site)?;
+    mount_points::make()?;
     choice.remove()?;
     Ok(state)
 }

@@ -44,11 +44,12 @@ impl Display {
         } else {
             Detail::Phases
         };
-        for line in self.feed.next(progress, detail) {
-            self.say(&line);
-        }
+        // A bar whose migration has ended goes before the line that says how.
         if let Some(bars) = &mut self.bars {
             bars.update(&progress.migrations);
+        }
+        for line in self.feed.next(progress, detail) {
+            self.say(&line);
         }
     }
 

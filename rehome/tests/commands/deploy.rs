@@ -1,5 +1,6 @@
 //! `rehome deploy`.
 
+use std::path::Path;
 use std::process::Stdio;
 
 use anyhow::{Context as _, bail};
@@ -84,6 +85,21 @@ async fn it_sends_what_the_files_mean() -> anyhow::Result<()> {
     );
     assert_eq!(body["applications"]["db"]["image"]["tag"], "15");
     assert_eq!(body["dry_run"], false);
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_files_of_the_readme_are_accepted() -> anyhow::Result<()> {
+    let fake = Fake::start().await?;
+    fake.answers(DEPLOY, accepted());
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../config/lab");
+    let file = |name: &str| directory.join(name).display().to_string();
+    let (deployment, application) = (file("deployment.yml"), file("application.yml"));
+    let ended = fake
+        .rehome(&["deploy", &deployment, &application, "--dry-run"])
+        .await?;
+    assert_eq!(ended.status, Some(0), "{ended:?}");
+    assert_eq!(ended.err, "", "a warning");
     Ok(())
 }
 
@@ -206,7 +222,13 @@ async fn a_file_that_is_not_there_is_wrong_input() -> anyhow::Result<()> {
         .rehome(&["deploy", "/nonexistent/d.yml", "/nonexistent/a.yml"])
         .await?;
     assert_eq!(ended.status, Some(2), "{ended:?}");
-    assert!(ended.err.contains("/nonexistent/a.yml:1: the file cannot be read"), "{}", ended.err);
+    assert!(
+        ended
+            .err
+            .contains("/nonexistent/a.yml:1: the file cannot be read"),
+        "{}",
+        ended.err
+    );
     Ok(())
 }
 

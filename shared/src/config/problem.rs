@@ -65,6 +65,17 @@ pub fn render(problems: &[Problem]) -> String {
         .join("\n")
 }
 
+/// The path of a key below `parent`. Names that would blur the path are quoted.
+pub(super) fn key_path(parent: &str, key: &str) -> String {
+    let separator = if parent.is_empty() { "" } else { "." };
+    let blurs = |c: char| c.is_control() || c.is_whitespace() || ".[]:\"".contains(c);
+    if key.is_empty() || key.contains(blurs) {
+        format!("{parent}{separator}{key:?}")
+    } else {
+        format!("{parent}{separator}{key}")
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

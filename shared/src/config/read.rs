@@ -9,7 +9,7 @@ use std::fmt::Display;
 
 pub(super) use fields::Fields;
 
-use super::problem::{Problem, Source};
+use super::problem::{Problem, Source, key_path};
 use super::yaml::{Entry, Node, Value};
 
 /// What was found in one file.
@@ -81,16 +81,10 @@ impl<'n> At<'n> {
     /// The value of a key of the mapping that stands at `parent`.
     pub(super) fn child(parent: &Place, entry: &'n Entry) -> Self {
         let key = entry.key.value.scalar_text().unwrap_or("?");
-        let separator = if parent.path.is_empty() { "" } else { "." };
-        let shown = if key.is_empty() || key.contains(['.', '[', ']', ' ', ':', '\n']) {
-            format!("{key:?}")
-        } else {
-            key.to_owned()
-        };
         Self {
             place: Place {
                 line: entry.key.line,
-                path: format!("{}{separator}{shown}", parent.path),
+                path: key_path(&parent.path, key),
             },
             value: &entry.value.value,
         }

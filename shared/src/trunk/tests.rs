@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::*;
 
 fn header() -> Header {
@@ -128,4 +130,33 @@ fn a_route_must_fit_its_family() {
     let mut bytes = header().encode();
     bytes[13] = 0x12;
     assert_eq!(Header::decode(&bytes), Err(FrameError::Wrong("route")));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..400), family in any::<u8>()) {
+        drop(Header::decode(&bytes));
+        drop(Answer::decode(&bytes));
+        // The same behind a true beginning, so that the inner decoders are reached.
+        let mut framed = b"\r\n\r\n\0\r\nQUIT\n\x21".to_vec();
+        framed.push(family);
+        framed.extend_from_slice(&u16::try_from(bytes.len()).unwrap().to_be_bytes());
+        framed.extend_from_slice(&bytes);
+        drop(Header::decode(&framed));
+        let mut answer = vec![family % 4];
+        answer.extend_from_slice(&framed[14..]);
+        drop(Answer::decode(&answer));
+    }
+
+    #[test]
+    fn one_changed_byte_never_panics_and_the_rest_comes_back(at in 0_usize..84, to in any::<u8>()) {
+        let mut bytes = header().encode();
+        prop_assert_eq!(Header::decode(&bytes), Ok(Decoded::Done(header())));
+        if let Some(byte) = bytes.get_mut(at) {
+            *byte = to;
+        }
+        drop(Header::decode(&bytes));
+    }
 }

@@ -65,6 +65,9 @@ impl Graph {
     }
 }
 
+/// More than this is a world without bounds.
+const MOST: usize = 2_000_000;
+
 /// Visits every state until one breaks an invariant.
 pub(crate) fn explore(mutation: Option<Mutation>, bounds: Bounds) -> Found {
     let mut world = World::new(mutation, bounds);
@@ -81,6 +84,7 @@ pub(crate) fn explore(mutation: Option<Mutation>, bounds: Bounds) -> Found {
             path = graph.path(at);
             break;
         }
+        assert!(graph.states.len() < MOST, "more than {MOST} states");
         for Edge { label, next, fault } in world.edges(&state) {
             let to = *known.entry(next).or_insert_with(|| {
                 graph.states.push(next);

@@ -1,7 +1,7 @@
 //! The real machines behind small numbers: journals and open migrations are kept once each, so
 //! that a state of the world is a handful of bytes.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use migrated_core::UnixMillis;
 use migrated_core::admission::{Admission, may_give, may_take};
@@ -11,7 +11,7 @@ use migrated_core::record::{DestinationRecord, Plan, Record, Reservation, Source
 use migrated_core::registry::{Registry, Role};
 use migrated_core::source::{self, AfterRound, Phase, SourceMigration};
 use rehome_shared::api::cluster::{Connections, Migration, MigrationState, Round};
-use rehome_shared::api::peer::{FinalSnapshot, OfferedVolume, VolumeIdentity};
+use rehome_shared::api::peer::{FinalSnapshot, HandoffState, OfferedVolume, VolumeIdentity};
 use rehome_shared::config::model::{
     Application, Healthcheck, Image, ImageVersion, MigrationLimits, MigrationPolicy, RestartPolicy,
 };
@@ -72,11 +72,56 @@ struct Journal {
     registry: Registry,
     /// The epochs at which this host was the owner, as bits.
     owned: u32,
+    /// What this host may have said of each migration.
+    said: [BTreeSet<Message>; 2],
+}
+
+/// What a destination says of a migration, in the order in which it can come to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum View {
+    Reserved,
+    Verified,
+    Owned,
+    Serving,
+    Returned,
+}
+
+/// All of them.
+pub(crate) const VIEWS: [View; 5] =
+    [View::Reserved, View::Verified, View::Owned, View::Serving, View::Returned];
+
+impl View {
+    /// Whether a destination in this state says this.
+    pub(crate) fn is(self, state: HandoffState) -> bool {
+        match state {
+            HandoffState::Reserved => self == Self::Reserved,
+            HandoffState::Verified => self == Self::Verified,
+            HandoffState::Owned => self == Self::Owned,
+            HandoffState::Serving => self == Self::Serving,
+            HandoffState::Returned => self == Self::Returned,
+            // Nothing follows from what is not known, or was called off by the source itself.
+            HandoffState::Unknown | HandoffState::Dropped => false,
+        }
+    }
+}
+
+/// A message of a migration. Which ones may have been sent follows from the journal of the host
+/// that sends: it says what its state says, again and again, and whatever it said once may
+/// arrive at any later time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Message {
+    Prepare,
+    Verify,
+    Grant,
+    Abort,
+    Close,
+    View(View),
 }
 
 pub(crate) struct Machines {
     journals: Vec<Journal>,
     appended: HashMap<(u16, String), u16>,
+    meanings: HashMap<String, u16>,
     lives: Vec<Option<SourceMigration>>,
     source_steps: HashMap<(u16, u16, SourceTag), Option<Stepped>>,
     destination_steps: HashMap<(u16, u8, DestinationTag), Option<u16>>,
@@ -153,7 +198,7 @@ fn report(migration: &SourceMigration) -> Box<Migration> {
         epoch: migration.plan.epoch,
         generation: migration.plan.generation,
         started_at: String::new(),
-        rounds: migration.rounds.clone(),
+        rounds: Vec::new(),
         phases: std::collections::BTreeMap::new(),
         window_seconds: None,
         bytes: Bytes(0),
@@ -166,8 +211,14 @@ fn report(migration: &SourceMigration) -> Box<Migration> {
 impl Machines {
     pub(crate) fn new() -> Self {
         Self {
-            journals: vec![Journal { records: Vec::new(), registry: Registry::default(), owned: 0 }],
+            journals: vec![Journal {
+                records: Vec::new(),
+                registry: Registry::default(),
+                owned: 0,
+                said: [BTreeSet::new(), BTreeSet::new()],
+            }],
             appended: HashMap::new(),
+            meanings: HashMap::new(),
             lives: vec![None],
             source_steps: HashMap::new(),
             destination_steps: HashMap::new(),
@@ -194,6 +245,11 @@ impl Machines {
     /// The epochs at which the writer of a journal ever was the owner, as bits.
     pub(crate) fn owned_epochs(&self, journal: u16) -> u32 {
         self.journals[usize::from(journal)].owned
+    }
+
+    /// Whether the writer of a journal may have said this of a migration.
+    pub(crate) fn said(&self, journal: u16, migration: u8, message: Message) -> bool {
+        self.journals[usize::from(journal)].said[usize::from(migration)].contains(&message)
     }
 
     pub(crate) fn owns(&self, journal: u16) -> bool {
@@ -247,8 +303,18 @@ impl Machines {
         if let Err(problem) = check_replay(&records, &registry) {
             self.broken = Some(problem);
         }
-        self.journals.push(Journal { records, registry, owned });
-        let new = u16::try_from(self.journals.len() - 1).unwrap();
+        let mut said = before.said.clone();
+        for migration in 0..2 {
+            let spoken = says(record, &registry, migration);
+            said[usize::from(migration)].extend(spoken);
+        }
+        // What a host does next depends on what its journal means, not on how that came to be.
+        let meaning = format!("{registry:?} {owned} {said:?}");
+        let next = u16::try_from(self.journals.len()).unwrap();
+        let new = *self.meanings.entry(meaning).or_insert(next);
+        if new == next {
+            self.journals.push(Journal { records, registry, owned, said });
+        }
         self.appended.insert(key, new);
         new
     }
@@ -287,6 +353,7 @@ impl Machines {
     }
 
     fn persist(&mut self, journal: u16, migration: &MigrationId, step: source::Step) -> Stepped {
+        let step = without_reasons(step);
         let mut journals = Vec::new();
         let mut at = journal;
         for record in &step.records {
@@ -393,6 +460,43 @@ impl Machines {
         };
         self.takes.insert(key, taken.clone());
         taken
+    }
+}
+
+/// Why something was called off makes no difference.
+fn without_reasons(mut step: source::Step) -> source::Step {
+    for record in &mut step.records {
+        if let SourceRecord::Aborted { reason } = record {
+            reason.clear();
+        }
+    }
+    if let Phase::Before(source::BeforeRelease::Aborting { reason }) = &mut step.next.phase {
+        reason.clear();
+    }
+    step
+}
+
+/// What a host says of a migration from a record on.
+fn says(record: &Record, registry: &Registry, migration: u8) -> Option<Message> {
+    match record {
+        Record::Source { migration: of, step } if *of == id(migration) => match step {
+            SourceRecord::Planned(_) => Some(Message::Prepare),
+            SourceRecord::CutOver { .. } => Some(Message::Verify),
+            SourceRecord::Aborted { .. } => Some(Message::Abort),
+            SourceRecord::Released { .. } => Some(Message::Grant),
+            SourceRecord::Served | SourceRecord::Reclaimed { .. } => Some(Message::Close),
+            SourceRecord::Round(_) | SourceRecord::Adopted | SourceRecord::Closed { .. } => None,
+        },
+        Record::Destination { migration: of, .. } if *of == id(migration) => {
+            let handoff = registry.destinations().get(of);
+            // Nothing follows from what is not known, or was called off by the source itself.
+            VIEWS.into_iter().find(|view| handoff.is_some_and(|h| view.is(h.state()))).map(Message::View)
+        }
+        Record::Born { .. }
+        | Record::VolumesAdded { .. }
+        | Record::VolumesMade { .. }
+        | Record::Source { .. }
+        | Record::Destination { .. } => None,
     }
 }
 

@@ -65,9 +65,9 @@ mod tests {
     }
 
     #[test]
-    fn an_abort_after_the_release_makes_two_instances() {
+    fn an_abort_after_the_release_serves_without_owning() {
         let found = caught(Mutation::AbortAfterRelease);
-        assert_eq!(found.violation, Some(Violation::TwoInstances), "{}", found.trace());
+        assert_eq!(found.violation, Some(Violation::GateWithoutOwner), "{}", found.trace());
     }
 
     #[test]

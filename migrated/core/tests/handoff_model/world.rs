@@ -6,9 +6,10 @@ use std::fmt;
 use migrated_core::destination::Phase as Taking;
 use migrated_core::source::{AfterRelease, BeforeRelease, Effect, Phase};
 use rehome_shared::api::cluster::MigrationState;
-use rehome_shared::api::peer::HandoffState;
 
-use crate::machines::{self, DestinationTag, EMPTY, Machines, NONE, SourceTag, Stepped};
+use crate::machines::{
+    self, DestinationTag, EMPTY, Machines, Message, NONE, SourceTag, Stepped, VIEWS, View,
+};
 
 /// How far the exploration goes.
 #[derive(Debug, Clone, Copy)]
@@ -76,61 +77,16 @@ struct HostState {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct State {
     hosts: [HostState; 2],
-    /// Messages that were sent, as bits: they may arrive at any time from now on.
-    net: u32,
     /// Where each migration comes from, and at which epoch.
     begun: [Option<(u8, u8)>; 2],
     /// The newest write in the final snapshot of each migration.
     finals: [Option<u8>; 2],
     acknowledged: u8,
     crashes: u8,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Message {
-    Prepare,
-    Verify,
-    Grant,
-    Abort,
-    Close,
-    View(HandoffState),
-}
-
-const VIEWS: [HandoffState; 7] = [
-    HandoffState::Unknown,
-    HandoffState::Reserved,
-    HandoffState::Verified,
-    HandoffState::Owned,
-    HandoffState::Serving,
-    HandoffState::Returned,
-    HandoffState::Dropped,
-];
-
-const MESSAGES: u32 = 12;
-
-fn bit(migration: u8, message: Message) -> u32 {
-    let kind = match message {
-        Message::Prepare => 0,
-        Message::Verify => 1,
-        Message::Grant => 2,
-        Message::Abort => 3,
-        Message::Close => 4,
-        Message::View(state) => {
-            5 + u32::try_from(VIEWS.iter().position(|view| *view == state).unwrap()).unwrap()
-        }
-    };
-    1 << (u32::from(migration) * MESSAGES + kind)
-}
-
-impl State {
-    fn send(mut self, migration: u8, message: Message) -> Self {
-        self.net |= bit(migration, message);
-        self
-    }
-
-    fn sent(&self, migration: u8, message: Message) -> bool {
-        self.net & bit(migration, message) != 0
-    }
+    /// With [`Mutation::GrantBeforeRecord`]: the migration that was granted without a record.
+    granted_early: Option<u8>,
+    /// With [`Mutation::ReturnAfterServing`]: the migration that was returned without a right.
+    returned_late: Option<u8>,
 }
 
 /// What happened, where, and in which migration.
@@ -147,7 +103,8 @@ impl fmt::Display for Label {
 pub(crate) struct Edge {
     pub(crate) label: Label,
     pub(crate) next: State,
-    /// Whether it is a fault or a client's doing: nothing may rest on its coming.
+    /// Whether it is a fault, a client's doing or a message that wandered about: nothing may rest
+    /// on its coming.
     pub(crate) fault: bool,
 }
 
@@ -156,11 +113,13 @@ pub(crate) struct World {
     mutation: Option<Mutation>,
     bounds: Bounds,
     edges: Vec<Edge>,
+    /// Whether the message being heard is one that its sender would not say any more.
+    stale: bool,
 }
 
 impl World {
     pub(crate) fn new(mutation: Option<Mutation>, bounds: Bounds) -> Self {
-        Self { machines: Machines::new(), mutation, bounds, edges: Vec::new() }
+        Self { machines: Machines::new(), mutation, bounds, edges: Vec::new(), stale: false }
     }
 
     pub(crate) fn first(&mut self) -> State {
@@ -177,11 +136,12 @@ impl World {
             HostState { journal: self.machines.born(), instance: true, gate: true, ..host };
         State {
             hosts: [owner, host],
-            net: 0,
             begun: [None; 2],
             finals: [None; 2],
             acknowledged: 0,
             crashes: 0,
+            granted_early: None,
+            returned_late: None,
         }
     }
 
@@ -274,7 +234,7 @@ impl World {
     }
 
     fn edge(&mut self, label: Label, next: State) {
-        self.edges.push(Edge { label, next, fault: false });
+        self.edges.push(Edge { label, next, fault: self.stale });
     }
 
     fn fault(&mut self, label: Label, next: State) {
@@ -325,11 +285,8 @@ impl World {
         let mut next = *state;
         next.acknowledged += 1;
         next.hosts[at].data += 1;
+        next.hosts[at].unflushed = true;
         self.fault(Label("client writes", at, 0), next);
-        if !host.unflushed {
-            next.hosts[at].unflushed = true;
-            self.fault(Label("client writes through a mapping", at, 0), next);
-        }
     }
 
     // The host by itself.
@@ -350,11 +307,8 @@ impl World {
             return;
         }
         let mut next = *state;
-        if host.instance {
-            next.hosts[at].gate = true;
-        } else {
-            next.hosts[at].instance = true;
-        }
+        next.hosts[at].instance = true;
+        next.hosts[at].gate = true;
         self.edge(Label("reconciles", at, 0), next);
     }
 
@@ -421,9 +375,8 @@ impl World {
         }
         let mut next = *state;
         match effect {
-            Effect::Prepare => {
-                self.edge(Label("sends prepare", at, number), next.send(number, Message::Prepare));
-            }
+            // Whoever is in a state says what it says; see `Message`.
+            Effect::Prepare | Effect::AwaitOutcome { .. } => {}
             Effect::SendRound { .. } => self.send_round(state, at, number, rounds),
             Effect::StartThere { .. } => panic!("an application with a volume is not started early"),
             Effect::Park => {
@@ -440,28 +393,24 @@ impl World {
                 next.hosts[at].unflushed = false;
                 next.finals[usize::from(number)]
                     .get_or_insert(state.hosts[at].data - u8::from(lost));
-                self.edge(Label("sends final", at, number), next.send(number, Message::Verify));
+                self.edge(Label("takes the final snapshot", at, number), next);
             }
             Effect::Grant { .. } => {
-                self.edge(Label("sends grant", at, number), next.send(number, Message::Grant));
                 if self.mutated(Mutation::AbortAfterRelease) {
                     let stepped =
                         self.machines.force_abort(state.hosts[at].journal, live).unwrap();
                     self.stepped(Label("calls off too late", at, number), state, at, &stepped);
                 }
             }
-            // The destination tells its state again and again.
-            Effect::AwaitOutcome { .. } => {}
             Effect::Finish { .. } => {
-                self.edge(Label("sends close", at, number), next.send(number, Message::Close));
                 self.step(Label("closes", at, number), state, at, SourceTag::Closed);
             }
-            Effect::Restore { .. } => self.bring_back(state, at, number, Message::Abort),
+            Effect::Restore { .. } => self.bring_back(state, at, number),
             Effect::Reclaim { .. } => {
                 if self.mutated(Mutation::ReclaimRollsBack) {
                     next.hosts[at].data = state.finals[usize::from(number)].unwrap();
                 }
-                self.bring_back(&next, at, number, Message::Close);
+                self.bring_back(&next, at, number);
             }
         }
     }
@@ -474,20 +423,19 @@ impl World {
                 .handoff(there.journal, number)
                 .is_some_and(|handoff| handoff.phase == Taking::Reserved);
         if received {
-            if rounds == 0 {
+            if rounds == 0 && number == 0 {
                 self.step(Label("sends a round", at, number), state, at, SourceTag::RoundAgain);
             }
             self.step(Label("cuts over", at, number), state, at, SourceTag::RoundCutOver);
         }
     }
 
-    /// Instance, gate, and word to the destination; it may be closed without that word.
-    fn bring_back(&mut self, state: &State, at: usize, number: u8, word: Message) {
+    /// Instance and gate; it may be closed before the destination heard of it.
+    fn bring_back(&mut self, state: &State, at: usize, number: u8) {
         let mut next = *state;
         next.hosts[at].instance = true;
         next.hosts[at].gate = true;
         self.edge(Label("brings it back", at, number), next);
-        self.edge(Label("says so", at, number), state.send(number, word));
         if state.hosts[at].instance && state.hosts[at].gate {
             self.step(Label("closes", at, number), state, at, SourceTag::Closed);
         }
@@ -501,33 +449,42 @@ impl World {
             return;
         }
         let phase = migration.phase.clone();
-        for view in VIEWS.into_iter().filter(|view| state.sent(number, Message::View(*view))) {
+        for view in VIEWS {
+            let late = view == View::Returned && state.returned_late == Some(number);
+            let there = state.hosts[1 - at].journal;
+            if !late && !self.said_there(there, number, Message::View(view)) {
+                continue;
+            }
+            self.stale = !state.hosts[1 - at].up
+                || self.machines.handoff(there, number).is_none_or(|h| !view.is(h.state()));
             let label = Label("hears", at, number);
             match (&phase, view) {
-                (Phase::Before(BeforeRelease::Preparing), HandoffState::Reserved) => {
+                (Phase::Before(BeforeRelease::Preparing), View::Reserved) => {
                     self.step(label, state, at, SourceTag::Ready);
                 }
-                (Phase::Before(BeforeRelease::CutOver { .. }), HandoffState::Verified) => {
+                (Phase::Before(BeforeRelease::CutOver { .. }), View::Verified) => {
                     self.step(Label("releases", at, number), state, at, SourceTag::VerifiedInTime);
                     self.step(Label("is late", at, number), state, at, SourceTag::VerifiedLate);
                     if self.mutated(Mutation::GrantBeforeRecord) {
-                        self.edge(label, state.send(number, Message::Grant));
+                        let next = State { granted_early: Some(number), ..*state };
+                        self.edge(Label("grants too early", at, number), next);
                     }
                 }
-                (Phase::After(AfterRelease::Granting { .. }), HandoffState::Owned) => {
+                (Phase::After(AfterRelease::Granting { .. }), View::Owned) => {
                     self.step(label, state, at, SourceTag::Adopted);
                 }
                 (
                     Phase::After(AfterRelease::Granting { .. } | AfterRelease::Handed { .. }),
-                    HandoffState::Serving,
+                    View::Serving,
                 ) => self.step(label, state, at, SourceTag::Served),
                 (
                     Phase::After(AfterRelease::Granting { .. } | AfterRelease::Handed { .. }),
-                    HandoffState::Returned,
+                    View::Returned,
                 ) => self.step(label, state, at, SourceTag::Returned),
                 _ => {}
             }
         }
+        self.stale = false;
     }
 
     // The destination.
@@ -537,8 +494,6 @@ impl World {
         let host = state.hosts[at];
         let Some(handoff) = self.machines.handoff(host.journal, number) else { return };
         let phase = handoff.phase.clone();
-        let view = Message::View(handoff.state());
-        self.edge(Label("tells its state", at, number), state.send(number, view));
         let mut next = *state;
         match phase {
             Taking::Reserved => self.settle("expires", state, at, number, DestinationTag::Expired),
@@ -568,8 +523,8 @@ impl World {
                 if self.mutated(Mutation::ReturnAfterServing) {
                     next.hosts[at].instance = false;
                     next.hosts[at].gate = false;
-                    let returned = Message::View(HandoffState::Returned);
-                    self.edge(Label("returns too late", at, number), next.send(number, returned));
+                    next.returned_late = Some(number);
+                    self.edge(Label("returns too late", at, number), next);
                 }
             }
             Taking::Returned { .. } => {
@@ -601,8 +556,9 @@ impl World {
     /// A message of the source arrives at the destination.
     fn hear(&mut self, state: &State, at: usize, number: u8, epoch: u8) {
         let journal = state.hosts[at].journal;
-        if state.sent(number, Message::Prepare)
-            && let Some(journals) = self.machines.take(journal, at, number, epoch)
+        let source = state.hosts[1 - at].journal;
+        self.stale = !self.says(state, 1 - at, number, Message::Prepare);
+        if let Some(journals) = self.machines.take(journal, at, number, epoch)
             && let Some((last, partial)) = journals.split_last()
         {
             let label = Label("reserves", at, number);
@@ -611,24 +567,52 @@ impl World {
             next.hosts[at].journal = *last;
             self.edge(label, next);
         }
-        let said = [
+        let heard = [
             (Message::Verify, DestinationTag::Verified, "verifies"),
             (Message::Grant, DestinationTag::Granted(epoch + 1), "adopts"),
             (Message::Abort, DestinationTag::Aborted, "hears the abort"),
             (Message::Close, DestinationTag::Closed, "hears the close"),
         ];
-        for (message, tag, what) in said {
-            if !state.sent(number, message) {
-                continue;
-            }
-            let known = self.machines.handoff(journal, number).is_some();
-            if known || self.mutated(Mutation::AnyMigration) {
+        for (message, tag, what) in heard {
+            let sent = match message {
+                Message::Verify => state.finals[usize::from(number)].is_some(),
+                Message::Grant if state.granted_early == Some(number) => true,
+                _ => self.machines.said(source, number, message),
+            };
+            if sent {
+                self.stale = !self.says(state, 1 - at, number, message);
                 self.answer(what, state, at, number, tag);
-            } else {
-                let unknown = Message::View(HandoffState::Unknown);
-                self.edge(Label("does not know", at, number), state.send(number, unknown));
             }
         }
+        self.stale = false;
+    }
+
+    /// Whether a source says this of a migration now.
+    fn says(&self, state: &State, at: usize, number: u8, message: Message) -> bool {
+        let live = self.machines.live(state.hosts[at].live);
+        let Some(effect) = live.filter(|m| m.id == machines::id(number)).and_then(|m| m.effect())
+        else {
+            return false;
+        };
+        match effect {
+            Effect::Prepare => message == Message::Prepare,
+            Effect::SendFinal { .. } => message == Message::Verify,
+            Effect::Grant { .. } => message == Message::Grant,
+            Effect::Restore { .. } => message == Message::Abort,
+            Effect::Finish { .. } | Effect::Reclaim { .. } => message == Message::Close,
+            Effect::SendRound { .. }
+            | Effect::StartThere { .. }
+            | Effect::Park
+            | Effect::Drain
+            | Effect::Stop
+            | Effect::AwaitOutcome { .. } => false,
+        }
+    }
+
+    /// Whether a destination may have said something of a migration.
+    fn said_there(&self, journal: u16, number: u8, message: Message) -> bool {
+        let any = self.mutated(Mutation::AnyMigration);
+        (0..2).any(|m| (any || m == number) && self.machines.said(journal, m, message))
     }
 
     fn answer(

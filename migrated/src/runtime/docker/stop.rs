@@ -87,12 +87,14 @@ impl Stopping<'_> {
         signal: &str,
         grace: Duration,
     ) -> Result<Stopped, StopError> {
-        self.signal(signal).await?;
         if state.paused == Some(true) {
-            // A frozen process gets its signal only when it thaws.
-            let thawed = client::call(self.docker.unpause_container(self.id)).await;
-            unless_ended(thawed)?;
+            // A frozen process gets its signal only when it thaws. Where that fails the kill at
+            // the end of the grace still comes through.
+            if let Err(error) = client::call(self.docker.unpause_container(self.id)).await {
+                tracing::warn!(%error, container = self.id, "a paused container was not resumed");
+            }
         }
+        self.signal(signal).await?;
         let outcome = if self.ends_within(grace).await {
             Stopped::Gracefully
         } else {
@@ -175,11 +177,8 @@ fn unless_ended(answer: Result<(), CallError>) -> Result<(), CallError> {
         Err(CallError::Refused {
             status: 404 | 409, ..
         }) => Ok(()),
-        // Podman says it in this way.
-        Err(CallError::Refused {
-            status: 500,
-            message,
-        }) if message.contains("not running") => Ok(()),
+        // Some versions say it in this way.
+        Err(CallError::Refused { message, .. }) if message.contains("not running") => Ok(()),
         answer => answer,
     }
 }

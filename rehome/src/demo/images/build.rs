@@ -14,7 +14,7 @@ use crate::paths::{self, PathError};
 use crate::stop::Stop;
 
 /// How long one step may take: a download over a slow line.
-const LIMIT: Duration = Duration::from_secs(900);
+const LIMIT: Duration = Duration::from_mins(15);
 
 /// Users of the images; `postgres` has the number that Debian's own container images use.
 const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\n\
@@ -130,6 +130,13 @@ fn build(recipe: &Recipe, path: &Path, stop: &Stop) -> Result<(), BuildError> {
         .run(stop)
         .map_err(unpack)?;
     let packed = work.path().join("image.tar");
+    pack(recipe, &root, &packed, stop).map_err(unpack)?;
+    fs::rename(&packed, path).map_err(PathError::at("write", path))?;
+    Ok(())
+}
+
+/// Puts the files into an archive, in an order and with times that do not depend on the machine.
+fn pack(recipe: &Recipe, root: &Path, archive: &Path, stop: &Stop) -> Result<(), InvocationError> {
     let exclude = DOCUMENTATION
         .iter()
         .chain(recipe.exclude)
@@ -145,15 +152,13 @@ fn build(recipe: &Recipe, path: &Path, stop: &Stop) -> Result<(), BuildError> {
         .arg("--numeric-owner")
         .args(exclude)
         .arg("--file")
-        .arg(&packed)
+        .arg(archive)
         .arg("--directory")
-        .arg(&root)
+        .arg(root)
         .arg(".")
         .limit(LIMIT)
         .run(stop)
-        .map_err(unpack)?;
-    fs::rename(&packed, path).map_err(PathError::at("write", path))?;
-    Ok(())
+        .map(drop)
 }
 
 /// Adds what packages' installation scripts would have made, and the image's own files.

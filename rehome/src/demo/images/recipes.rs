@@ -125,11 +125,7 @@ impl Recipe {
             Some(beginning) => package.starts_with(beginning),
             None => package == *pattern,
         };
-        self.packages.contains(&package)
-            || !NEVER
-                .iter()
-                .chain(self.without)
-                .any(|pattern| named(pattern))
+        self.packages.contains(&package) || !NEVER.iter().chain(self.without).any(named)
     }
 }
 

@@ -272,6 +272,13 @@ fn rehomes_own_keys_show_in_the_meaning_when_they_are_set() {
     assert_eq!(plain.len(), 8, "{plain:?}");
 }
 
+#[test]
+fn a_repeated_key_is_told_with_its_path() {
+    let ports = "    ports:\n    - {internal: 1, external: 1}\n    - {internal: 1, internal: 2, external: 2}\n";
+    let (path, _) = refused(&native(ports), None);
+    assert_eq!(path, "applications.db.ports[1].internal");
+}
+
 fn db_keys(body: &str) -> Vec<String> {
     db(body).as_object().unwrap().keys().cloned().collect()
 }
@@ -324,7 +331,7 @@ fn the_native_top_level_is_checked() {
             "version: 1\napplications: {[a]: {image: x}}\n",
             "applications.?",
         ),
-        ("version: 1\nversion: 1\napplications: {}\n", ""),
+        ("version: 1\nversion: 1\napplications: {}\n", "version"),
         ("web: {ports: []}\n", ""),
         ("web: 5\n", ""),
         ("", ""),

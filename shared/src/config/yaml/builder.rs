@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, HashMap};
 use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, Span, Tag};
 
 use super::{Entry, Node, Value, scalar};
-use crate::config::problem::Problem;
+use crate::config::problem::{Problem, key_path};
 
 /// The largest file that is read.
 const MAX_TEXT: usize = 1 << 20;
@@ -351,6 +351,19 @@ impl<'s> Builder<'s> {
         Ok(())
     }
 
+    /// The path of the collection that is being finished.
+    fn path(&self) -> String {
+        self.open
+            .iter()
+            .fold(String::new(), |path, open| match &open.content {
+                Content::List(items) => format!("{path}[{}]", items.len()),
+                Content::Map { key, .. } => {
+                    let key = key.as_ref().and_then(|key| key.value.scalar_text());
+                    key_path(&path, key.unwrap_or("?"))
+                }
+            })
+    }
+
     /// Reports repeated keys and does the merges of `<<`.
     fn finish_map(&mut self, entries: Vec<Entry>) -> Vec<Entry> {
         let mut seen = BTreeSet::new();
@@ -359,11 +372,12 @@ impl<'s> Builder<'s> {
         for entry in entries {
             let name = key_identity(&entry.key);
             if !seen.insert(name.clone()) {
-                let problem = self.problem(
+                let mut problem = self.problem(
                     entry.key.line,
                     format!("the key {name:?} is a duplicate: it stands twice in one mapping"),
                     "keep one of them; otherwise the last one silently wins",
                 );
+                problem.path = key_path(&self.path(), &name);
                 self.problems.push(problem);
             } else if entry.key.value == Value::Merge {
                 merges.push(entry.value);

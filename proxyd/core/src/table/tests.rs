@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
+use crate::gate::Change;
+use crate::saved::Saved;
+use crate::table::RouteTable;
 use proptest::prelude::*;
-use proxyd_core::gate::Change;
-use proxyd_core::saved::Saved;
-use proxyd_core::table::RouteTable;
 use rehome_shared::api::proxy::{
     Commit, CommitTarget, Gate, GateRef, ParkLimits, Prepare, RouteIntent, RouteKey, RouteSpec,
     SetRoutes, Target,
@@ -55,7 +55,7 @@ fn intent() -> impl Strategy<Value = RouteIntent> {
 fn limits() -> ParkLimits {
     ParkLimits {
         park_limit: 10,
-        park_timeout: Duration::from_secs(60),
+        park_timeout: Duration::from_mins(1),
     }
 }
 

@@ -1,0 +1,172 @@
+//! The two ends of a session, and one direction between them.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use prometheus_client::metrics::counter::Counter;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpStream, UdpSocket};
+use tokio::sync::mpsc;
+
+use super::LARGEST;
+
+/// Where datagrams come from.
+#[derive(Debug)]
+pub(super) enum Source {
+    /// What the port's socket received from the client.
+    Inbox(mpsc::Receiver<Box<[u8]>>),
+    /// A socket that is connected to the application.
+    Socket(Arc<UdpSocket>),
+    /// A trunk connection, each with its length in front.
+    Trunk(BufReader<OwnedReadHalf>),
+}
+
+/// Where datagrams go.
+#[derive(Debug)]
+pub(super) enum Sink {
+    /// The client, from the port's socket.
+    Client(Arc<UdpSocket>, SocketAddr),
+    /// The application.
+    Socket(Arc<UdpSocket>),
+    /// A trunk connection.
+    Trunk(OwnedWriteHalf),
+}
+
+/// Both directions of one end.
+#[derive(Debug)]
+pub(super) struct Link {
+    pub(super) source: Source,
+    pub(super) sink: Sink,
+}
+
+impl From<TcpStream> for Link {
+    fn from(stream: TcpStream) -> Self {
+        let (read, write) = stream.into_split();
+        Self {
+            source: Source::Trunk(BufReader::new(read)),
+            sink: Sink::Trunk(write),
+        }
+    }
+}
+
+impl From<UdpSocket> for Link {
+    fn from(socket: UdpSocket) -> Self {
+        let socket = Arc::new(socket);
+        Self {
+            source: Source::Socket(Arc::clone(&socket)),
+            sink: Sink::Socket(socket),
+        }
+    }
+}
+
+/// When a session last saw a datagram.
+#[derive(Debug)]
+pub(super) struct Activity {
+    began: Instant,
+    last: AtomicU64,
+}
+
+impl Activity {
+    pub(super) fn new() -> Self {
+        Self {
+            began: Instant::now(),
+            last: AtomicU64::new(0),
+        }
+    }
+
+    fn touch(&self) {
+        let now = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.last.store(now, Ordering::Relaxed);
+    }
+
+    /// Waits until no datagram has passed for so long.
+    pub(super) async fn silence(&self, limit: Duration) {
+        loop {
+            let last = Duration::from_millis(self.last.load(Ordering::Relaxed));
+            let until = self.began + last + limit;
+            if Instant::now() >= until {
+                return;
+            }
+            tokio::time::sleep_until(until.into()).await;
+        }
+    }
+}
+
+/// Passes datagrams on until an end is closed.
+///
+/// Not cancel safe for trunks: drop the trunk with it.
+pub(super) async fn pass(
+    source: &mut Source,
+    sink: &mut Sink,
+    activity: &Activity,
+    bytes: &Counter,
+) -> io::Result<()> {
+    let mut buffer = vec![0; LARGEST];
+    loop {
+        let length = source.next(&mut buffer).await?;
+        let datagram = buffer.get(..length).unwrap_or_default();
+        sink.send(datagram).await?;
+        activity.touch();
+        bytes.inc_by(u64::try_from(length).unwrap_or(u64::MAX));
+    }
+}
+
+impl Source {
+    async fn next(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Inbox(inbox) => {
+                let datagram = inbox.recv().await.ok_or(io::ErrorKind::BrokenPipe)?;
+                let room = buffer
+                    .get_mut(..datagram.len())
+                    .ok_or(io::ErrorKind::InvalidData)?;
+                room.copy_from_slice(&datagram);
+                Ok(datagram.len())
+            }
+            Self::Socket(socket) => loop {
+                match socket.recv(buffer).await {
+                    // An ICMP message: nobody listened when an earlier datagram came. They are
+                    // lost, as on any network; later ones may not be.
+                    Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
+                    other => return other,
+                }
+            },
+            Self::Trunk(stream) => {
+                let length = usize::from(stream.read_u16().await?);
+                let room = buffer.get_mut(..length).ok_or(io::ErrorKind::InvalidData)?;
+                stream.read_exact(room).await?;
+                Ok(length)
+            }
+        }
+    }
+}
+
+impl Sink {
+    async fn send(&mut self, datagram: &[u8]) -> io::Result<()> {
+        match self {
+            // What cannot be sent is lost, which is what datagrams are.
+            Self::Client(socket, client) => {
+                if let Err(error) = socket.send_to(datagram, *client).await {
+                    tracing::trace!(%error, "a datagram was not sent");
+                }
+                Ok(())
+            }
+            Self::Socket(socket) => {
+                if let Err(error) = socket.send(datagram).await {
+                    tracing::trace!(%error, "a datagram was not sent");
+                }
+                Ok(())
+            }
+            Self::Trunk(stream) => {
+                let length = u16::try_from(datagram.len()).map_err(io::Error::other)?;
+                let mut frame = Vec::with_capacity(datagram.len().saturating_add(2));
+                frame.extend_from_slice(&length.to_be_bytes());
+                frame.extend_from_slice(datagram);
+                stream.write_all(&frame).await
+            }
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! One client's datagrams and the answers to them.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use proxyd_core::way::{self, Arrival, Redial, TrunkWay, Way, redial};
+use rehome_shared::api::proxy::{RouteKey, Target};
+use rehome_shared::ids::RouteVersion;
+use rehome_shared::trunk::{Answer, Header, Refusal};
+use tokio::net::{TcpStream, UdpSocket};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+
+use super::link::{Activity, Link, Sink, Source, pass};
+use crate::context::Context;
+use crate::dial;
+use crate::metrics::RouteMeters;
+use crate::serve::answer;
+
+/// Between two tries to reach the application.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// A client of a UDP route of this host.
+pub(super) struct Session {
+    context: Context,
+    key: RouteKey,
+    client: SocketAddr,
+    destination: SocketAddr,
+    activity: Activity,
+    meters: RouteMeters,
+}
+
+impl Session {
+    pub(super) fn new(
+        context: Context,
+        key: RouteKey,
+        client: SocketAddr,
+        destination: SocketAddr,
+    ) -> Self {
+        let meters = context.book.metrics.route(key);
+        Self {
+            context,
+            key,
+            client,
+            destination,
+            activity: Activity::new(),
+            meters,
+        }
+    }
+
+    /// Runs until the client is silent.
+    pub(super) async fn run(self, socket: Arc<UdpSocket>, datagrams: mpsc::Receiver<Box<[u8]>>) {
+        let idle = self.context.settings().timeouts.udp_idle;
+        let mut client = Link {
+            source: Source::Inbox(datagrams),
+            sink: Sink::Client(socket, self.client),
+        };
+        // Both only wait: the session keeps nothing that a drop could lose but datagrams.
+        tokio::select! {
+            () = self.activity.silence(idle) => {}
+            () = self.follow(&mut client) => {}
+        }
+    }
+
+    /// Goes wherever the route leads, for as long as there is a route.
+    async fn follow(&self, client: &mut Link) {
+        let mut news = self.context.book.revisions();
+        loop {
+            news.borrow_and_update();
+            let Some(route) = self.context.book.route(self.key) else {
+                return;
+            };
+            let upstream = match way::for_client(&route) {
+                Way::Refuse => return,
+                Way::Hold => None,
+                Way::Go(Target::Local { addr }) => connect(addr).await.ok().map(Link::from),
+                Way::Go(Target::Remote { trunk, .. }) => {
+                    // A new table may lead elsewhere while the owner still thinks.
+                    tokio::select! {
+                        reached = self.through_trunk(trunk, route.version) => reached.map(Link::from),
+                        _changed = news.changed() => continue,
+                    }
+                }
+            };
+            let Some(mut upstream) = upstream else {
+                // Either way it is time to look again.
+                drop(timeout(PAUSE, news.changed()).await);
+                continue;
+            };
+            let inward = pass(
+                &mut client.source,
+                &mut upstream.sink,
+                &self.activity,
+                &self.meters.bytes_in,
+            );
+            let outward = pass(
+                &mut upstream.source,
+                &mut client.sink,
+                &self.activity,
+                &self.meters.bytes_out,
+            );
+            // The losers are dropped with the upstream; datagrams under way may be lost.
+            tokio::select! {
+                ended = inward => drop(ended),
+                ended = outward => drop(ended),
+                () = leads_elsewhere(&self.context, self.key, &route, &mut news) => {}
+            }
+        }
+    }
+
+    async fn through_trunk(
+        &self,
+        mut trunk: String,
+        mut version: RouteVersion,
+    ) -> Option<TcpStream> {
+        let application = self.context.book.route(self.key)?.application()?.clone();
+        let sender = self.context.host()?;
+        for hops in 0_u8.. {
+            let header = Header {
+                client: self.client,
+                destination: SocketAddr::new(self.destination.ip(), self.key.external()),
+                route: self.key,
+                application: application.clone(),
+                hops,
+                sender: sender.clone(),
+                version,
+            };
+            let settings = self.context.settings();
+            let mut stream = dial::trunk(&self.context.book, &settings, &trunk, &header)
+                .await
+                .ok()?;
+            match dial::answer(&mut stream).await.ok()? {
+                Answer::Connected => return Some(stream),
+                Answer::Moved {
+                    trunk: next,
+                    version: newer,
+                    ..
+                } if redial(version, newer, hops) == Redial::Follow => {
+                    (trunk, version) = (next, newer);
+                }
+                Answer::Moved { .. } | Answer::Refused(_) => return None,
+            }
+        }
+        None
+    }
+}
+
+/// A session that another host sends here: its datagrams come over the trunk connection, which
+/// ends when the route leads elsewhere or is parked.
+pub(crate) async fn from_trunk(
+    context: &Context,
+    mut stream: TcpStream,
+    header: &Header,
+    arrival: &Arrival,
+) {
+    let Some(place) = context.udp_room.take(context) else {
+        let _sent = answer(&mut stream, &Answer::Refused(Refusal::Full)).await;
+        return;
+    };
+    let mut news = context.book.revisions();
+    let deadline = Instant::now() + context.settings().unknown_route;
+    let (route, addr) = loop {
+        news.borrow_and_update();
+        let route = context.book.route(header.route);
+        let refusal = match way::for_trunk(route.as_ref(), arrival) {
+            TrunkWay::Go(addr) => match route {
+                Some(route) => break (route, addr),
+                None => Answer::Refused(Refusal::UnknownRoute),
+            },
+            TrunkWay::Hold => match timeout_at(deadline, news.changed()).await {
+                Ok(Ok(())) => continue,
+                Ok(Err(_)) | Err(_) => Answer::Refused(Refusal::ParkTimeout),
+            },
+            TrunkWay::Moved {
+                host,
+                trunk,
+                version,
+            } => Answer::Moved {
+                host,
+                trunk,
+                version,
+            },
+            TrunkWay::Refuse(refusal) => Answer::Refused(refusal),
+        };
+        let _sent = answer(&mut stream, &refusal).await;
+        return;
+    };
+    let Ok(socket) = connect(addr).await else {
+        sleep(PAUSE).await;
+        let _sent = answer(&mut stream, &Answer::Refused(Refusal::Full)).await;
+        return;
+    };
+    if !answer(&mut stream, &Answer::Connected).await {
+        return;
+    }
+    let (mut sender, mut application) = (Link::from(stream), Link::from(socket));
+    let (activity, meters) = (Activity::new(), context.book.metrics.route(header.route));
+    let idle = context.settings().timeouts.udp_idle;
+    // The losers are dropped with both ends; datagrams under way may be lost.
+    tokio::select! {
+        ended = pass(&mut sender.source, &mut application.sink, &activity, &meters.bytes_in) => drop(ended),
+        ended = pass(&mut application.source, &mut sender.sink, &activity, &meters.bytes_out) => drop(ended),
+        () = activity.silence(idle) => {}
+        () = leads_elsewhere(context, header.route, &route, &mut news) => {}
+    }
+    drop(place);
+}
+
+async fn leads_elsewhere(
+    context: &Context,
+    key: RouteKey,
+    route: &proxyd_core::table::Route,
+    news: &mut watch::Receiver<u64>,
+) {
+    loop {
+        if context
+            .book
+            .route(key)
+            .is_none_or(|now| now.phase != route.phase)
+        {
+            return;
+        }
+        if news.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn connect(to: SocketAddr) -> io::Result<UdpSocket> {
+    let from: SocketAddr = if to.is_ipv4() {
+        (Ipv4Addr::UNSPECIFIED, 0).into()
+    } else {
+        (Ipv6Addr::UNSPECIFIED, 0).into()
+    };
+    let socket = UdpSocket::bind(from).await?;
+    socket.connect(to).await?;
+    Ok(socket)
+}

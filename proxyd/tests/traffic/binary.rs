@@ -1,0 +1,118 @@
+//! The program itself: `--check`, SIGHUP, SIGTERM.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::net::TcpStream;
+use tokio::time::sleep;
+
+use crate::app::App;
+use crate::host::{LIMIT, ask, free_port, get, unused_address};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_proxyd");
+
+/// Ends with the value, also when a test fails.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+impl Running {
+    fn signal(&self, signal: Signal) -> Result<()> {
+        let pid = i32::try_from(self.0.id())?;
+        Ok(kill_process(Pid::from_raw(pid).context("no pid")?, signal)?)
+    }
+
+    async fn exit(&mut self) -> Result<std::process::ExitStatus> {
+        let started = Instant::now();
+        loop {
+            if let Some(status) = self.0.try_wait()? {
+                return Ok(status);
+            }
+            ensure!(started.elapsed() < LIMIT, "it does not end");
+            sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+fn check(file: &Path) -> Result<Output> {
+    Ok(Command::new(PROGRAM).arg("--check").arg(file).output()?)
+}
+
+#[test]
+fn check_names_what_is_wrong_and_exits_with_2() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("proxyd.yml");
+    fs::write(&file, "version: 1\n")?;
+    ensure!(check(&file)?.status.success());
+    fs::write(&file, "version: 1\nlimitz: {}\n")?;
+    let output = check(&file)?;
+    let said = String::from_utf8(output.stderr)?;
+    ensure!(
+        output.status.code() == Some(2) && said.contains("limitz"),
+        "{said}"
+    );
+    ensure!(check(&directory.path().join("absent"))?.status.code() == Some(2));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_hangup_applies_a_right_file_and_rejects_a_wrong_one() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("proxyd.yml");
+    let (app, port, address) = (App::start("a").await?, free_port().await?, unused_address());
+    let page = std::net::SocketAddr::from((address, free_port().await?));
+    let config = |routes: &str| {
+        let base = directory.path().display().to_string();
+        format!(
+            "version: 1\nsocket: {base}/s\nstate: {base}/state\nmetrics: {page}\n\
+             trunk: {{listen: \"{address}:0\"}}\nlisten: [\"{address}\"]\nroutes: [{routes}]\n"
+        )
+    };
+    let trunk_port = free_port().await?;
+    let config = |routes: &str| config(routes).replace(":0\"}", &format!(":{trunk_port}\"}}"));
+    fs::write(&file, config(""))?;
+    let child = Command::new(PROGRAM)
+        .arg("--config")
+        .arg(&file)
+        .stderr(Stdio::null())
+        .spawn()?;
+    let mut running = Running(child);
+    wait_for(page, "/healthz", "ok").await?;
+
+    fs::write(&file, "version: 1\nroutes: nonsense\n")?;
+    running.signal(Signal::HUP)?;
+    wait_for(page, "/metrics", "reloads_total{result=\"rejected\"} 1").await?;
+    let route = format!("{{external: {port}, backend: \"{}\"}}", app.addr);
+    fs::write(&file, config(&route))?;
+    running.signal(Signal::HUP)?;
+    wait_for(page, "/metrics", "reloads_total{result=\"applied\"} 1").await?;
+    let mut client = TcpStream::connect((address, port)).await?;
+    ensure!(ask(&mut client, "x").await? == "a: x");
+
+    running.signal(Signal::TERM)?;
+    ensure!(running.exit().await?.success());
+    let socket: PathBuf = directory.path().join("s");
+    ensure!(!socket.exists(), "the control socket is left");
+    Ok(())
+}
+
+async fn wait_for(page: std::net::SocketAddr, path: &str, text: &str) -> Result<()> {
+    let started = Instant::now();
+    loop {
+        match get(page, path).await {
+            Ok(body) if body.contains(text) => return Ok(()),
+            Ok(_) | Err(_) if started.elapsed() < LIMIT => sleep(Duration::from_millis(20)).await,
+            Ok(body) => anyhow::bail!("{text} is not in {body}"),
+            Err(error) => return Err(error),
+        }
+    }
+}
