@@ -6,12 +6,15 @@
 //! between, so that whoever asks later hears of it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use migrated_core::record::Record;
 use rehome_runtime::http_client::ClientError;
+use rehome_shared::api::cluster::Desired;
 use rehome_shared::api::peer::VolumeIdentity;
 use rehome_shared::config::model::Application;
 use rehome_shared::ids::{AppName, HostAddr};
+use tokio::time::Instant;
 
 use crate::desired;
 use crate::host::Host;
@@ -30,7 +33,7 @@ pub enum BirthError {
         host: HostAddr,
         /// The cause.
         #[source]
-        source: ClientError,
+        source: Box<ClientError>,
     },
     /// A host follows another deployment yet.
     #[error("{0} does not follow this deployment yet")]
@@ -51,7 +54,14 @@ pub enum BirthError {
     Ledger(#[from] LedgerError),
 }
 
-/// Makes this host the first owner. Its volumes are made when it is started.
+/// How long the other hosts may take to follow a deployment that has just come.
+const SPREAD: Duration = Duration::from_secs(10);
+
+/// The pause before they are asked again.
+const SPREAD_PAUSE: Duration = Duration::from_millis(50);
+
+/// Makes this host the first owner. Its volumes are made when it is started. A deployment that
+/// is still on its way to other hosts is waited for.
 ///
 /// # Errors
 /// [`BirthError`]; nothing was born.
@@ -64,14 +74,34 @@ pub(crate) async fn give(
     spec: &Application,
 ) -> Result<(), BirthError> {
     let desired = host.desired.get();
-    let hash = desired::hash(&desired);
+    let deadline = Instant::now() + SPREAD;
+    loop {
+        match try_give(host, &desired, application, spec).await {
+            Err(BirthError::Behind(_)) if Instant::now() < deadline => {
+                tokio::time::sleep(SPREAD_PAUSE).await;
+            }
+            given => return given,
+        }
+    }
+}
+
+async fn try_give(
+    host: &Arc<Host>,
+    desired: &Desired,
+    application: &AppName,
+    spec: &Application,
+) -> Result<(), BirthError> {
+    let hash = desired::hash(desired);
     for other in host.other_hosts() {
         let report = host.peers.report(&other).await.map_err(|source| BirthError::Silent {
             application: application.clone(),
             host: other.clone(),
-            source,
+            source: Box::new(source),
         })?;
         if report.generation != desired.generation || report.desired_hash != hash {
+            if desired::hash(&host.desired.get()) != hash {
+                return Err(BirthError::Superseded);
+            }
             return Err(BirthError::Behind(other));
         }
         let owned = report.owned.iter().any(|owned| owned.application == *application);
@@ -86,7 +116,7 @@ pub(crate) async fn give(
         let known = registry.applications().contains_key(&name) || registry.incoming(&name).is_some();
         (if known { Vec::new() } else { vec![record] }, ())
     });
-    host.desired.while_following(&desired, born).await.ok_or(BirthError::Superseded)??;
+    host.desired.while_following(desired, born).await.ok_or(BirthError::Superseded)??;
     tracing::info!(%application, "an application is this host's from its beginning");
     Ok(())
 }

@@ -224,10 +224,16 @@ impl Writer {
             bytes.extend_from_slice(&frame);
             position = next;
         }
-        let written = self.file.write_all(&bytes).and_then(|()| self.file.sync_data());
-        if let Err(source) = written {
+        if let Err(source) = self.file.write_all(&bytes) {
             self.undo();
             return Err(LedgerError::Io { attempt: "append to", path: self.path.clone(), source });
+        }
+        if let Err(source) = self.file.sync_data() {
+            // After a failed sync the kernel may call the pages clean: only a new start, which
+            // reads the file again, knows what is on the disk.
+            self.undo();
+            self.failed = true;
+            return Err(LedgerError::Io { attempt: "sync", path: self.path.clone(), source });
         }
         self.position = position;
         self.length = self.length.saturating_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX));

@@ -1,5 +1,7 @@
 //! `migrated`: the daemon's command line.
 
+#![forbid(unsafe_code)]
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 

@@ -29,7 +29,7 @@ use crate::runtime::{Instance, InstanceState};
 const LOOK: Duration = Duration::from_secs(1);
 
 /// The longest pause after an action that failed again and again.
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 
 /// Keeps the host as it should be. Runs until the stop.
 ///
@@ -137,7 +137,6 @@ fn names(host: &Host) -> BTreeSet<AppName> {
 }
 
 /// What this host would do next for an application.
-#[must_use]
 pub fn next_action(host: &Host, application: &AppName) -> Action {
     let desired = host.desired.get();
     let instance = host.instance(application);

@@ -33,8 +33,8 @@ pub fn report(host: &Host) -> HostReport {
     let (owned, incoming) = host.ledger.read(|registry| {
         let owned: Vec<OwnedApplication> = registry
             .applications()
-            .iter()
-            .filter_map(|(name, _)| registry.owned(name).map(|known| (name, known)))
+            .keys()
+            .filter_map(|name| registry.owned(name).map(|known| (name, known)))
             .map(|(name, known)| OwnedApplication {
                 application: name.clone(),
                 epoch: known.epoch,
@@ -353,24 +353,21 @@ pub async fn progress(host: &Arc<Host>) -> Progress {
     let mut migrations: Vec<Migration> = Vec::new();
     let mut settled = true;
     for (address, report) in &reports {
-        match report {
-            Some(report) => {
-                settled &= report.settled
-                    && report.generation == desired.generation
-                    && report.desired_hash == hash;
-                failures.extend(report.failures.iter().cloned());
-                let ours = report.migrations.iter().filter(|m| m.generation == desired.generation);
-                migrations.extend(ours.cloned());
-            }
-            None => {
-                settled = false;
-                failures.push(Failure {
-                    host: address.clone(),
-                    application: None,
-                    reason: "it does not answer".to_owned(),
-                });
-            }
-        }
+        let Some(report) = report else {
+            settled = false;
+            failures.push(Failure {
+                host: address.clone(),
+                application: None,
+                reason: "it does not answer".to_owned(),
+            });
+            continue;
+        };
+        settled &= report.settled
+            && report.generation == desired.generation
+            && report.desired_hash == hash;
+        failures.extend(report.failures.iter().cloned());
+        let ours = report.migrations.iter().filter(|m| m.generation == desired.generation);
+        migrations.extend(ours.cloned());
     }
     migrations.sort_by(|a, b| a.id.cmp(&b.id));
     let unborn = applications.iter().any(|application| {

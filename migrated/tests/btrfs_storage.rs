@@ -1,1 +1,652 @@
+//! The btrfs backend on pools in image files, two of them for two hosts. Needs root.
 
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::process::{Command, Stdio};
+use std::task::{Context as TaskContext, Poll};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use migrated::storage::btrfs::{Btrfs, PoolConfig, PoolImage};
+use migrated::storage::{Snapshot, Stamp, Storage, StorageError};
+use rehome_shared::ids::{AppName, DatasetId, Epoch, HostAddr, VolumeName};
+use rehome_shared::units::Bytes;
+use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
+
+type Test = anyhow::Result<()>;
+
+const MIB: u64 = 1 << 20;
+
+/// A directory whose pools are unmounted, and their loop devices freed, when it is dropped.
+struct Pools {
+    directory: tempfile::TempDir,
+}
+
+impl Pools {
+    /// `None`, loudly, where the tests cannot run.
+    fn new() -> anyhow::Result<Option<Self>> {
+        let found = |program: &str| {
+            let help = Command::new(program)
+                .arg("--help")
+                .stdout(Stdio::null())
+                .status();
+            help.is_ok()
+        };
+        if !rustix::process::geteuid().is_root() || !found("btrfs") || !found("mkfs.btrfs") {
+            println!("SKIPPED: btrfs pools need root and btrfs-progs");
+            return Ok(None);
+        }
+        Ok(Some(Self {
+            directory: tempfile::tempdir()?,
+        }))
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    async fn open(&self, name: &str, size: u64) -> anyhow::Result<Btrfs> {
+        let image = PoolImage {
+            path: self.path(&format!("{name}.img")),
+            size: Bytes(size),
+        };
+        Ok(Btrfs::open(PoolConfig {
+            path: self.path(name),
+            image: Some(image),
+        })
+        .await?)
+    }
+
+    /// Unmounts a pool, waiting for programs that were killed a moment ago.
+    fn unmount(&self, name: &str) -> bool {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let path = self.path(name);
+        let mounted = || {
+            let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+            mounts
+                .lines()
+                .any(|line| line.split(' ').nth(1) == path.to_str())
+        };
+        while mounted() && Instant::now() < deadline {
+            let tried = Command::new("umount")
+                .arg(&path)
+                .stderr(Stdio::null())
+                .status();
+            if !tried.is_ok_and(|status| status.success()) {
+                std::thread::park_timeout(Duration::from_millis(20));
+            }
+        }
+        !mounted()
+    }
+}
+
+impl Drop for Pools {
+    fn drop(&mut self) {
+        for entry in fs::read_dir(self.directory.path())
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            if entry.path().is_dir() {
+                self.unmount(&entry.file_name().to_string_lossy());
+            }
+        }
+        // The devices free themselves at the unmount; one that does not is freed by its file.
+        for entry in fs::read_dir(self.directory.path())
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let devices = Command::new("losetup").arg("-j").arg(entry.path()).output();
+            let devices = devices.map(|output| output.stdout).unwrap_or_default();
+            for line in String::from_utf8_lossy(&devices).lines() {
+                let device = line.split(':').next().unwrap_or_default();
+                let freed = Command::new("losetup").arg("-d").arg(device).status();
+                println!("freed {device}, which its mount had left: {freed:?}");
+            }
+        }
+    }
+}
+
+/// Bytes that no compression or reflink makes smaller.
+fn noise(seed: u64, length: u64) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let words = std::iter::repeat_with(|| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    });
+    words
+        .take(usize::try_from(length / 8).unwrap_or(0))
+        .flatten()
+        .collect()
+}
+
+fn write(volume: &Path, name: &str, content: &[u8]) -> anyhow::Result<()> {
+    fs::write(volume.join(name), content).with_context(|| format!("write {name}"))
+}
+
+/// Sends a snapshot from one pool to another and returns it with the stream's length.
+async fn pass(
+    from: &Btrfs,
+    to: &Btrfs,
+    dataset: &DatasetId,
+    snapshot: &Snapshot,
+    base: Option<&str>,
+) -> anyhow::Result<(Snapshot, u64)> {
+    let stream = from.send(dataset, &snapshot.name, base).await?;
+    let mut counted = Counted { stream, bytes: 0 };
+    let received = to
+        .receive(dataset, &snapshot.name, &snapshot.guid, &mut counted)
+        .await?;
+    Ok((received, counted.bytes))
+}
+
+struct Counted<S> {
+    stream: S,
+    bytes: u64,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut TaskContext<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
+        self.bytes += u64::try_from(buf.filled().len() - before).unwrap_or(0);
+        polled
+    }
+}
+
+/// A stream that breaks after some bytes.
+struct Torn<S> {
+    stream: S,
+    left: usize,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Torn<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut TaskContext<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        if self.left == 0 {
+            return Poll::Ready(Err(std::io::ErrorKind::ConnectionReset.into()));
+        }
+        let mut part = vec![0; self.left.min(buf.remaining())];
+        let mut part = ReadBuf::new(&mut part);
+        std::task::ready!(Pin::new(&mut self.stream).poll_read(cx, &mut part))?;
+        self.left -= part.filled().len();
+        buf.put_slice(part.filled());
+        Poll::Ready(Ok(()))
+    }
+}
+
+async fn whole_stream(
+    from: &Btrfs,
+    dataset: &DatasetId,
+    name: &str,
+    base: Option<&str>,
+) -> anyhow::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    from.send(dataset, name, base)
+        .await?
+        .read_to_end(&mut bytes)
+        .await?;
+    Ok(bytes)
+}
+
+/// What lies in the work directory of a pool.
+fn work(pool: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for dataset in fs::read_dir(pool.join("recv"))? {
+        for entry in fs::read_dir(dataset?.path())? {
+            found.push(entry?.path());
+        }
+    }
+    Ok(found)
+}
+
+#[tokio::test]
+async fn a_volume_goes_there_and_back_and_the_way_back_is_a_delta() -> Test {
+    let Some(pools) = Pools::new()? else {
+        return Ok(());
+    };
+    let (a, b) = (
+        pools.open("a", 300 * MIB).await?,
+        pools.open("b", 300 * MIB).await?,
+    );
+    let dataset = DatasetId::generate();
+    a.create(&dataset, Some(Bytes(100 * MIB))).await?;
+    let live = a.live_path(&dataset);
+    write(&live, "big", &noise(1, 20 * MIB))?;
+
+    let first = a.snapshot(&dataset, "mig-1").await?;
+    assert_eq!(
+        a.snapshot(&dataset, "mig-1").await?,
+        first,
+        "taking it again"
+    );
+    let (received, full) = pass(&a, &b, &dataset, &first, None).await?;
+    assert_eq!(received, first);
+    ensure!(full > 20 * MIB, "{full}");
+    write(&live, "small", &noise(2, MIB))?;
+    let second = a.snapshot(&dataset, "mig-2").await?;
+    let (_, delta) = pass(&a, &b, &dataset, &second, Some("mig-1")).await?;
+    ensure!((MIB..2 * MIB).contains(&delta), "{delta}");
+
+    let before = b.inspect(&dataset).await?.context("it is on b")?;
+    assert_eq!(
+        (before.live, before.snapshots),
+        (false, vec![first.clone(), second.clone()])
+    );
+    b.promote(&dataset, "mig-2", Some(Bytes(100 * MIB))).await?;
+    a.retire(&dataset).await?;
+    a.retire(&dataset).await?;
+    assert!(!live.exists());
+    a.delete_snapshot(&dataset, "mig-1").await?;
+    b.delete_snapshot(&dataset, "mig-1").await?;
+    b.delete_snapshot(&dataset, "mig-1").await?;
+
+    // Back, twice around, so that received and native snapshots serve as bases on either side.
+    let (mut here, mut there) = (&b, &a);
+    let mut base = "mig-2".to_owned();
+    for round in 3..6 {
+        let live = here.live_path(&dataset);
+        write(&live, &format!("round-{round}"), &noise(round, MIB))?;
+        let next = here.snapshot(&dataset, &format!("mig-{round}")).await?;
+        let (_, bytes) = pass(here, there, &dataset, &next, Some(&base)).await?;
+        ensure!((MIB..2 * MIB).contains(&bytes), "round {round}: {bytes}");
+        there.promote(&dataset, &next.name, None).await?;
+        here.retire(&dataset).await?;
+        for side in [here, there] {
+            side.delete_snapshot(&dataset, &base).await?;
+            assert_eq!(
+                side.inspect(&dataset)
+                    .await?
+                    .context("it is known")?
+                    .snapshots,
+                [next.clone()]
+            );
+        }
+        base = next.name;
+        (here, there) = (there, here);
+    }
+    let live = here.live_path(&dataset);
+    assert_eq!(fs::read(live.join("big"))?, noise(1, 20 * MIB));
+    assert_eq!(fs::read(live.join("small"))?, noise(2, MIB));
+    assert_eq!(fs::read(live.join("round-4"))?, noise(4, MIB));
+    Ok(())
+}
+
+/// Writes until the file system refuses, and returns the error number and the bytes written.
+fn fill(volume: &Path) -> anyhow::Result<(Option<i32>, u64)> {
+    let mut file = fs::File::create(volume.join("fill"))?;
+    let chunk = noise(9, MIB);
+    for written in 0..400 {
+        // Synced, so that what is promised is also there.
+        if let Err(error) = file.write_all(&chunk).and_then(|()| file.sync_data()) {
+            return Ok((error.raw_os_error(), written * MIB));
+        }
+    }
+    anyhow::bail!("nothing refused 400 MiB")
+}
+
+#[tokio::test]
+async fn the_limit_is_enforced_and_kept_across_a_move() -> Test {
+    const EDQUOT: Option<i32> = Some(122);
+    let Some(pools) = Pools::new()? else {
+        return Ok(());
+    };
+    let (a, b) = (
+        pools.open("a", 300 * MIB).await?,
+        pools.open("b", 300 * MIB).await?,
+    );
+    let dataset = DatasetId::generate();
+    a.create(&dataset, Some(Bytes(30 * MIB))).await?;
+    let live = a.live_path(&dataset);
+    let (error, written) = fill(&live)?;
+    assert_eq!(error, EDQUOT);
+    ensure!((15 * MIB..=30 * MIB).contains(&written), "{written}");
+    fs::remove_file(live.join("fill")).context("a full volume can be tidied")?;
+    write(&live, "kept", &noise(3, 20 * MIB))?;
+
+    let snapshot = a.snapshot(&dataset, "mig-1").await?;
+    pass(&a, &b, &dataset, &snapshot, None).await?;
+    // The limit was raised between the rounds: what arrives must not be held to the old one.
+    a.set_limit(&dataset, Some(Bytes(60 * MIB))).await?;
+    write(&live, "more", &noise(4, 25 * MIB))?;
+    let snapshot = a.snapshot(&dataset, "mig-2").await?;
+    pass(&a, &b, &dataset, &snapshot, Some("mig-1")).await?;
+    b.promote(&dataset, "mig-2", Some(Bytes(60 * MIB))).await?;
+    let info = b.inspect(&dataset).await?.context("it is on b")?;
+    assert_eq!(info.limit, Some(Bytes(60 * MIB)));
+    ensure!(info.used.0 >= 45 * MIB, "{}", info.used);
+    let (error, written) = fill(&b.live_path(&dataset))?;
+    assert_eq!(error, EDQUOT);
+    ensure!(written <= 15 * MIB, "{written}");
+    b.set_limit(&dataset, None).await?;
+    write(&b.live_path(&dataset), "beyond", &noise(5, 40 * MIB))?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_torn_stream_changes_nothing() -> Test {
+    let Some(pools) = Pools::new()? else {
+        return Ok(());
+    };
+    let (a, b) = (
+        pools.open("a", 200 * MIB).await?,
+        pools.open("b", 200 * MIB).await?,
+    );
+    let dataset = DatasetId::generate();
+    a.create(&dataset, None).await?;
+    write(&a.live_path(&dataset), "data", &noise(1, 4 * MIB))?;
+    let snapshot = a.snapshot(&dataset, "mig-1").await?;
+    for left in [0, 5, 17, 1000, 2_000_000] {
+        let stream = a.send(&dataset, "mig-1", None).await?;
+        let mut torn = Torn { stream, left };
+        let refused = b
+            .receive(&dataset, "mig-1", &snapshot.guid, &mut torn)
+            .await;
+        assert!(
+            matches!(refused, Err(StorageError::Io { .. })),
+            "{left}: {refused:?}"
+        );
+        assert_eq!(b.inspect(&dataset).await?, None, "{left}");
+        assert_eq!(work(&pools.path("b"))?, Vec::<PathBuf>::new(), "{left}");
+    }
+    // Torn between two commands and without an error, which only the missing end mark tells.
+    let bytes = whole_stream(&a, &dataset, "mig-1", None).await?;
+    let end_mark = 10;
+    for cut in [bytes.len() - end_mark, bytes.len() - 1, 17, 0] {
+        let mut short = &bytes[..cut];
+        let refused = b
+            .receive(&dataset, "mig-1", &snapshot.guid, &mut short)
+            .await;
+        assert!(refused.is_err(), "{cut}");
+        assert_eq!(b.inspect(&dataset).await?, None, "{cut}");
+        assert_eq!(work(&pools.path("b"))?, Vec::<PathBuf>::new(), "{cut}");
+    }
+    pass(&a, &b, &dataset, &snapshot, None).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn only_what_was_announced_is_taken() -> Test {
+    let Some(pools) = Pools::new()? else {
+        return Ok(());
+    };
+    let (a, b) = (
+        pools.open("a", 200 * MIB).await?,
+        pools.open("b", 200 * MIB).await?,
+    );
+    let dataset = DatasetId::generate();
+    a.create(&dataset, None).await?;
+    let first = a.snapshot(&dataset, "mig-1").await?;
+    write(&a.live_path(&dataset), "data", b"x")?;
+    let second = a.snapshot(&dataset, "mig-2").await?;
+
+    let bytes = whole_stream(&a, &dataset, "mig-1", None).await?;
+    let refused = b
+        .receive(&dataset, "mig-1", &second.guid, &mut bytes.as_slice())
+        .await;
+    assert!(
+        matches!(refused, Err(StorageError::Corrupt(_))),
+        "{refused:?}"
+    );
+    assert_eq!(b.inspect(&dataset).await?, None);
+
+    let bytes = whole_stream(&a, &dataset, "mig-2", Some("mig-1")).await?;
+    let refused = b
+        .receive(&dataset, "mig-2", &second.guid, &mut bytes.as_slice())
+        .await;
+    assert!(
+        matches!(refused, Err(StorageError::BaseMissing(_))),
+        "{refused:?}"
+    );
+    assert_eq!(b.inspect(&dataset).await?, None);
+    let refused = a.send(&dataset, "mig-2", Some("mig-0")).await.map(drop);
+    assert!(
+        matches!(refused, Err(StorageError::BaseMissing(_))),
+        "{refused:?}"
+    );
+    let refused = a.send(&dataset, "mig-0", None).await.map(drop);
+    assert!(
+        matches!(refused, Err(StorageError::NotFound(_))),
+        "{refused:?}"
+    );
+
+    pass(&a, &b, &dataset, &first, None).await?;
+    pass(&a, &b, &dataset, &first, None)
+        .await
+        .context("receiving it again")?;
+    let mut nothing = &b""[..];
+    let refused = b
+        .receive(&dataset, "mig-1", &second.guid, &mut nothing)
+        .await;
+    assert!(
+        matches!(refused, Err(StorageError::Exists(_))),
+        "{refused:?}"
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_sender_that_fails_is_a_read_error() -> Test {
+    let Some(pools) = Pools::new()? else {
+        return Ok(());
+    };
+    let a = pools.open("a", 200 * MIB).await?;
+    let dataset = DatasetId::generate();
+    a.create(&dataset, None).await?;
+    write(&a.live_path(&dataset), "data", &noise(1, 8 * MIB))?;
+    a.snapshot(&dataset, "mig-1").await?;
+    // A writable tree in the place of a snapshot is what the program refuses to send.
+    let place = pools
+        .path("a")
+        .join("snap")
+        .join(dataset.as_str())
+        .join("wrong/data");
+    fs::create_dir_all(place.parent().context("it has a parent")?)?;
+    let made = Command::new("btrfs")
+        .args(["-q", "subvolume", "create"])
+        .arg(&place)
+        .status()?;
+    ensure!(made.success());
+    let mut bytes = Vec::new();
+    let error = a
+        .send(&dataset, "wrong", None)
+        .await?
+        .read_to_end(&mut bytes)
+        .await
+        .unwrap_err();
+    ensure!(error.to_string().contains("read-only"), "{error}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn stores_through_mmap_are_in_the_snapshot() -> Test {
+    let Some(pools) = Pools::new()? else {
+        return Ok(());
+    };
+    let (a, b) = (
+        pools.open("a", 200 * MIB).await?,
+        pools.open("b", 200 * MIB).await?,
+    );
+    let dataset = DatasetId::generate();
+    a.create(&dataset, None).await?;
+    let path = a.live_path(&dataset).join("mapped");
+    fs::write(&path, vec![0; 1 << 20])?;
+    a.flush(&dataset).await?;
+    // The mapping stays in place while the snapshot is taken.
+    let script = "import mmap,sys\nf=open(sys.argv[1],'r+b');m=mmap.mmap(f.fileno(),0)\n\
+                  m[5000:5005]=b'hello'\nprint('stored',flush=True)\nsys.stdin.read()\n";
+    let mut writer = Command::new("python3")
+        .args(["-c", script])
+        .arg(&path)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut said = [0; 7];
+    let heard = writer
+        .stdout
+        .as_mut()
+        .map(|out| std::io::Read::read_exact(out, &mut said));
+    let snapshot = a.snapshot(&dataset, "mig-1").await;
+    drop(writer.stdin.take());
+    writer.wait()?;
+    heard.context("it has an output")??;
+    pass(&a, &b, &dataset, &snapshot?, None).await?;
+    b.promote(&dataset, "mig-1", None).await?;
+    let arrived = fs::read(b.live_path(&dataset).join("mapped"))?;
+    assert_eq!(&arrived[5000..5005], b"hello");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_promotion_replaces_what_was_live() -> Test {
+    let Some(pools) = Pools::new()? else {
+        return Ok(());
+    };
+    let a = pools.open("a", 200 * MIB).await?;
+    let dataset = DatasetId::generate();
+    a.create(&dataset, None).await?;
+    let live = a.live_path(&dataset);
+    write(&live, "data", b"before")?;
+    a.snapshot(&dataset, "point").await?;
+    write(&live, "data", b"after")?;
+    write(&live, "new", b"new")?;
+    a.promote(&dataset, "point", None).await?;
+    assert_eq!(fs::read(live.join("data"))?, b"before");
+    assert!(!live.join("new").exists());
+    write(&live, "data", b"writable")?;
+    assert_eq!(work(&pools.path("a"))?, Vec::<PathBuf>::new());
+    let refused = a.promote(&dataset, "absent", None).await;
+    assert!(
+        matches!(refused, Err(StorageError::NotFound(_))),
+        "{refused:?}"
+    );
+    assert_eq!(fs::read(live.join("data"))?, b"writable");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_receiver_without_space_keeps_nothing() -> Test {
+    let Some(pools) = Pools::new()? else {
+        return Ok(());
+    };
+    let (a, b) = (
+        pools.open("a", 500 * MIB).await?,
+        pools.open("b", 120 * MIB).await?,
+    );
+    let dataset = DatasetId::generate();
+    a.create(&dataset, None).await?;
+    write(&a.live_path(&dataset), "data", &noise(1, 150 * MIB))?;
+    let snapshot = a.snapshot(&dataset, "mig-1").await?;
+    let before = b.available().await?;
+    ensure!(before.0 < 120 * MIB, "{before}");
+    let stream = &mut a.send(&dataset, "mig-1", None).await?;
+    let refused = b.receive(&dataset, "mig-1", &snapshot.guid, stream).await;
+    let Err(StorageError::NoSpace { needed, .. }) = refused else {
+        anyhow::bail!("{refused:?}");
+    };
+    ensure!(needed.0 > MIB, "{needed}");
+    assert_eq!(b.inspect(&dataset).await?, None);
+    assert_eq!(work(&pools.path("b"))?, Vec::<PathBuf>::new());
+    // The room is free again for something that fits.
+    let small = DatasetId::generate();
+    a.create(&small, None).await?;
+    write(&a.live_path(&small), "data", &noise(2, 5 * MIB))?;
+    let snapshot = a.snapshot(&small, "mig-1").await?;
+    pass(&a, &b, &small, &snapshot, None).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_pool_that_was_unmounted_is_found_again() -> Test {
+    let Some(pools) = Pools::new()? else {
+        return Ok(());
+    };
+    let a = pools.open("a", 200 * MIB).await?;
+    let dataset = DatasetId::generate();
+    a.create(&dataset, Some(Bytes(40 * MIB))).await?;
+    write(&a.live_path(&dataset), "data", b"kept")?;
+    a.snapshot(&dataset, "point").await?;
+    let stamp = Stamp {
+        application: AppName::try_new("db")?,
+        volume: VolumeName::try_new("data")?,
+        owner: HostAddr::try_new("10.0.0.1")?,
+        epoch: Epoch(3),
+        migration: None,
+    };
+    a.stamp(&dataset, &stamp).await?;
+    let known = a.list().await?;
+    assert_eq!(known[0].stamp.as_ref(), Some(&stamp));
+    drop(a);
+    // What a crash in the middle of a receive leaves.
+    let left = pools
+        .path("a")
+        .join("recv")
+        .join(dataset.as_str())
+        .join("half");
+    fs::create_dir_all(&left)?;
+    let half = Command::new("btrfs")
+        .args(["-q", "subvolume", "create"])
+        .arg(left.join("data"))
+        .status()?;
+    ensure!(half.success());
+    fs::write(pools.path("a").join("live/notes.txt"), "an operator's")?;
+    ensure!(pools.unmount("a"));
+
+    let a = pools.open("a", 200 * MIB).await?;
+    assert_eq!(a.list().await?, known);
+    assert_eq!(fs::read(a.live_path(&dataset).join("data"))?, b"kept");
+    assert!(!left.exists());
+    let refused = a.create(&dataset, None).await;
+    assert!(
+        matches!(refused, Err(StorageError::Exists(_))),
+        "{refused:?}"
+    );
+    // Opened again while it is mounted.
+    assert_eq!(pools.open("a", 200 * MIB).await?.list().await?, known);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_volume_is_born_once_and_destroyed_on_command() -> Test {
+    let Some(pools) = Pools::new()? else {
+        return Ok(());
+    };
+    let a = pools.open("a", 200 * MIB).await?;
+    let dataset = DatasetId::generate();
+    a.create(&dataset, None).await?;
+    let refused = a.create(&dataset, None).await;
+    assert!(
+        matches!(refused, Err(StorageError::Exists(_))),
+        "{refused:?}"
+    );
+    a.snapshot(&dataset, "point").await?;
+    a.retire(&dataset).await?;
+    let refused = a.create(&dataset, None).await;
+    assert!(
+        matches!(refused, Err(StorageError::Exists(_))),
+        "with a snapshot: {refused:?}"
+    );
+    let refused = a.flush(&dataset).await;
+    assert!(
+        matches!(refused, Err(StorageError::NotFound(_))),
+        "{refused:?}"
+    );
+    a.destroy(&dataset).await?;
+    a.destroy(&dataset).await?;
+    assert_eq!(a.inspect(&dataset).await?, None);
+    assert_eq!(a.list().await?, []);
+    a.create(&dataset, None).await?;
+    Ok(())
+}

@@ -121,9 +121,12 @@ impl Keeper {
     }
 
     /// Puts the first table in force: what was kept, and the file's routes.
-    pub(crate) fn begin(&mut self, mut table: RouteTable) {
+    ///
+    /// # Cancel safety
+    /// Dropping it leaves ports unopened.
+    pub(crate) async fn begin(&mut self, mut table: RouteTable) {
         log_applied(&table.apply_file(&self.context.settings().routes));
-        self.put_in_force(&table);
+        self.put_in_force(&table).await;
     }
 
     /// Serves requests until the stop.
@@ -158,7 +161,7 @@ impl Keeper {
                 drop(answer.send(CheckPortsReply { problems }));
             }
             Request::Configure(settings, answer) => {
-                self.configure(*settings);
+                self.configure(*settings).await;
                 let _unheard = answer.send(());
             }
         }
@@ -175,7 +178,7 @@ impl Keeper {
         if table != before {
             self.change(table).await;
         } else if self.listeners.has_failures() {
-            self.listeners.reconcile(&table);
+            self.listeners.reconcile(&table).await;
         }
         self.context.book.routes()
     }
@@ -205,24 +208,24 @@ impl Keeper {
         Ok(())
     }
 
-    fn configure(&mut self, settings: Settings) {
+    async fn configure(&mut self, settings: Settings) {
         let mut table = self.context.book.table();
         let applied = table.apply_file(&settings.routes);
         log_applied(&applied);
         self.context.set_settings(settings);
-        self.put_in_force(&table);
+        self.put_in_force(&table).await;
     }
 
     /// Keeps a table and puts it in force.
     async fn change(&mut self, table: RouteTable) {
         self.keep(&table).await;
-        self.put_in_force(&table);
+        self.put_in_force(&table).await;
     }
 
-    fn put_in_force(&mut self, table: &RouteTable) {
+    async fn put_in_force(&mut self, table: &RouteTable) {
         self.context.peers.set(table.peers());
         self.context.book.publish(table.clone());
-        self.listeners.reconcile(table);
+        self.listeners.reconcile(table).await;
     }
 
     async fn keep(&mut self, table: &RouteTable) {
@@ -254,7 +257,7 @@ impl Keeper {
             self.keep(&table).await;
         }
         if self.listeners.has_failures() {
-            self.listeners.reconcile(&table);
+            self.listeners.reconcile(&table).await;
         }
         self.check_leases(&table);
     }

@@ -23,6 +23,7 @@ mod accept;
 mod book;
 mod context;
 mod control;
+mod descriptors;
 mod dial;
 mod gate;
 mod keeper;
@@ -214,7 +215,7 @@ impl Proxyd {
     /// # Cancel safety
     /// A dropped call may still be carried out.
     pub async fn configure(&self, config: &ProxydConfig) -> Result<(), Stopping> {
-        let settings = Box::new(Settings::from(config));
+        let settings = Box::new(descriptors::fit(Settings::from(config)));
         self.desk
             .ask(|answer| Request::Configure(settings, answer))
             .await?;

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::time::Duration;
 
 use proxyd_core::table::{Phase, RouteTable};
 use rehome_runtime::supervise::{Criticality, Supervisor};
@@ -21,6 +22,9 @@ use crate::metrics::Shed;
 use crate::serve::serve;
 use crate::socket::{listen_tcp, listen_udp, reset_on_drop, tune};
 use crate::udp;
+
+/// How long the task of a closed port may take to end.
+const CLOSE_TIME: Duration = Duration::from_secs(1);
 
 /// The open external ports. Dropping it closes them.
 #[derive(Debug)]
@@ -46,18 +50,27 @@ impl Listeners {
     }
 
     /// Opens and closes so that exactly the routes of the table that are not closed listen.
-    pub(crate) fn reconcile(&mut self, table: &RouteTable) {
+    ///
+    /// # Cancel safety
+    /// A dropped call leaves ports unopened until the next one.
+    pub(crate) async fn reconcile(&mut self, table: &RouteTable) {
         let on = self.context.settings().listen.clone();
         let other_addresses = self.on != on;
         self.on = on;
         let wanted = |key: &RouteKey| table.route(*key).is_some_and(|r| r.phase != Phase::Closed);
-        self.open.retain(|key, tasks| {
-            let keep = wanted(key) && !other_addresses;
-            if !keep {
+        let unwanted: Vec<RouteKey> = self
+            .open
+            .keys()
+            .filter(|key| other_addresses || !wanted(key))
+            .copied()
+            .collect();
+        for key in unwanted {
+            if let Some(tasks) = self.open.remove(&key) {
                 tasks.cancel();
+                // Once the task has ended its port is free, should a later table want it.
+                tasks.idle(CLOSE_TIME).await;
             }
-            keep
-        });
+        }
         self.failed.retain(|key, _| wanted(key));
         let missing: Vec<RouteKey> = table
             .routes()

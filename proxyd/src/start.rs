@@ -17,6 +17,7 @@ use crate::Proxyd;
 use crate::book::Book;
 use crate::context::Context;
 use crate::control;
+use crate::descriptors;
 use crate::keeper::Keeper;
 use crate::listener::Listeners;
 use crate::metrics::Metrics;
@@ -63,7 +64,7 @@ impl Proxyd {
     pub async fn start(config: &ProxydConfig, supervisor: &Supervisor) -> Result<Self, StartError> {
         let mut registry = telemetry::registry("proxyd", env!("CARGO_PKG_VERSION"));
         let metrics = Arc::new(Metrics::new(&mut registry));
-        let settings = Settings::from(config);
+        let settings = descriptors::fit(Settings::from(config));
         let (store, table) = open_store(config, &metrics)?;
         let (trunk_listener, trunk) =
             bind_trunk(config.trunk.listen).map_err(|source| StartError::Trunk {
@@ -77,7 +78,7 @@ impl Proxyd {
         let readiness = Readiness::new();
         let listeners = Listeners::new(context.clone(), supervisor);
         let (mut keeper, desk) = Keeper::new(context.clone(), listeners, store, readiness.clone());
-        keeper.begin(table);
+        keeper.begin(table).await;
 
         let proxy = Self {
             context: context.clone(),

@@ -27,16 +27,19 @@ use crate::udp;
 
 /// The most that a header may take to arrive.
 const HEADER_TIME: Duration = Duration::from_secs(5);
-/// Trunk connections without a header, or with a route that this host does not know. More wait
-/// in the kernel.
-const STRANGE_AT_ONCE: usize = 1024;
+/// Trunk connections whose header is not there yet; more wait in the kernel.
+const GREETED_AT_ONCE: usize = 1024;
+/// Trunk connections that wait for a route that this host does not know; more are sent back
+/// and come again.
+const UNKNOWN_AT_ONCE: usize = 1024;
 
 /// Accepts trunk connections until the stop.
 ///
 /// # Cancel safety
 /// Dropping it stops accepting; connections go on.
 pub(crate) async fn run(context: Context, listener: TcpListener) {
-    let permits = Arc::new(Semaphore::new(STRANGE_AT_ONCE));
+    let permits = Arc::new(Semaphore::new(GREETED_AT_ONCE));
+    let unknown = Arc::new(Semaphore::new(UNKNOWN_AT_ONCE));
     let stop = context.connections.token().clone();
     let work = async {
         loop {
@@ -50,9 +53,9 @@ pub(crate) async fn run(context: Context, listener: TcpListener) {
                 reset_on_drop(&stream);
                 continue;
             }
-            let inner = context.clone();
+            let (inner, unknown) = (context.clone(), Arc::clone(&unknown));
             let span = tracing::debug_span!("trunk", peer.addr = %peer);
-            let task = async move { greet(inner, stream, permit).await }.instrument(span);
+            let task = async move { greet(inner, stream, permit, &unknown).await }.instrument(span);
             context
                 .connections
                 .spawn("trunk connection", Criticality::Ordinary, task);
@@ -62,10 +65,17 @@ pub(crate) async fn run(context: Context, listener: TcpListener) {
 }
 
 /// Reads the header and takes the connection in.
-async fn greet(context: Context, mut stream: TcpStream, permit: OwnedSemaphorePermit) {
+async fn greet(
+    context: Context,
+    mut stream: TcpStream,
+    permit: OwnedSemaphorePermit,
+    unknown: &Semaphore,
+) {
     let Some(header) = read_header(&context, &mut stream).await else {
         return;
     };
+    drop(permit);
+    let mut waits = None;
     let until = Instant::now() + context.settings().unknown_route;
     let mut revisions = context.book.revisions();
     let arrival = Arrival {
@@ -82,7 +92,7 @@ async fn greet(context: Context, mut stream: TcpStream, permit: OwnedSemaphorePe
         let destination = SocketAddr::new(header.destination.ip(), header.route.external());
         match book.admit(header.route, header.client, destination, origin) {
             Ok(held) => {
-                drop(permit);
+                drop(waits);
                 return serve(&context, held, stream).await;
             }
             Err(NotAdmitted::Full(full)) => {
@@ -92,7 +102,10 @@ async fn greet(context: Context, mut stream: TcpStream, permit: OwnedSemaphorePe
             }
             // The sender may have heard of a route before this host does.
             Err(NotAdmitted::NoRoute) => {
-                if !matches!(timeout_at(until, revisions.changed()).await, Ok(Ok(()))) {
+                waits = waits.or_else(|| unknown.try_acquire().ok());
+                let told = waits.is_some()
+                    && matches!(timeout_at(until, revisions.changed()).await, Ok(Ok(())));
+                if !told {
                     let refusal = Answer::Refused(Refusal::UnknownRoute);
                     let _sent = answer(&mut stream, &refusal).await;
                     return;

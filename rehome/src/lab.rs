@@ -20,6 +20,7 @@ pub(crate) mod init;
 mod labs;
 mod load;
 mod lock;
+mod loop_devices;
 mod mount_points;
 pub(crate) mod probe;
 mod process;

@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -109,15 +110,6 @@ impl Lab {
                     path.display(),
                     String::from_utf8_lossy(&words)
                 ));
-            }
-        }
-        for device in fs::read_dir("/sys/block")? {
-            let file = device?.path().join("loop/backing_file");
-            if fs::read_to_string(&file)
-                .unwrap_or_default()
-                .contains(&self.name)
-            {
-                note(&file.display().to_string());
             }
         }
         Ok(found)
@@ -317,6 +309,39 @@ fn a_crashed_host_comes_back_with_its_disk() -> Result {
     assert_eq!(pid(&again, 0), pid(&lab.status()?, 0));
     let other = lab.run(&["up", "--hosts", "3", "--runtime", "process"])?;
     assert!(String::from_utf8(other.stderr)?.contains("is there with 2 hosts"));
+    Ok(())
+}
+
+#[test]
+fn loop_devices_go_with_their_host() -> Result {
+    if !is_root() {
+        return Ok(());
+    }
+    let lab = Lab::new("loop");
+    lab.up("1")?;
+    // One that is mounted, and goes by itself; one that is not, and would stay for ever.
+    let script = "cd /var/lib/rehome && mkdir pool && truncate -s 128M pool.img other.img && \
+                  mkfs.btrfs -q pool.img && mount -o loop pool.img pool && \
+                  losetup --find other.img";
+    lab.ok(&["exec", "h1", "--", "sh", "-c", script])?;
+    let disk = Path::new("/var/lib/rehome-lab")
+        .join(&lab.name)
+        .join("h1/rehome");
+    let mut inodes = BTreeSet::new();
+    for file in ["pool.img", "other.img"] {
+        inodes.insert(fs::metadata(disk.join(file))?.ino().to_string());
+    }
+    let held = || -> Result<usize> {
+        let list = ["--list", "--noheadings", "--output", "BACK-INO"];
+        let list = String::from_utf8(Command::new("losetup").args(list).output()?.stdout)?;
+        Ok(list
+            .lines()
+            .filter(|inode| inodes.contains(inode.trim()))
+            .count())
+    };
+    assert_eq!(held()?, 2);
+    lab.ok(&["crash", "h1"])?;
+    assert_eq!(held()?, 0);
     Ok(())
 }
 

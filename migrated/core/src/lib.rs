@@ -29,6 +29,9 @@ pub mod registry;
 pub mod routes;
 pub mod source;
 
+#[cfg(test)]
+mod fixtures;
+
 /// A point in time on a host's clock, in milliseconds since the Unix epoch. It is only compared
 /// with times of the same host.
 #[derive(

@@ -29,7 +29,7 @@ pub(super) enum ActError {
         application: AppName,
         host: String,
         #[source]
-        source: LaunchError,
+        source: Box<LaunchError>,
     },
     #[error("it cannot be stopped")]
     Runtime(#[from] RuntimeError),
@@ -54,7 +54,11 @@ pub(super) async fn apply(
     let spec = spec_of(&desired, application);
     let grace = spec.as_ref().map_or(UNKNOWN_GRACE, |spec| spec.stop_grace);
     match (action, spec) {
-        (Action::Birth, Some(spec)) => Ok(birth::give(host, application, &spec).await?),
+        (Action::Birth, Some(spec)) => match birth::give(host, application, &spec).await {
+            // The next look plans for the newer deployment.
+            Err(BirthError::Superseded) => Ok(()),
+            other => Ok(other?),
+        },
         (Action::Run, Some(spec)) => run(host, application, &spec).await,
         (Action::Start { after }, Some(spec)) => {
             tokio::time::sleep(after).await;
@@ -88,7 +92,7 @@ fn launched<T>(
     result.map(drop).map_err(|source| ActError::Launch {
         application: application.clone(),
         host: host.address.to_string(),
-        source,
+        source: Box::new(source),
     })
 }
 

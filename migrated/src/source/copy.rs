@@ -23,11 +23,11 @@ use crate::storage::{Snapshot, StorageError};
 use crate::stream::Metered;
 
 /// Pulling an image may take long; its progress is seen on the destination.
-const PREPARE_LIMIT: Duration = Duration::from_secs(30 * 60);
+const PREPARE_LIMIT: Duration = Duration::from_mins(30);
 
 /// A stream that stands still for so long is broken.
 const STREAM: StreamLimits =
-    StreamLimits { stall: Duration::from_secs(20), answer: Duration::from_secs(120) };
+    StreamLimits { stall: Duration::from_secs(20), answer: Duration::from_mins(2) };
 
 /// The pause before a round that failed is sent again; a daemon restarts in less.
 const ROUND_PAUSE: Duration = Duration::from_millis(250);

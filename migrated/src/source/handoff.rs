@@ -21,7 +21,7 @@ use crate::storage::StorageError;
 const WAIT: Duration = Duration::from_secs(4);
 
 /// Starting an application without volumes may take as long as its health check allows.
-const START_LIMIT: Duration = Duration::from_secs(15 * 60);
+const START_LIMIT: Duration = Duration::from_mins(15);
 
 impl Driver {
     /// Without volumes: has the destination run it beside this host.

@@ -164,6 +164,22 @@ impl Btrfs {
         .await
     }
 
+    /// Removes what was received of a snapshot and waits until its room is free again, so that
+    /// the next try does not fail for the space that this one took.
+    async fn drop_partial(&self, stage: &Path) {
+        let root = self.layout.root();
+        let dropped = async {
+            tree::discard(stage).await?;
+            // Unlike syncfs(2), this also wakes the thread that frees what was deleted.
+            program::run(Program::new().args(["filesystem", "sync"]).arg(root)).await?;
+            let command = Program::new().args(["subvolume", "sync", "-s", "1"]).arg(root);
+            program::run(command).await
+        };
+        if let Err(error) = dropped.await {
+            tracing::warn!(path = %stage.display(), %error, "part of a snapshot may be left behind");
+        }
+    }
+
     async fn describe(
         &self,
         dataset: &DatasetId,
@@ -345,9 +361,7 @@ impl Storage for Btrfs {
             Err((error, _)) => Err(error),
         };
         if let Err(error) = received {
-            if let Err(left) = tree::discard(&stage).await {
-                tracing::warn!(path = %stage.display(), error = %left, "part of a snapshot is left behind");
-            }
+            self.drop_partial(&stage).await;
             return Err(error);
         }
         Ok(Snapshot { name: name.to_owned(), guid: guid.to_owned() })

@@ -7,6 +7,7 @@
 
 use std::fs;
 use std::net::IpAddr;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -29,8 +30,26 @@ pub(crate) struct Engine {
     dir: tempfile::TempDir,
     group: String,
     daemon: Option<Child>,
-    /// The mount namespace of the daemon, by which its helpers are found.
-    namespace: Option<PathBuf>,
+    /// The daemon's mount namespaces, by which its helpers are found.
+    namespaces: Vec<Namespace>,
+}
+
+/// A mount namespace, kept open: the kernel gives the number of one that is gone to the next
+/// one, and then a clean-up would kill the processes of another test.
+struct Namespace {
+    name: PathBuf,
+    _open: fs::File,
+}
+
+impl Namespace {
+    /// That of a process, unless it is the one of this test.
+    fn of(pid: u32) -> Option<Self> {
+        let open = fs::File::open(format!("/proc/{pid}/ns/mnt")).ok()?;
+        // The name of what is open, whatever the process has done since.
+        let name = fs::read_link(format!("/proc/self/fd/{}", open.as_raw_fd())).ok()?;
+        let own = fs::read_link("/proc/self/ns/mnt").ok()?;
+        (name != own).then_some(Self { name, _open: open })
+    }
 }
 
 impl Engine {
@@ -53,7 +72,7 @@ impl Engine {
             dir,
             group,
             daemon: None,
-            namespace: None,
+            namespaces: Vec::new(),
         };
         engine.run()?;
         engine.import()?;
@@ -107,6 +126,7 @@ impl Engine {
                 .map(Child::try_wait)
                 .transpose()?
                 .flatten();
+            self.namespaces.extend(self.new_namespace(pid));
             let log = || fs::read_to_string(self.dir().join("log")).unwrap_or_default();
             ensure!(
                 ended.is_none() && Instant::now() < deadline,
@@ -115,7 +135,7 @@ impl Engine {
             );
             pause();
         }
-        self.namespace = Some(fs::read_link(format!("/proc/{pid}/ns/mnt"))?);
+        self.namespaces.extend(self.new_namespace(pid));
         Ok(())
     }
 
@@ -196,10 +216,20 @@ impl Engine {
         fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|table| table.contains(&group))
     }
 
+    /// The namespace of a daemon that has just made one, unless it is known.
+    fn new_namespace(&self, pid: u32) -> Option<Namespace> {
+        let namespace = Namespace::of(pid)?;
+        let known = self
+            .namespaces
+            .iter()
+            .any(|known| known.name == namespace.name);
+        (!known).then_some(namespace)
+    }
+
     /// `containerd` and its shims live in the daemon's mount namespace.
     fn is_helper(&self, pid: u32) -> bool {
-        let namespace = fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
-        namespace.is_some() && namespace == self.namespace
+        let name = fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
+        name.is_some_and(|name| self.namespaces.iter().any(|known| known.name == name))
     }
 
     fn clean(&mut self) -> Result<()> {

@@ -5,7 +5,7 @@
 //! | [`table`] | which routes there are and what each of them does with connections |
 //! | [`gate`] | the verbs of a handoff: prepare, drain, freeze, commit, rollback |
 //! | [`way`] | where one connection goes, from a client or from a trunk |
-//! | [`line`] | in which order held connections try the application, and how many at once |
+//! | [`mod@line`] | in which order held connections try the application, and how many at once |
 //! | [`limits`] | whether another connection may be accepted |
 //! | [`retry`] | how long to wait between tries and how long one try may take |
 //! | [`drain`] | which connections a drain closes and when it is over |

@@ -1,13 +1,15 @@
 //! The program itself: `--check`, SIGHUP, SIGTERM.
 
 use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 use tokio::net::TcpStream;
+use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use crate::app::App;
@@ -69,16 +71,9 @@ async fn a_hangup_applies_a_right_file_and_rejects_a_wrong_one() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let file = directory.path().join("proxyd.yml");
     let (app, port, address) = (App::start("a").await?, free_port().await?, unused_address());
-    let page = std::net::SocketAddr::from((address, free_port().await?));
-    let config = |routes: &str| {
-        let base = directory.path().display().to_string();
-        format!(
-            "version: 1\nsocket: {base}/s\nstate: {base}/state\nmetrics: {page}\n\
-             trunk: {{listen: \"{address}:0\"}}\nlisten: [\"{address}\"]\nroutes: [{routes}]\n"
-        )
-    };
-    let trunk_port = free_port().await?;
-    let config = |routes: &str| config(routes).replace(":0\"}", &format!(":{trunk_port}\"}}"));
+    let page = SocketAddr::from((address, free_port().await?));
+    let trunk = free_port().await?;
+    let config = |routes: &str| config(directory.path(), address, page, trunk, routes);
     fs::write(&file, config(""))?;
     let child = Command::new(PROGRAM)
         .arg("--config")
@@ -105,7 +100,75 @@ async fn a_hangup_applies_a_right_file_and_rejects_a_wrong_one() -> Result<()> {
     Ok(())
 }
 
-async fn wait_for(page: std::net::SocketAddr, path: &str, text: &str) -> Result<()> {
+/// Processor time used so far, in ticks of 10 ms.
+fn ticks(pid: u32) -> Result<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let (_, fields) = stat.rsplit_once(')').context("no stat")?;
+    let mut fields = fields.split_whitespace().skip(11);
+    let (user, system) = (
+        fields.next().context("no utime")?,
+        fields.next().context("no stime")?,
+    );
+    Ok(user.parse::<u64>()? + system.parse::<u64>()?)
+}
+
+#[tokio::test]
+async fn without_descriptors_it_neither_spins_nor_refuses() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("proxyd.yml");
+    let (app, port, address) = (App::start("a").await?, free_port().await?, unused_address());
+    let page = SocketAddr::from((address, free_port().await?));
+    let route = format!("{{external: {port}, backend: \"{}\"}}", app.addr);
+    fs::write(
+        &file,
+        config(directory.path(), address, page, free_port().await?, &route),
+    )?;
+    let child = Command::new(PROGRAM)
+        .arg("--config")
+        .arg(&file)
+        .stderr(Stdio::null())
+        .spawn()?;
+    let running = Running(child);
+    wait_for(page, "/healthz", "ok").await?;
+    let pid = Pid::from_raw(i32::try_from(running.0.id())?).context("no pid")?;
+    let none = Rlimit {
+        current: Some(3),
+        maximum: Some(4096),
+    };
+    let before = prlimit(Some(pid), Resource::Nofile, none)?;
+    let mut clients = JoinSet::new();
+    for _ in 0..20 {
+        // Each connect succeeds: the kernel completes it.
+        let mut client = TcpStream::connect((address, port)).await?;
+        clients.spawn(async move { ask(&mut client, "x").await });
+    }
+    let used = ticks(running.0.id())?;
+    sleep(Duration::from_secs(1)).await;
+    let used = ticks(running.0.id())?.saturating_sub(used);
+    ensure!(
+        used < 30,
+        "{used} of 100 ticks in a second without descriptors"
+    );
+    let enough = Rlimit {
+        current: before.current.min(Some(4096)),
+        maximum: Some(4096),
+    };
+    prlimit(Some(pid), Resource::Nofile, enough)?;
+    while let Some(answer) = clients.join_next().await {
+        ensure!(answer?? == "a: x");
+    }
+    wait_for(page, "/metrics", "reason=\"descriptors\"}").await
+}
+
+fn config(base: &Path, address: Ipv4Addr, page: SocketAddr, trunk: u16, routes: &str) -> String {
+    let base = base.display();
+    format!(
+        "version: 1\nsocket: {base}/s\nstate: {base}/state\nmetrics: {page}\n\
+         trunk: {{listen: \"{address}:{trunk}\"}}\nlisten: [\"{address}\"]\nroutes: [{routes}]\n"
+    )
+}
+
+async fn wait_for(page: SocketAddr, path: &str, text: &str) -> Result<()> {
     let started = Instant::now();
     loop {
         match get(page, path).await {

@@ -12,7 +12,7 @@ use rehome_shared::api::proxy::{
 };
 
 use crate::app::App;
-use crate::host::{Host, LIMIT, ask, free_port, get, tcp, version};
+use crate::host::{Host, LIMIT, ask, free_port, get, prepare_verb, tcp, version};
 
 #[tokio::test]
 async fn the_api_is_spoken_on_a_socket_for_root_alone() -> Result<()> {
@@ -37,12 +37,12 @@ async fn the_api_is_spoken_on_a_socket_for_root_alone() -> Result<()> {
     let connections: ConnectionsReply = http.request_json(Method::GET, &path, none, LIMIT).await?;
     ensure!(connections.connections.len() == 1);
 
-    let verb = host.prepare_verb(version(1, 1));
+    let verb = prepare_verb(version(1, 1));
     let counts: GateCounts = http
         .request_json(Method::POST, "/v1/gates/prepare", Some(&verb), LIMIT)
         .await?;
     ensure!(counts.active == 1);
-    let stale = host.prepare_verb(version(0, 9));
+    let stale = prepare_verb(version(0, 9));
     let refused = http
         .request_json::<_, GateCounts>(Method::POST, "/v1/gates/prepare", Some(&stale), LIMIT)
         .await
@@ -55,6 +55,28 @@ async fn the_api_is_spoken_on_a_socket_for_root_alone() -> Result<()> {
     let text = format!("{:#}", anyhow::Error::from(refused));
     ensure!(text.contains("the gate of db is parked at 1.1"), "{text}");
 
+    let empty = SetRoutes {
+        host: host.name()?,
+        peers: vec![],
+        routes: vec![],
+    };
+    let routes: RoutesReply = http
+        .request_json(Method::PUT, "/v1/routes", Some(&empty), LIMIT)
+        .await?;
+    ensure!(routes.routes.is_empty());
+    Ok(())
+}
+
+#[tokio::test]
+async fn ports_that_are_taken_are_named_before_they_are_needed() -> Result<()> {
+    let (app, host, port) = (
+        App::start("a").await?,
+        Host::start().await?,
+        free_port().await?,
+    );
+    host.open(&[], tcp(port)?, version(1, 0), app.target())
+        .await?;
+    let http = HttpClient::unix(&host.config.socket);
     let taken = std::net::TcpListener::bind((host.address, 0))?;
     let keys = vec![
         tcp(port)?,
@@ -70,15 +92,6 @@ async fn the_api_is_spoken_on_a_socket_for_root_alone() -> Result<()> {
         "{reply:?}"
     );
 
-    let empty = SetRoutes {
-        host: host.name()?,
-        peers: vec![],
-        routes: vec![],
-    };
-    let routes: RoutesReply = http
-        .request_json(Method::PUT, "/v1/routes", Some(&empty), LIMIT)
-        .await?;
-    ensure!(routes.routes.is_empty());
     Ok(())
 }
 

@@ -12,7 +12,10 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::app::{App, raw};
-use crate::host::{Host, LIMIT, ask, free_port, read_line, tcp, version};
+use crate::host::{
+    Host, LIMIT, ask, commit_verb, drain_verb, free_port, gate_ref, prepare_verb, read_line, tcp,
+    version,
+};
 
 const SHORT: Duration = Duration::from_millis(300);
 
@@ -22,7 +25,7 @@ async fn parked_clients_are_answered_by_the_new_target_and_none_is_refused() -> 
     let (host, port) = (Host::start().await?, free_port().await?);
     let key = tcp(port)?;
     host.open(&[], key, version(1, 0), old.target()).await?;
-    host.proxy.prepare(host.prepare_verb(version(1, 1))).await?;
+    host.proxy.prepare(prepare_verb(version(1, 1))).await?;
     let mut clients = JoinSet::new();
     for n in 0..300 {
         let mut client = host.client(port).await?;
@@ -35,7 +38,7 @@ async fn parked_clients_are_answered_by_the_new_target_and_none_is_refused() -> 
     );
     old.stop().await;
     host.proxy
-        .commit(host.commit_verb(key, version(2, 0), new.target()))
+        .commit(commit_verb(key, version(2, 0), new.target()))
         .await?;
     let mut answers = 0;
     while let Some(answer) = clients.join_next().await {
@@ -46,7 +49,7 @@ async fn parked_clients_are_answered_by_the_new_target_and_none_is_refused() -> 
     // The verb repeated gives the final counts.
     let counts = host
         .proxy
-        .commit(host.commit_verb(key, version(2, 0), new.target()))
+        .commit(commit_verb(key, version(2, 0), new.target()))
         .await?;
     ensure!(
         (counts.parked_total, counts.parked, counts.refused) == (300, 0, 0),
@@ -65,13 +68,13 @@ async fn a_rollback_opens_to_the_old_target() -> Result<()> {
     );
     let key = tcp(port)?;
     host.open(&[], key, version(1, 0), old.target()).await?;
-    host.proxy.prepare(host.prepare_verb(version(1, 1))).await?;
+    host.proxy.prepare(prepare_verb(version(1, 1))).await?;
     let mut client = host.client(port).await?;
     host.wait(key, |status| status.parked == 1).await?;
-    host.proxy.rollback(host.gate(version(1, 2))).await?;
+    host.proxy.rollback(gate_ref(version(1, 2))).await?;
     ensure!(ask(&mut client, "x").await? == "old: x");
     // A prepare that was under way meanwhile is too late.
-    let late = host.proxy.prepare(host.prepare_verb(version(1, 1))).await;
+    let late = host.proxy.prepare(prepare_verb(version(1, 1))).await;
     ensure!(
         matches!(late, Err(VerbError::Gate(GateError::Stale { .. }))),
         "{late:?}"
@@ -88,7 +91,7 @@ async fn an_older_desired_set_does_not_open_a_parked_gate() -> Result<()> {
     );
     let key = tcp(port)?;
     host.open(&[], key, version(3, 0), old.target()).await?;
-    host.proxy.prepare(host.prepare_verb(version(3, 1))).await?;
+    host.proxy.prepare(prepare_verb(version(3, 1))).await?;
     for stale in [version(2, 9), version(3, 0), version(3, 1)] {
         let status = host
             .set(&[], key, stale, RouteIntent::Open(old.target()))
@@ -100,7 +103,7 @@ async fn an_older_desired_set_does_not_open_a_parked_gate() -> Result<()> {
     }
     let error = host
         .proxy
-        .commit(host.commit_verb(key, version(3, 1), old.target()))
+        .commit(commit_verb(key, version(3, 1), old.target()))
         .await;
     ensure!(
         matches!(error, Err(VerbError::Gate(GateError::Stale { .. }))),
@@ -120,7 +123,7 @@ async fn a_drain_closes_idle_connections_politely_and_leaves_busy_ones() -> Resu
     let mut busy = host.client(port).await?;
     let (mut busy_server, _) = listener.accept().await?;
     host.wait(key, |status| status.active == 2).await?;
-    host.proxy.prepare(host.prepare_verb(version(1, 1))).await?;
+    host.proxy.prepare(prepare_verb(version(1, 1))).await?;
 
     let chatter = async {
         loop {
@@ -142,7 +145,7 @@ async fn a_drain_closes_idle_connections_politely_and_leaves_busy_ones() -> Resu
     };
     let drain = host
         .proxy
-        .drain(host.drain_verb(version(1, 1), Duration::from_millis(1500)));
+        .drain(drain_verb(version(1, 1), Duration::from_millis(1500)));
     let counts = tokio::select! {
         (counts, gone) = async { tokio::join!(drain, goodbye) } => { gone?; counts? }
         failed = chatter => { let never: Result<()> = failed; never?; unreachable!() }
@@ -152,7 +155,7 @@ async fn a_drain_closes_idle_connections_politely_and_leaves_busy_ones() -> Resu
         "{counts:?}"
     );
 
-    let counts = host.proxy.freeze(host.gate(version(1, 1))).await?;
+    let counts = host.proxy.freeze(gate_ref(version(1, 1))).await?;
     ensure!(
         (counts.active, counts.drained, counts.cut) == (0, 1, 1),
         "{counts:?}"
@@ -177,19 +180,14 @@ async fn a_drain_without_connections_returns_at_once() -> Result<()> {
     );
     host.open(&[], tcp(port)?, version(1, 0), app.target())
         .await?;
-    let early = host
-        .proxy
-        .drain(host.drain_verb(version(1, 0), LIMIT))
-        .await;
+    let early = host.proxy.drain(drain_verb(version(1, 0), LIMIT)).await;
     ensure!(
         matches!(early, Err(VerbError::Gate(GateError::NotPrepared { .. }))),
         "{early:?}"
     );
-    host.proxy.prepare(host.prepare_verb(version(1, 1))).await?;
+    host.proxy.prepare(prepare_verb(version(1, 1))).await?;
     let started = Instant::now();
-    host.proxy
-        .drain(host.drain_verb(version(1, 1), LIMIT))
-        .await?;
+    host.proxy.drain(drain_verb(version(1, 1), LIMIT)).await?;
     ensure!(started.elapsed() < Duration::from_secs(5));
     Ok(())
 }
@@ -203,7 +201,7 @@ async fn a_park_ends_at_its_timeout_and_is_counted() -> Result<()> {
     );
     let key = tcp(port)?;
     host.open(&[], key, version(1, 0), app.target()).await?;
-    let mut verb = host.prepare_verb(version(1, 1));
+    let mut verb = prepare_verb(version(1, 1));
     verb.limits = ParkLimits {
         park_limit: 10,
         park_timeout: SHORT,
@@ -254,7 +252,7 @@ async fn clients_that_go_away_while_parked_are_forgotten() -> Result<()> {
     );
     let key = tcp(port)?;
     host.open(&[], key, version(1, 0), app.target()).await?;
-    host.proxy.prepare(host.prepare_verb(version(1, 1))).await?;
+    host.proxy.prepare(prepare_verb(version(1, 1))).await?;
     let (gone, mut asked, reset) = (
         host.client(port).await?,
         host.client(port).await?,
@@ -272,7 +270,7 @@ async fn clients_that_go_away_while_parked_are_forgotten() -> Result<()> {
     abort(after_data)?;
     host.wait(key, |status| status.parked == 1).await?;
     // The one that had asked and finished is a legal half-close and gets its answer.
-    host.proxy.rollback(host.gate(version(1, 1))).await?;
+    host.proxy.rollback(gate_ref(version(1, 1))).await?;
     let mut answer = String::new();
     timeout(LIMIT, asked.read_to_string(&mut answer)).await??;
     ensure!(answer == "a: question\n", "{answer:?}");
@@ -283,5 +281,28 @@ async fn clients_that_go_away_while_parked_are_forgotten() -> Result<()> {
 fn abort(stream: TcpStream) -> Result<()> {
     socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
     drop(stream);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_lease_that_runs_out_is_told_and_opens_nothing() -> Result<()> {
+    let (app, host, port) = (
+        App::start("a").await?,
+        Host::start().await?,
+        free_port().await?,
+    );
+    let key = tcp(port)?;
+    host.open(&[], key, version(1, 0), app.target()).await?;
+    let mut verb = prepare_verb(version(1, 1));
+    verb.lease = Duration::from_millis(100);
+    host.proxy.prepare(verb).await?;
+    timeout(LIMIT, async {
+        while host.metrics().await?.contains("leases_expired_total 0") {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        anyhow::Ok(())
+    })
+    .await??;
+    ensure!(host.status(key)?.gate == Gate::Parked);
     Ok(())
 }

@@ -73,6 +73,39 @@ pub(crate) fn park_limits() -> ParkLimits {
     }
 }
 
+pub(crate) fn prepare_verb(at: RouteVersion) -> Prepare {
+    let lease = Duration::from_secs(30);
+    Prepare {
+        application: db(),
+        version: at,
+        lease,
+        limits: park_limits(),
+    }
+}
+
+pub(crate) fn gate_ref(at: RouteVersion) -> GateRef {
+    GateRef {
+        application: db(),
+        version: at,
+    }
+}
+
+pub(crate) fn drain_verb(at: RouteVersion, deadline: Duration) -> Drain {
+    Drain {
+        application: db(),
+        version: at,
+        deadline,
+    }
+}
+
+pub(crate) fn commit_verb(key: RouteKey, at: RouteVersion, target: Target) -> Commit {
+    Commit {
+        application: db(),
+        version: at,
+        targets: vec![CommitTarget { key, target }],
+    }
+}
+
 impl Host {
     pub(crate) async fn start() -> Result<Self> {
         Self::start_with(|_| {}).await
@@ -193,39 +226,6 @@ impl Host {
     ) -> Result<()> {
         self.set(peers, key, at, RouteIntent::Open(to)).await?;
         Ok(())
-    }
-
-    pub(crate) fn prepare_verb(&self, at: RouteVersion) -> Prepare {
-        let lease = Duration::from_secs(30);
-        Prepare {
-            application: db(),
-            version: at,
-            lease,
-            limits: park_limits(),
-        }
-    }
-
-    pub(crate) fn gate(&self, at: RouteVersion) -> GateRef {
-        GateRef {
-            application: db(),
-            version: at,
-        }
-    }
-
-    pub(crate) fn drain_verb(&self, at: RouteVersion, deadline: Duration) -> Drain {
-        Drain {
-            application: db(),
-            version: at,
-            deadline,
-        }
-    }
-
-    pub(crate) fn commit_verb(&self, key: RouteKey, at: RouteVersion, target: Target) -> Commit {
-        Commit {
-            application: db(),
-            version: at,
-            targets: vec![CommitTarget { key, target }],
-        }
     }
 
     pub(crate) fn status(&self, key: RouteKey) -> Result<RouteStatus> {

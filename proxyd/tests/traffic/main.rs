@@ -9,5 +9,6 @@ mod host;
 mod limits;
 mod restart;
 mod signals;
+mod storm;
 mod trunk;
 mod udp;

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use rehome_shared::api::proxy::Gate;
 
 use crate::app::App;
-use crate::host::{Host, ask, free_port, tcp, version};
+use crate::host::{Host, ask, free_port, gate_ref, prepare_verb, tcp, version};
 
 #[tokio::test]
 async fn routes_are_served_again_after_a_restart() -> Result<()> {
@@ -33,12 +33,12 @@ async fn a_parked_gate_comes_back_parked_and_knows_its_way_back() -> Result<()> 
     );
     let key = tcp(port)?;
     host.open(&[], key, version(1, 0), app.target()).await?;
-    host.proxy.prepare(host.prepare_verb(version(1, 1))).await?;
+    host.proxy.prepare(prepare_verb(version(1, 1))).await?;
     let host = host.restart().await?;
     ensure!(host.status(key)?.gate == Gate::Parked);
     let mut client = host.client(port).await?;
     host.wait(key, |status| status.parked == 1).await?;
-    host.proxy.rollback(host.gate(version(1, 2))).await?;
+    host.proxy.rollback(gate_ref(version(1, 2))).await?;
     ensure!(ask(&mut client, "x").await? == "a: x");
     Ok(())
 }

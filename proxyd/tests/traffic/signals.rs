@@ -230,7 +230,7 @@ async fn a_slow_reader_stops_the_writer_instead_of_growing_memory() -> Result<()
             "{written} bytes were taken and nobody reads"
         );
     }
-    ensure!(here.proxy.connections(Some(key)).connections[0].bytes_out < KERNEL as u64);
+    ensure!(here.proxy.connections(Some(key)).connections[0].bytes_out < u64::try_from(KERNEL)?);
     // Then everything arrives all the same.
     let writer = async {
         let mut left = SENT - written;

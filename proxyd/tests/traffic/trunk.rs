@@ -11,7 +11,10 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::app::App;
-use crate::host::{Host, LIMIT, ask, free_port, tcp, unused_address, version};
+use crate::host::{
+    Host, LIMIT, ask, commit_verb, drain_verb, free_port, gate_ref, prepare_verb, tcp,
+    unused_address, version,
+};
 
 #[tokio::test]
 async fn a_client_of_a_third_host_follows_the_application() -> Result<()> {
@@ -35,10 +38,7 @@ async fn a_client_of_a_third_host_follows_the_application() -> Result<()> {
     drop(before);
 
     // Parked at the source, the owner: the client of the third host waits without knowing.
-    source
-        .proxy
-        .prepare(source.prepare_verb(version(1, 1)))
-        .await?;
+    source.proxy.prepare(prepare_verb(version(1, 1))).await?;
     let mut waiting = JoinSet::new();
     for host in all {
         let mut client = host.client(port).await?;
@@ -52,7 +52,7 @@ async fn a_client_of_a_third_host_follows_the_application() -> Result<()> {
         .await?;
     source
         .proxy
-        .commit(source.commit_verb(key, version(2, 0), destination.as_target()?))
+        .commit(commit_verb(key, version(2, 0), destination.as_target()?))
         .await?;
     while let Some(answer) = waiting.join_next().await {
         ensure!(answer?? == "new: y");
@@ -235,16 +235,63 @@ async fn an_owner_that_is_frozen_cuts_the_clients_of_other_hosts() -> Result<()>
         .await?;
     let mut client = here.client(port).await?;
     ensure!(ask(&mut client, "x").await? == "one: x");
-    owner
-        .proxy
-        .prepare(owner.prepare_verb(version(1, 1)))
-        .await?;
-    let counts = owner.proxy.freeze(owner.gate(version(1, 1))).await?;
+    owner.proxy.prepare(prepare_verb(version(1, 1))).await?;
+    let counts = owner.proxy.freeze(gate_ref(version(1, 1))).await?;
     ensure!((counts.active, counts.cut) == (0, 1), "{counts:?}");
     let end = timeout(LIMIT, client.read_u8())
         .await?
         .err()
         .map(|error| error.kind());
     ensure!(end == Some(std::io::ErrorKind::ConnectionReset), "{end:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_client_of_another_host_that_goes_away_while_parked_is_forgotten_there() -> Result<()> {
+    let (here, owner) = (Host::start().await?, Host::start().await?);
+    let (app, port) = (App::start("one").await?, free_port().await?);
+    let key = tcp(port)?;
+    owner
+        .open(&[&here], key, version(1, 0), app.target())
+        .await?;
+    here.open(&[], key, version(1, 0), owner.as_target()?)
+        .await?;
+    owner.proxy.prepare(prepare_verb(version(1, 1))).await?;
+    let client = here.client(port).await?;
+    owner.wait(key, |status| status.parked == 1).await?;
+    drop(client);
+    owner.wait(key, |status| status.parked == 0).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_owner_that_drains_says_goodbye_to_idle_clients_of_other_hosts() -> Result<()> {
+    let (here, owner) = (Host::start().await?, Host::start().await?);
+    let (app, port) = (App::start("one").await?, free_port().await?);
+    let key = tcp(port)?;
+    owner
+        .open(&[&here], key, version(1, 0), app.target())
+        .await?;
+    here.open(&[], key, version(1, 0), owner.as_target()?)
+        .await?;
+    let mut client = here.client(port).await?;
+    ensure!(ask(&mut client, "x").await? == "one: x");
+    owner.proxy.prepare(prepare_verb(version(1, 1))).await?;
+    let goodbye = async {
+        ensure!(
+            timeout(LIMIT, client.read(&mut [0; 1])).await?? == 0,
+            "bytes, not an end"
+        );
+        drop(client);
+        Ok(())
+    };
+    let drain = owner.proxy.drain(drain_verb(version(1, 1), LIMIT));
+    let (counts, gone) = tokio::join!(drain, goodbye);
+    gone?;
+    let counts = counts?;
+    ensure!(
+        (counts.active, counts.drained, counts.cut) == (0, 1, 0),
+        "{counts:?}"
+    );
     Ok(())
 }

@@ -9,7 +9,7 @@ use tokio::net::UdpSocket;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::host::{Host, LIMIT, version};
+use crate::host::{Host, LIMIT, commit_verb, gate_ref, prepare_verb, version};
 
 /// Answers each datagram with its own name and the datagram.
 struct Echo {
@@ -27,7 +27,7 @@ async fn echo(name: &'static str) -> Result<Echo> {
         let mut buffer = vec![0; 65_535];
         while let Ok((length, from)) = socket.recv_from(&mut buffer).await {
             let mut reply = format!("{name}: ").into_bytes();
-            reply.extend_from_slice(&buffer[..length]);
+            reply.extend(buffer.iter().take(length));
             if socket.send_to(&reply, from).await.is_err() {
                 return;
             }
@@ -60,7 +60,8 @@ async fn receive(socket: &UdpSocket) -> Result<String> {
     let length = timeout(LIMIT, socket.recv(&mut buffer))
         .await
         .context("no answer")??;
-    Ok(String::from_utf8(buffer[..length].to_vec())?)
+    buffer.truncate(length);
+    Ok(String::from_utf8(buffer)?)
 }
 
 #[tokio::test]
@@ -107,7 +108,7 @@ async fn datagrams_are_held_while_parked_and_the_newest_survive() -> Result<()> 
     let (port, key) = free_udp().await?;
     host.open(&[], key, version(1, 0), app.target.clone())
         .await?;
-    host.proxy.prepare(host.prepare_verb(version(1, 1))).await?;
+    host.proxy.prepare(prepare_verb(version(1, 1))).await?;
     ensure!(host.status(key)?.gate == Gate::Parked);
     let socket = client(&host, port).await?;
     for n in 0..300 {
@@ -122,7 +123,7 @@ async fn datagrams_are_held_while_parked_and_the_newest_survive() -> Result<()> 
         anyhow::Ok(())
     })
     .await??;
-    host.proxy.rollback(host.gate(version(1, 2))).await?;
+    host.proxy.rollback(gate_ref(version(1, 2))).await?;
     for n in 44..300 {
         ensure!(receive(&socket).await? == format!("one: {n}"));
     }
@@ -149,10 +150,7 @@ async fn a_session_follows_its_route_to_another_host() -> Result<()> {
         socket.send(b"a").await?;
         ensure!(receive(socket).await? == "old: a");
     }
-    source
-        .proxy
-        .prepare(source.prepare_verb(version(1, 1)))
-        .await?;
+    source.proxy.prepare(prepare_verb(version(1, 1))).await?;
     // The session over the trunk ended; what is sent now waits for the owner's word.
     timeout(LIMIT, async {
         while !source
@@ -173,7 +171,7 @@ async fn a_session_follows_its_route_to_another_host() -> Result<()> {
         key,
         target: destination.as_target()?,
     }];
-    let mut commit = source.commit_verb(key, version(2, 0), new.target.clone());
+    let mut commit = commit_verb(key, version(2, 0), new.target.clone());
     commit.targets = targets;
     source.proxy.commit(commit).await?;
     ensure!(receive(&at_source).await? == "new: b");

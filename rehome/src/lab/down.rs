@@ -3,26 +3,21 @@
 //! without a record goes too.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use crate::console::Console;
-use crate::invocation::{Invocation, InvocationError};
 use crate::lab::cgroups::{self, EndError};
 use crate::lab::fabric::{self, FabricError};
 use crate::lab::labs;
 use crate::lab::lock::{Lock, LockError};
+use crate::lab::loop_devices::{self, LoopError};
 use crate::lab::mount_points;
 use crate::lab::site::Site;
 use crate::lab::state::LabState;
 use crate::lab::tools::{self, ToolsError};
 use crate::paths::{self, PathError};
-use crate::stop::{Stop, Waited, wait_until};
-
-/// How long the kernel may take to let go of disks.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// How long a loop device may outlive its mount before it is detached by hand.
-const AUTOCLEAR: Duration = Duration::from_secs(3);
+use crate::stop::Stop;
 
 /// A lab of which something is left.
 #[derive(Debug, thiserror::Error)]
@@ -50,23 +45,6 @@ pub(crate) enum DownError {
     Mounted(PathBuf),
 }
 
-/// A disk that is still in use.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum LoopError {
-    /// The device could not be detached.
-    #[error("cannot free {device}")]
-    Detach {
-        /// The loop device.
-        device: String,
-        /// Why.
-        #[source]
-        source: InvocationError,
-    },
-    /// The devices stay although they were detached.
-    #[error("loop devices {0:?} stay in use")]
-    Busy(Vec<String>),
-}
-
 /// Removes the lab.
 pub(crate) fn run(site: &Site, console: Console) -> Result<(), DownError> {
     tools::require_root()?;
@@ -92,7 +70,7 @@ pub(crate) fn remove(site: &Site, lock: Lock) -> Result<(), DownError> {
         }
     }
     cgroups::end(&site.cgroup())?;
-    free_loop_devices(&site.disk_dir())?;
+    loop_devices::free(&disks(site)?)?;
     fabric::remove(site, &Stop::never())?;
     if let Some(path) = mount_inside(&site.disk_dir())? {
         return Err(DownError::Mounted(path));
@@ -108,41 +86,17 @@ pub(crate) fn remove(site: &Site, lock: Lock) -> Result<(), DownError> {
     Ok(())
 }
 
-/// Waits until no loop device holds a file below `directory`. The kernel frees a device when the
-/// last mount of it goes, which takes a moment after the last process of a host has ended.
-pub(crate) fn free_loop_devices(directory: &Path) -> Result<(), LoopError> {
-    let never = Stop::never();
-    if wait_until(AUTOCLEAR, &never, || loop_devices(directory).is_empty()) == Waited::Met {
-        return Ok(());
+/// The disks of the lab's hosts, as far as there are any.
+fn disks(site: &Site) -> Result<Vec<PathBuf>, PathError> {
+    let directory = site.disk_dir();
+    match fs::read_dir(&directory) {
+        Ok(entries) => Ok(entries
+            .filter_map(Result::ok)
+            .map(|entry| entry.path())
+            .collect()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(PathError::at("list", &directory)(error)),
     }
-    for device in loop_devices(directory) {
-        let detached = Invocation::new("losetup")
-            .args(["--detach", &device])
-            .run(&never);
-        if let Err(source) = detached
-            && loop_devices(directory).contains(&device)
-        {
-            return Err(LoopError::Detach { device, source });
-        }
-    }
-    match wait_until(PATIENCE, &never, || loop_devices(directory).is_empty()) {
-        Waited::Met => Ok(()),
-        Waited::TimedOut | Waited::Stopped => Err(LoopError::Busy(loop_devices(directory))),
-    }
-}
-
-fn loop_devices(directory: &Path) -> Vec<String> {
-    let Ok(devices) = fs::read_dir("/sys/block") else {
-        return Vec::new();
-    };
-    let backed = |entry: fs::DirEntry| {
-        let file = fs::read_to_string(entry.path().join("loop/backing_file")).ok()?;
-        let device = entry.file_name().into_string().ok()?;
-        Path::new(file.trim_end())
-            .starts_with(directory)
-            .then(|| format!("/dev/{device}"))
-    };
-    devices.filter_map(|entry| backed(entry.ok()?)).collect()
 }
 
 fn mount_inside(directory: &Path) -> Result<Option<PathBuf>, PathError> {

@@ -25,10 +25,10 @@ use rustix::fs::{OFlags, fcntl_setfl};
 use crate::invocation::search_path;
 use crate::lab::Runtime;
 use crate::lab::cgroups::{self, EndError};
-use crate::lab::down::{self, LoopError};
 use crate::lab::fabric::{self, FabricError};
 use crate::lab::files::{self, DiskError, LOGS};
 use crate::lab::init::{DaemonPlan, Plan};
+use crate::lab::loop_devices::{self, LoopError};
 use crate::lab::process::Process;
 use crate::lab::site::Site;
 use crate::lab::state::{Daemons, HostRecord, LabState, StateError};
@@ -126,7 +126,7 @@ pub(crate) fn kill(site: &Site, host: &HostRecord) -> Result<(), HostError> {
         process.kill();
     }
     cgroups::end(&site.cgroup_of(&host.name))?;
-    down::free_loop_devices(&site.host_disk(&host.name))?;
+    loop_devices::free(&[site.host_disk(&host.name)])?;
     Ok(())
 }
 

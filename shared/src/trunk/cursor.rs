@@ -15,7 +15,10 @@ impl<'a> Cursor<'a> {
     }
 
     pub(super) fn take(&mut self, length: usize) -> Result<&'a [u8], FrameError> {
-        let (head, tail) = self.0.split_at_checked(length).ok_or(FrameError::Truncated)?;
+        let (head, tail) = self
+            .0
+            .split_at_checked(length)
+            .ok_or(FrameError::Truncated)?;
         self.0 = tail;
         Ok(head)
     }

@@ -10,7 +10,10 @@ fn header() -> Header {
         application: AppName::try_new("db").unwrap(),
         hops: 1,
         sender: HostAddr::try_new("10.77.0.12").unwrap(),
-        version: RouteVersion { epoch: Epoch(3), generation: Generation(7) },
+        version: RouteVersion {
+            epoch: Epoch(3),
+            generation: Generation(7),
+        },
     }
 }
 
@@ -42,11 +45,17 @@ fn the_bytes_of_answers_are_fixed() {
     let moved = Answer::Moved {
         host: HostAddr::try_new("h2").unwrap(),
         trunk: "h2:7421".into(),
-        version: RouteVersion { epoch: Epoch(4), generation: Generation(0) },
+        version: RouteVersion {
+            epoch: Epoch(4),
+            generation: Generation(0),
+        },
     };
     let cases = [
         (Answer::Connected, "01 0000"),
-        (moved, "02 001b 0000000000000004 0000000000000000 02 6832 07 68323a37343231"),
+        (
+            moved,
+            "02 001b 0000000000000004 0000000000000000 02 6832 07 68323a37343231",
+        ),
         (Answer::Refused(Refusal::Full), "03 0001 03"),
     ];
     for (answer, golden) in cases {
@@ -71,7 +80,10 @@ fn a_header_that_arrives_byte_by_byte_is_asked_for_exactly() {
     }
     assert_eq!(have, bytes.len());
     for cut in 0..bytes.len() {
-        assert!(matches!(Header::decode(&bytes[..cut]), Ok(Decoded::Need(_))), "{cut}");
+        assert!(
+            matches!(Header::decode(&bytes[..cut]), Ok(Decoded::Need(_))),
+            "{cut}"
+        );
     }
 }
 
@@ -91,20 +103,29 @@ fn lies_about_lengths_are_refused_before_they_are_believed() {
     long[14..16].copy_from_slice(&[0xFF, 0xFF]);
     assert_eq!(
         Header::decode(&long),
-        Err(FrameError::TooLong { length: 0xFFFF, cap: HEADER_CAP })
+        Err(FrameError::TooLong {
+            length: 0xFFFF,
+            cap: HEADER_CAP
+        })
     );
     let mut field = header().encode();
     field[HEADER_FIXED + 12 + 1] = 0x7F;
     assert_eq!(Header::decode(&field), Err(FrameError::Truncated));
     assert_eq!(
         Answer::decode(&[2, 0xFF, 0xFF]),
-        Err(FrameError::TooLong { length: 0xFFFF, cap: ANSWER_CAP })
+        Err(FrameError::TooLong {
+            length: 0xFFFF,
+            cap: ANSWER_CAP
+        })
     );
 }
 
 #[test]
 fn another_protocol_is_refused_at_once() {
-    assert_eq!(Header::decode(b"GET / HTTP/1.1"), Err(FrameError::NotAHeader));
+    assert_eq!(
+        Header::decode(b"GET / HTTP/1.1"),
+        Err(FrameError::NotAHeader)
+    );
     assert_eq!(Answer::decode(b"HTTP"), Err(FrameError::NotAnAnswer(b'H')));
     let mut newer = header().encode();
     newer[HEADER_FIXED + 12 + 3] = 2;

@@ -4,7 +4,10 @@
 //! Each wrapper upholds by its signature what the call needs; descriptors are borrowed or owned,
 //! never plain numbers. Nothing here decides anything.
 
-#![expect(unsafe_code, reason = "this crate exists to hold the unsafe code of the workspace")]
+#![expect(
+    unsafe_code,
+    reason = "this crate exists to hold the unsafe code of the workspace"
+)]
 
 pub mod btrfs;
 pub mod child;

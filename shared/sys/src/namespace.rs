@@ -37,7 +37,9 @@ impl Namespace {
 /// # Errors
 /// The kernel's: `EPERM` without the capability.
 pub fn unshare(namespaces: &[Namespace]) -> io::Result<()> {
-    let flags = namespaces.iter().fold(UnshareFlags::empty(), |all, one| all | one.flag());
+    let flags = namespaces
+        .iter()
+        .fold(UnshareFlags::empty(), |all, one| all | one.flag());
     // SAFETY: the call is unsafe because of CLONE_FILES, after which descriptors of one thread
     // mean nothing in another. `Namespace` has no such variant, so the flag is never set.
     unsafe { unshare_unsafe(flags) }.map_err(io::Error::from)
@@ -55,7 +57,10 @@ mod tests {
     fn only_the_calling_thread_moves() {
         if !rustix::process::geteuid().is_root() {
             // Without root the refusal is what there is to see.
-            assert_eq!(unshare(&[Namespace::Uts]).unwrap_err().raw_os_error(), Some(1));
+            assert_eq!(
+                unshare(&[Namespace::Uts]).unwrap_err().raw_os_error(),
+                Some(1)
+            );
             return;
         }
         let before = (own("uts").unwrap(), own("net").unwrap());

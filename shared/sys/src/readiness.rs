@@ -52,7 +52,10 @@ mod tests {
 
     #[test]
     fn a_descriptor_that_became_readable_stays_so() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
         runtime.block_on(async {
             let (reader, mut writer) = std::io::pipe().unwrap();
             let ready = ReadyFd::new(reader.into()).unwrap();

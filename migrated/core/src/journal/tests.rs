@@ -1,1 +1,260 @@
-//! Tests.
+use rehome_shared::ids::AppName;
+
+use super::{CHECK, Corrupt, EncodeError, HEAD, MAGIC, MAX_PAYLOAD, Position, encode, scan};
+use crate::record::{DestinationRecord, Record, SourceRecord};
+use rehome_shared::api::cluster::Round;
+use rehome_shared::ids::{Attempt, MigrationId};
+use rehome_shared::units::Bytes;
+
+fn records() -> Vec<Record> {
+    let migration = MigrationId::try_new("01hf0000000000000000000001").unwrap();
+    let source = |step| Record::Source {
+        migration: migration.clone(),
+        step,
+    };
+    vec![
+        Record::Born {
+            application: AppName::try_new("db").unwrap(),
+            volumes: Vec::new(),
+        },
+        source(SourceRecord::Round(Round {
+            bytes: Bytes(1 << 20),
+            seconds: 0.25,
+        })),
+        source(SourceRecord::Released {
+            attempt: Attempt(1),
+        }),
+        source(SourceRecord::Adopted),
+        Record::Destination {
+            migration: migration.clone(),
+            step: DestinationRecord::Serving,
+        },
+    ]
+}
+
+/// The bytes of a journal, and where each record's frame ends.
+fn write(records: &[Record]) -> (Vec<u8>, Vec<usize>) {
+    let mut bytes = MAGIC.to_vec();
+    let mut ends = Vec::new();
+    let mut position = Position::start();
+    for record in records {
+        let (frame, next) = encode(position, record).unwrap();
+        bytes.extend(frame);
+        ends.push(bytes.len());
+        position = next;
+    }
+    (bytes, ends)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes
+        .iter()
+        .fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
+}
+
+#[test]
+fn the_bytes_never_change() {
+    let (bytes, _) = write(&records()[..1]);
+    let payload = br#"{"born":{"application":"db","volumes":[]}}"#;
+    let mut golden = b"rehomeJ\x01\x2a\0\0\0\x01\0\0\0\0\0\0\0".to_vec();
+    golden.extend(payload);
+    assert_eq!(&bytes[..bytes.len() - CHECK], golden);
+    assert_eq!(hex(&bytes[bytes.len() - CHECK..]), "f08dc758becd363f");
+}
+
+#[test]
+fn a_journal_reads_back_and_goes_on_where_it_ended() {
+    let records = records();
+    let (bytes, _) = write(&records);
+    let read = scan(&bytes).unwrap();
+    assert_eq!(read.records, records);
+    assert_eq!((read.believed, read.torn), (bytes.len(), false));
+    assert_eq!(read.position.sequence(), 6);
+    let (frame, _) = encode(read.position, &records[0]).unwrap();
+    let longer = scan(&[bytes, frame].concat()).unwrap();
+    assert_eq!((longer.records.len(), longer.torn), (6, false));
+}
+
+#[test]
+fn an_empty_file_is_an_empty_journal() {
+    let read = scan(&[]).unwrap();
+    assert_eq!(
+        (read.records.len(), read.believed, read.torn),
+        (0, 0, false)
+    );
+    assert_eq!(read.position, Position::start());
+}
+
+#[test]
+fn a_cut_at_any_byte_leaves_the_whole_records_before_it() {
+    let records = records();
+    let (bytes, ends) = write(&records);
+    for cut in 0..bytes.len() {
+        let read = scan(&bytes[..cut]).unwrap();
+        let whole = ends.iter().filter(|end| **end <= cut).count();
+        assert_eq!(read.records, records[..whole], "cut at {cut}");
+        let believed = match whole {
+            0 if cut < MAGIC.len() => 0,
+            0 => MAGIC.len(),
+            _ => ends[whole - 1],
+        };
+        assert_eq!(read.believed, believed, "cut at {cut}");
+        assert_eq!(read.torn, cut != believed, "cut at {cut}");
+    }
+}
+
+#[test]
+fn zeros_behind_a_cut_are_a_torn_tail() {
+    let records = records();
+    let (bytes, ends) = write(&records);
+    for cut in MAGIC.len()..=bytes.len() {
+        let mut file = bytes[..cut].to_vec();
+        file.extend([0; 4096]);
+        let read = scan(&file).unwrap();
+        let whole = ends.iter().filter(|end| **end <= cut).count();
+        // A record that ends in zeros is whole with the zeros of the tail.
+        assert!(read.records.len() >= whole, "cut at {cut}");
+        assert_eq!(read.records, records[..read.records.len()], "cut at {cut}");
+        assert!(read.torn, "cut at {cut}");
+    }
+}
+
+#[test]
+fn a_flipped_bit_is_damage_and_never_believed() {
+    let records = records();
+    let (bytes, ends) = write(&records);
+    let last = ends[ends.len() - 2];
+    for at in 0..bytes.len() {
+        for bit in 0..8 {
+            let mut file = bytes.clone();
+            file[at] ^= 1 << bit;
+            match scan(&file) {
+                Err(Corrupt::Magic) => assert!(at < MAGIC.len(), "byte {at} bit {bit}"),
+                Err(Corrupt::Frame { offset, .. }) => {
+                    let hit = ends.iter().position(|end| at < *end).unwrap();
+                    let begin = if hit == 0 { MAGIC.len() } else { ends[hit - 1] };
+                    assert_eq!(offset, begin, "byte {at} bit {bit}");
+                }
+                Err(error) => panic!("byte {at} bit {bit}: {error}"),
+                // Only a last record can look as if it had never arrived whole, and then it is
+                // cut off, not believed.
+                Ok(read) => {
+                    assert!(at >= last && read.torn, "byte {at} bit {bit} goes unseen");
+                    assert_eq!(read.records, records[..records.len() - 1]);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn damage_to_the_payload_of_the_last_record_is_no_torn_tail() {
+    let (bytes, ends) = write(&records());
+    let payload = ends[ends.len() - 2] + HEAD;
+    let mut file = bytes.clone();
+    file[payload + 3] ^= 1;
+    assert!(matches!(
+        scan(&file),
+        Err(Corrupt::Frame { sequence: 5, .. })
+    ));
+}
+
+#[test]
+fn a_length_that_reaches_past_the_end_does_not_hide_the_records_behind_it() {
+    let (bytes, ends) = write(&records());
+    for frame in 0..ends.len() - 1 {
+        let begin = if frame == 0 {
+            MAGIC.len()
+        } else {
+            ends[frame - 1]
+        };
+        let mut file = bytes.clone();
+        file[begin + 2] = 0x01;
+        let expected = u64::try_from(frame).unwrap() + 1;
+        assert!(
+            matches!(scan(&file), Err(Corrupt::Frame { sequence, .. }) if sequence == expected),
+            "frame {frame}"
+        );
+    }
+}
+
+#[test]
+fn records_cannot_change_places_or_be_left_out() {
+    let (bytes, ends) = write(&records());
+    let swapped = [
+        &bytes[..ends[0]],
+        &bytes[ends[1]..ends[2]],
+        &bytes[ends[0]..ends[1]],
+        &bytes[ends[2]..],
+    ];
+    assert!(matches!(
+        scan(&swapped.concat()),
+        Err(Corrupt::Frame { sequence: 2, .. })
+    ));
+    let without = [&bytes[..ends[0]], &bytes[ends[1]..]];
+    assert!(matches!(
+        scan(&without.concat()),
+        Err(Corrupt::Frame { sequence: 2, .. })
+    ));
+}
+
+#[test]
+fn another_file_or_version_is_refused() {
+    assert_eq!(scan(b"rehomeJ\x02").unwrap_err(), Corrupt::Magic);
+    assert_eq!(scan(b"#!/bin/sh\n").unwrap_err(), Corrupt::Magic);
+    assert_eq!(scan(&[0; 64]).unwrap_err(), Corrupt::Magic);
+}
+
+#[test]
+fn a_record_of_a_later_version_is_refused_and_named() {
+    let payload = br#"{"sealed":{"application":"db"}}"#;
+    let start = Position::start();
+    let mut file = MAGIC.to_vec();
+    let mut head = u32::try_from(payload.len()).unwrap().to_le_bytes().to_vec();
+    head.extend(1_u64.to_le_bytes());
+    let check = super::chain(start.check, &head, payload);
+    file.extend(head);
+    file.extend(payload);
+    file.extend(check);
+    match scan(&file) {
+        Err(Corrupt::Unknown {
+            sequence: 1,
+            offset: 8,
+            reason,
+        }) => {
+            assert!(reason.contains("sealed"), "{reason}");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn what_could_not_be_read_back_is_not_written() {
+    let migration = MigrationId::try_new("01hf0000000000000000000001").unwrap();
+    let round = Round {
+        bytes: Bytes(1),
+        seconds: f64::NAN,
+    };
+    let record = Record::Source {
+        migration,
+        step: SourceRecord::Round(round),
+    };
+    assert!(matches!(
+        encode(Position::start(), &record),
+        Err(EncodeError::Unreadable(_))
+    ));
+}
+
+#[test]
+fn a_record_that_is_too_long_is_not_written() {
+    let migration = MigrationId::try_new("01hf0000000000000000000001").unwrap();
+    let reason = "x".repeat(MAX_PAYLOAD);
+    let record = Record::Source {
+        migration,
+        step: SourceRecord::Aborted { reason },
+    };
+    assert!(matches!(
+        encode(Position::start(), &record),
+        Err(EncodeError::TooLong(_))
+    ));
+}

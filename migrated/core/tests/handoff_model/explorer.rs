@@ -51,7 +51,11 @@ impl Graph {
                 into[*next].push(from);
             }
         }
-        let mut well: Vec<bool> = self.states.iter().map(|state| world.serves(state)).collect();
+        let mut well: Vec<bool> = self
+            .states
+            .iter()
+            .map(|state| world.serves(state))
+            .collect();
         let mut queue: Vec<usize> = (0..well.len()).filter(|at| well[*at]).collect();
         while let Some(at) = queue.pop() {
             for from in &into[at] {
@@ -73,7 +77,11 @@ pub(crate) fn explore(mutation: Option<Mutation>, bounds: Bounds) -> Found {
     let mut world = World::new(mutation, bounds);
     let first = world.first();
     let mut known: HashMap<State, usize> = HashMap::from([(first, 0)]);
-    let mut graph = Graph { states: vec![first], parents: vec![None], quiet: vec![Vec::new()] };
+    let mut graph = Graph {
+        states: vec![first],
+        parents: vec![None],
+        quiet: vec![Vec::new()],
+    };
     let mut queue = VecDeque::from([0]);
     let mut violation = None;
     let mut path = Vec::new();
@@ -99,11 +107,19 @@ pub(crate) fn explore(mutation: Option<Mutation>, bounds: Bounds) -> Found {
         }
         assert_eq!(world.broken(), None, "by {:?}", graph.path(at));
     }
-    let stuck = if violation.is_some() { Vec::new() } else { graph.stuck(&world) };
+    let stuck = if violation.is_some() {
+        Vec::new()
+    } else {
+        graph.stuck(&world)
+    };
     if let Some(one) = stuck.first() {
         path = graph.path(*one);
     }
-    let outcomes = graph.states.iter().flat_map(|state| world.outcomes(state)).collect();
+    let outcomes = graph
+        .states
+        .iter()
+        .flat_map(|state| world.outcomes(state))
+        .collect();
     Found {
         states: graph.states.len(),
         journals: world.journals(),

@@ -3,30 +3,25 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use migrated_core::UnixMillis;
 use migrated_core::admission::{Admission, may_give, may_take};
-use migrated_core::destination::{self, DestinationHandoff};
+use migrated_core::destination::DestinationHandoff;
 use migrated_core::journal::{self, MAGIC, Position};
-use migrated_core::record::{DestinationRecord, Plan, Record, Reservation, SourceRecord};
+use migrated_core::record::{DestinationRecord, Plan, Record, SourceRecord};
 use migrated_core::registry::{Registry, Role};
-use migrated_core::source::{self, AfterRound, Phase, SourceMigration};
-use rehome_shared::api::cluster::{Connections, Migration, MigrationState, Round};
-use rehome_shared::api::peer::{FinalSnapshot, HandoffState, OfferedVolume, VolumeIdentity};
-use rehome_shared::config::model::{
-    Application, Healthcheck, Image, ImageVersion, MigrationLimits, MigrationPolicy, RestartPolicy,
+use migrated_core::source::{self, Phase, SourceMigration};
+use rehome_shared::api::peer::HandoffState;
+use rehome_shared::config::model::MigrationLimits;
+use rehome_shared::ids::{DeploymentGeneration, MigrationId};
+
+use crate::values::{
+    NOW, application, destination_event, host, id, reservation, source_event, volumes,
 };
-use rehome_shared::ids::{
-    AppName, Attempt, DatasetId, DeploymentGeneration, Epoch, HostAddr, MigrationId, VolumeName,
-};
-use rehome_shared::units::Bytes;
 
 /// The journal in which nothing was written.
 pub(crate) const EMPTY: u16 = 0;
 
 /// No open migration.
 pub(crate) const NONE: u16 = 0;
-
-const NOW: UnixMillis = UnixMillis(1_700_000_000_000);
 
 /// What can happen to a migration on its source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -87,8 +82,13 @@ pub(crate) enum View {
 }
 
 /// All of them.
-pub(crate) const VIEWS: [View; 5] =
-    [View::Reserved, View::Verified, View::Owned, View::Serving, View::Returned];
+pub(crate) const VIEWS: [View; 5] = [
+    View::Reserved,
+    View::Verified,
+    View::Owned,
+    View::Serving,
+    View::Returned,
+];
 
 impl View {
     /// Whether a destination in this state says this.
@@ -130,84 +130,6 @@ pub(crate) struct Machines {
     pub(crate) broken: Option<String>,
 }
 
-pub(crate) fn application() -> AppName {
-    AppName::try_new("db").unwrap()
-}
-
-pub(crate) fn host(number: usize) -> HostAddr {
-    HostAddr::try_new(["h1", "h2"][number]).unwrap()
-}
-
-pub(crate) fn id(migration: u8) -> MigrationId {
-    MigrationId::try_new(["01hf0000000000000000000001", "01hf0000000000000000000002"]
-        [usize::from(migration)])
-    .unwrap()
-}
-
-fn volumes() -> Vec<VolumeIdentity> {
-    vec![VolumeIdentity {
-        name: VolumeName::try_new("data").unwrap(),
-        dataset: DatasetId::try_new("7b7a3f1e-2f6c-4a57-9d0e-0c1f6f0d3b11").unwrap(),
-    }]
-}
-
-fn reservation(from: usize, epoch: u8) -> Reservation {
-    Reservation {
-        from: host(from),
-        application: application(),
-        epoch: Epoch(epoch.into()),
-        generation: DeploymentGeneration(1),
-        spec: Application {
-            image: Image { repository: "db".to_owned(), version: ImageVersion::Tag("1".to_owned()) },
-            ports: Vec::new(),
-            links: Vec::new(),
-            volumes: Vec::new(),
-            environment: std::collections::BTreeMap::new(),
-            mem_limit: None,
-            cpu_shares: None,
-            restart_policy: RestartPolicy::Always,
-            command: None,
-            entrypoint: None,
-            user: None,
-            working_dir: None,
-            hostname: None,
-            healthcheck: Healthcheck::default(),
-            stop_grace: std::time::Duration::from_secs(10),
-            stop_signal: None,
-            migration: MigrationPolicy::default(),
-        },
-        volumes: volumes()
-            .into_iter()
-            .map(|identity| OfferedVolume { identity, used: Bytes(1), limit: None })
-            .collect(),
-        limits: MigrationLimits::default(),
-    }
-}
-
-fn report(migration: &SourceMigration) -> Box<Migration> {
-    Box::new(Migration {
-        id: migration.id.clone(),
-        application: application(),
-        from: host(0),
-        to: migration.plan.to.clone(),
-        state: match &migration.phase {
-            Phase::Before(_) => MigrationState::Aborted,
-            Phase::After(source::AfterRelease::Reclaiming { .. }) => MigrationState::Returned,
-            Phase::After(_) | Phase::Ended(_) => MigrationState::Done,
-        },
-        epoch: migration.plan.epoch,
-        generation: migration.plan.generation,
-        started_at: String::new(),
-        rounds: Vec::new(),
-        phases: std::collections::BTreeMap::new(),
-        window_seconds: None,
-        bytes: Bytes(0),
-        connections: Connections::default(),
-        error: None,
-        now: None,
-    })
-}
-
 impl Machines {
     pub(crate) fn new() -> Self {
         Self {
@@ -229,9 +151,17 @@ impl Machines {
 
     /// The journal of a host that the application was born on.
     pub(crate) fn born(&mut self) -> u16 {
-        let announced = Record::Born { application: application(), volumes: volumes() };
+        let announced = Record::Born {
+            application: application(),
+            volumes: volumes(),
+        };
         let journal = self.append(EMPTY, &announced);
-        self.append(journal, &Record::VolumesMade { application: application() })
+        self.append(
+            journal,
+            &Record::VolumesMade {
+                application: application(),
+            },
+        )
     }
 
     pub(crate) fn journals(&self) -> usize {
@@ -271,10 +201,14 @@ impl Machines {
     }
 
     fn keep(&mut self, live: Option<SourceMigration>) -> u16 {
-        let at = self.lives.iter().position(|known| *known == live).unwrap_or_else(|| {
-            self.lives.push(live);
-            self.lives.len() - 1
-        });
+        let at = self
+            .lives
+            .iter()
+            .position(|known| *known == live)
+            .unwrap_or_else(|| {
+                self.lives.push(live);
+                self.lives.len() - 1
+            });
         u16::try_from(at).unwrap()
     }
 
@@ -313,7 +247,12 @@ impl Machines {
         let next = u16::try_from(self.journals.len()).unwrap();
         let new = *self.meanings.entry(meaning).or_insert(next);
         if new == next {
-            self.journals.push(Journal { records, registry, owned, said });
+            self.journals.push(Journal {
+                records,
+                registry,
+                owned,
+                said,
+            });
         }
         self.appended.insert(key, new);
         new
@@ -334,12 +273,26 @@ impl Machines {
         };
         may_give(self.registry(journal), &host(here), &id(migration), &plan).ok()?;
         let step = SourceRecord::Planned(plan.clone());
-        let journal = self.append(journal, &Record::Source { migration: id(migration), step });
-        Some((journal, self.keep(Some(SourceMigration::begin(id(migration), plan)))))
+        let journal = self.append(
+            journal,
+            &Record::Source {
+                migration: id(migration),
+                step,
+            },
+        );
+        Some((
+            journal,
+            self.keep(Some(SourceMigration::begin(id(migration), plan))),
+        ))
     }
 
     /// Steps the open migration; `None` when the state does not allow it.
-    pub(crate) fn source_step(&mut self, journal: u16, live: u16, tag: SourceTag) -> Option<Stepped> {
+    pub(crate) fn source_step(
+        &mut self,
+        journal: u16,
+        live: u16,
+        tag: SourceTag,
+    ) -> Option<Stepped> {
         let key = (journal, live, tag);
         if let Some(known) = self.source_steps.get(&key) {
             return known.clone();
@@ -357,7 +310,10 @@ impl Machines {
         let mut journals = Vec::new();
         let mut at = journal;
         for record in &step.records {
-            let record = Record::Source { migration: migration.clone(), step: record.clone() };
+            let record = Record::Source {
+                migration: migration.clone(),
+                step: record.clone(),
+            };
             at = self.append(at, &record);
             journals.push(at);
         }
@@ -369,21 +325,32 @@ impl Machines {
         if journals.is_empty() {
             journals.push(journal);
         }
-        Stepped { journals, live: self.keep(next) }
+        Stepped {
+            journals,
+            live: self.keep(next),
+        }
     }
 
     /// A migration that is called off although the machine does not allow it.
     pub(crate) fn force_abort(&mut self, journal: u16, live: u16) -> Option<Stepped> {
         let mut migration = self.live(live)?.clone();
         migration.phase = Phase::Before(source::BeforeRelease::Preparing);
-        let event = source::Event::AbortRequested { reason: "forced".to_owned() };
+        let event = source::Event::AbortRequested {
+            reason: "forced".to_owned(),
+        };
         let step = migration.step(NOW, event).ok()?;
         let mut at = journal;
         for record in &step.records {
-            let record = Record::Source { migration: migration.id.clone(), step: record.clone() };
+            let record = Record::Source {
+                migration: migration.id.clone(),
+                step: record.clone(),
+            };
             at = self.append(at, &record);
         }
-        Some(Stepped { journals: vec![at], live: self.keep(Some(step.next)) })
+        Some(Stepped {
+            journals: vec![at],
+            live: self.keep(Some(step.next)),
+        })
     }
 
     /// Steps a handoff; `None` when it is unknown or the message is stale.
@@ -398,16 +365,19 @@ impl Machines {
             return *known;
         }
         let handoff = self.handoff(journal, migration)?.clone();
-        let stepped = handoff.step(destination_event(&handoff, migration, tag)).ok().map(|step| {
-            let mut at = journal;
-            for record in &step.records {
-                at = self.append_destination(at, migration, record.clone());
-            }
-            if self.handoff(at, migration) != step.next.as_ref() {
-                self.broken = Some(format!("replay and step disagree about {:?}", step.next));
-            }
-            at
-        });
+        let stepped = handoff
+            .step(destination_event(&handoff, migration, tag))
+            .ok()
+            .map(|step| {
+                let mut at = journal;
+                for record in &step.records {
+                    at = self.append_destination(at, migration, record.clone());
+                }
+                if self.handoff(at, migration) != step.next.as_ref() {
+                    self.broken = Some(format!("replay and step disagree about {:?}", step.next));
+                }
+                at
+            });
         self.destination_steps.insert(key, stepped);
         stepped
     }
@@ -418,7 +388,13 @@ impl Machines {
         migration: u8,
         step: DestinationRecord,
     ) -> u16 {
-        self.append(journal, &Record::Destination { migration: id(migration), step })
+        self.append(
+            journal,
+            &Record::Destination {
+                migration: id(migration),
+                step,
+            },
+        )
     }
 
     /// An offer arrives: the journal after each record that it leads to (none when it is known
@@ -443,9 +419,11 @@ impl Machines {
                 let mut journals = Vec::new();
                 let mut at = journal;
                 for older in (0..2).filter(|other| supersedes.contains(&id(*other))) {
-                    for tag in
-                        [DestinationTag::Aborted, DestinationTag::Discarded, DestinationTag::Closed]
-                    {
+                    for tag in [
+                        DestinationTag::Aborted,
+                        DestinationTag::Discarded,
+                        DestinationTag::Closed,
+                    ] {
                         if let Some(next) = self.destination_step(at, older, tag) {
                             at = next;
                             journals.push(at);
@@ -479,7 +457,10 @@ fn without_reasons(mut step: source::Step) -> source::Step {
 /// What a host says of a migration from a record on.
 fn says(record: &Record, registry: &Registry, migration: u8) -> Option<Message> {
     match record {
-        Record::Source { migration: of, step } if *of == id(migration) => match step {
+        Record::Source {
+            migration: of,
+            step,
+        } if *of == id(migration) => match step {
             SourceRecord::Planned(_) => Some(Message::Prepare),
             SourceRecord::CutOver { .. } => Some(Message::Verify),
             SourceRecord::Aborted { .. } => Some(Message::Abort),
@@ -490,7 +471,10 @@ fn says(record: &Record, registry: &Registry, migration: u8) -> Option<Message> 
         Record::Destination { migration: of, .. } if *of == id(migration) => {
             let handoff = registry.destinations().get(of);
             // Nothing follows from what is not known, or was called off by the source itself.
-            VIEWS.into_iter().find(|view| handoff.is_some_and(|h| view.is(h.state()))).map(Message::View)
+            VIEWS
+                .into_iter()
+                .find(|view| handoff.is_some_and(|h| view.is(h.state())))
+                .map(Message::View)
         }
         Record::Born { .. }
         | Record::VolumesAdded { .. }
@@ -510,68 +494,16 @@ fn check_replay(records: &[Record], registry: &Registry) -> Result<(), String> {
     }
     let read = journal::scan(&bytes).map_err(|e| e.to_string())?;
     if Registry::replay(&read.records) != *registry {
-        return Err(format!("replay of the bytes differs after {:?}", records.last()));
+        return Err(format!(
+            "replay of the bytes differs after {:?}",
+            records.last()
+        ));
     }
     if Registry::replay(records.iter().chain(records)) != *registry {
-        return Err(format!("replaying twice differs after {:?}", records.last()));
+        return Err(format!(
+            "replaying twice differs after {:?}",
+            records.last()
+        ));
     }
     Ok(())
-}
-
-fn source_event(
-    migration: &SourceMigration,
-    tag: SourceTag,
-) -> Option<(UnixMillis, source::Event)> {
-    use source::Event as E;
-    let round = Round { bytes: Bytes(1 << 20), seconds: 0.5 };
-    let reason = || "because".to_owned();
-    let deadline = migration.deadline().unwrap_or(NOW);
-    let event = match tag {
-        SourceTag::Ready => E::Ready,
-        SourceTag::RoundAgain => E::RoundSent { round, next: AfterRound::Again },
-        SourceTag::RoundCutOver => E::RoundSent { round, next: AfterRound::CutOver },
-        SourceTag::Parked => E::Parked,
-        SourceTag::Drained => E::Drained,
-        SourceTag::Stopped => E::Stopped,
-        SourceTag::VerifiedInTime => return Some((deadline, E::Verified)),
-        SourceTag::VerifiedLate => return Some((UnixMillis(deadline.0 + 1), E::Verified)),
-        SourceTag::Failed => E::Failed { reason: reason() },
-        SourceTag::Resumed => migration.resumed()?,
-        SourceTag::Adopted => E::Adopted,
-        SourceTag::Served => E::Served,
-        SourceTag::Returned => E::Returned { reason: reason() },
-        SourceTag::Closed => E::Closed { report: report(migration) },
-    };
-    Some((NOW, event))
-}
-
-fn destination_event(
-    handoff: &DestinationHandoff,
-    migration: u8,
-    tag: DestinationTag,
-) -> destination::Event {
-    use destination::Event as E;
-    match tag {
-        DestinationTag::Verified => E::Verified {
-            attempt: Attempt(1),
-            epoch: handoff.reservation.epoch,
-            finals: volumes()
-                .into_iter()
-                .map(|volume| FinalSnapshot {
-                    dataset: volume.dataset,
-                    name: "final".to_owned(),
-                    guid: migration.to_string(),
-                })
-                .collect(),
-        },
-        DestinationTag::Granted(epoch) => {
-            E::Granted { attempt: Attempt(1), epoch: Epoch(epoch.into()) }
-        }
-        DestinationTag::Healthy => E::Healthy,
-        DestinationTag::Failed => E::Failed { reason: "because".to_owned() },
-        DestinationTag::Aborted => E::Aborted,
-        DestinationTag::Expired => E::Expired,
-        DestinationTag::Discarded => E::Discarded,
-        DestinationTag::Closed => E::Closed,
-    }
 }

@@ -7,9 +7,11 @@ use migrated_core::destination::Phase as Taking;
 use migrated_core::source::{AfterRelease, BeforeRelease, Effect, Phase};
 use rehome_shared::api::cluster::MigrationState;
 
-use crate::machines::{
-    self, DestinationTag, EMPTY, Machines, Message, NONE, SourceTag, Stepped, VIEWS, View,
-};
+use crate::machines::{EMPTY, Machines, NONE, SourceTag};
+use crate::values;
+
+mod giving;
+mod taking;
 
 /// How far the exploration goes.
 #[derive(Debug, Clone, Copy)]
@@ -59,6 +61,10 @@ pub(crate) enum Violation {
     GateWithoutOwner,
 }
 
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "they are independent facts of a host"
+)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct HostState {
     journal: u16,
@@ -119,7 +125,13 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new(mutation: Option<Mutation>, bounds: Bounds) -> Self {
-        Self { machines: Machines::new(), mutation, bounds, edges: Vec::new(), stale: false }
+        Self {
+            machines: Machines::new(),
+            mutation,
+            bounds,
+            edges: Vec::new(),
+            stale: false,
+        }
     }
 
     pub(crate) fn first(&mut self) -> State {
@@ -132,8 +144,12 @@ impl World {
             data: 0,
             unflushed: false,
         };
-        let owner =
-            HostState { journal: self.machines.born(), instance: true, gate: true, ..host };
+        let owner = HostState {
+            journal: self.machines.born(),
+            instance: true,
+            gate: true,
+            ..host
+        };
         State {
             hosts: [owner, host],
             begun: [None; 2],
@@ -234,11 +250,19 @@ impl World {
     }
 
     fn edge(&mut self, label: Label, next: State) {
-        self.edges.push(Edge { label, next, fault: self.stale });
+        self.edges.push(Edge {
+            label,
+            next,
+            fault: self.stale,
+        });
     }
 
     fn fault(&mut self, label: Label, next: State) {
-        self.edges.push(Edge { label, next, fault: true });
+        self.edges.push(Edge {
+            label,
+            next,
+            fault: true,
+        });
     }
 
     // Faults and clients.
@@ -263,13 +287,17 @@ impl World {
         let journal = next.hosts[at].journal;
         next.hosts[at].up = true;
         next.hosts[at].live = self.machines.recovered(journal);
-        if self.mutated(Mutation::RestartPolicy) && self.machines.live(next.hosts[at].live).is_some()
+        if self.mutated(Mutation::RestartPolicy)
+            && self.machines.live(next.hosts[at].live).is_some()
         {
             next.hosts[at].instance = true;
         }
         let label = Label("restarts", at, 0);
         let live = next.hosts[at].live;
-        let resumed = self.machines.live(live).is_some_and(|m| m.resumed().is_some());
+        let resumed = self
+            .machines
+            .live(live)
+            .is_some_and(|m| m.resumed().is_some());
         if resumed {
             self.step(label, &next, at, SourceTag::Resumed);
         } else {
@@ -298,11 +326,14 @@ impl World {
         let free = match self.machines.live(host.live).map(|live| &live.phase) {
             None => true,
             Some(Phase::Before(before)) => {
-                matches!(before, BeforeRelease::Preparing | BeforeRelease::PreCopy { .. })
+                matches!(
+                    before,
+                    BeforeRelease::Preparing | BeforeRelease::PreCopy { .. }
+                )
             }
             Some(Phase::After(_) | Phase::Ended(_)) => false,
         };
-        let incoming = registry.incoming(&machines::application()).is_some();
+        let incoming = registry.incoming(&values::application()).is_some();
         if !self.machines.owns(host.journal) || !free || incoming || (host.instance && host.gate) {
             return;
         }
@@ -313,322 +344,22 @@ impl World {
     }
 
     fn begin(&mut self, state: &State, at: usize) {
-        let Some(slot) = state.begun.iter().position(Option::is_none) else { return };
+        let Some(slot) = state.begun.iter().position(Option::is_none) else {
+            return;
+        };
         let migration = u8::try_from(slot).unwrap();
         if migration == self.bounds.migrations {
             return;
         }
         let journal = state.hosts[at].journal;
-        let Some((journal, live)) = self.machines.begin(journal, at, migration) else { return };
+        let Some((journal, live)) = self.machines.begin(journal, at, migration) else {
+            return;
+        };
         let epoch = self.machines.live(live).unwrap().plan.epoch.0;
         let mut next = *state;
         next.hosts[at].journal = journal;
         next.hosts[at].live = live;
         next.begun[slot] = Some((u8::try_from(at).unwrap(), u8::try_from(epoch).unwrap()));
         self.edge(Label("plans", at, migration), next);
-    }
-
-    // The source.
-
-    /// Steps the migration that a host drives, and crashes between the step's records.
-    fn step(&mut self, label: Label, state: &State, at: usize, tag: SourceTag) {
-        let host = &state.hosts[at];
-        if let Some(stepped) = self.machines.source_step(host.journal, host.live, tag) {
-            self.stepped(label, state, at, &stepped);
-        }
-    }
-
-    fn stepped(&mut self, label: Label, state: &State, at: usize, stepped: &Stepped) {
-        let (last, partial) = stepped.journals.split_last().unwrap();
-        self.crash_after(label, state, at, partial);
-        let mut next = *state;
-        next.hosts[at].journal = *last;
-        next.hosts[at].live = stepped.live;
-        self.edge(label, next);
-    }
-
-    fn crash_after(&mut self, label: Label, state: &State, at: usize, partial: &[u16]) {
-        if state.crashes == self.bounds.crashes {
-            return;
-        }
-        for journal in partial {
-            let mut next = *state;
-            next.crashes += 1;
-            next.hosts[at].journal = *journal;
-            next.hosts[at].live = NONE;
-            next.hosts[at].up = false;
-            self.fault(label, next);
-        }
-    }
-
-    /// Performs the effect of the migration that a host drives, or fails to.
-    fn drive(&mut self, state: &State, at: usize) {
-        let live = state.hosts[at].live;
-        let Some(migration) = self.machines.live(live) else { return };
-        let number = u8::try_from((0..2).position(|m| machines::id(m) == migration.id).unwrap()).unwrap();
-        let rounds = migration.rounds.len();
-        let Some(effect) = migration.effect() else { return };
-        let fails = matches!(migration.phase, Phase::Before(_))
-            && !matches!(effect, Effect::Restore { .. });
-        if fails {
-            self.step(Label("gives up", at, number), state, at, SourceTag::Failed);
-        }
-        let mut next = *state;
-        match effect {
-            // Whoever is in a state says what it says; see `Message`.
-            Effect::Prepare | Effect::AwaitOutcome { .. } => {}
-            Effect::SendRound { .. } => self.send_round(state, at, number, rounds),
-            Effect::StartThere { .. } => panic!("an application with a volume is not started early"),
-            Effect::Park => {
-                next.hosts[at].gate = false;
-                self.step(Label("parks", at, number), &next, at, SourceTag::Parked);
-            }
-            Effect::Drain => self.step(Label("drains", at, number), &next, at, SourceTag::Drained),
-            Effect::Stop => {
-                next.hosts[at].instance = self.mutated(Mutation::Straggler);
-                self.step(Label("stops", at, number), &next, at, SourceTag::Stopped);
-            }
-            Effect::SendFinal { .. } => {
-                let lost = state.hosts[at].unflushed && self.mutated(Mutation::NoFlush);
-                next.hosts[at].unflushed = false;
-                next.finals[usize::from(number)]
-                    .get_or_insert(state.hosts[at].data - u8::from(lost));
-                self.edge(Label("takes the final snapshot", at, number), next);
-            }
-            Effect::Grant { .. } => {
-                if self.mutated(Mutation::AbortAfterRelease) {
-                    let stepped =
-                        self.machines.force_abort(state.hosts[at].journal, live).unwrap();
-                    self.stepped(Label("calls off too late", at, number), state, at, &stepped);
-                }
-            }
-            Effect::Finish { .. } => {
-                self.step(Label("closes", at, number), state, at, SourceTag::Closed);
-            }
-            Effect::Restore { .. } => self.bring_back(state, at, number),
-            Effect::Reclaim { .. } => {
-                if self.mutated(Mutation::ReclaimRollsBack) {
-                    next.hosts[at].data = state.finals[usize::from(number)].unwrap();
-                }
-                self.bring_back(&next, at, number);
-            }
-        }
-    }
-
-    fn send_round(&mut self, state: &State, at: usize, number: u8, rounds: usize) {
-        let there = &state.hosts[1 - at];
-        let received = there.up
-            && self
-                .machines
-                .handoff(there.journal, number)
-                .is_some_and(|handoff| handoff.phase == Taking::Reserved);
-        if received {
-            if rounds == 0 && number == 0 {
-                self.step(Label("sends a round", at, number), state, at, SourceTag::RoundAgain);
-            }
-            self.step(Label("cuts over", at, number), state, at, SourceTag::RoundCutOver);
-        }
-    }
-
-    /// Instance and gate; it may be closed before the destination heard of it.
-    fn bring_back(&mut self, state: &State, at: usize, number: u8) {
-        let mut next = *state;
-        next.hosts[at].instance = true;
-        next.hosts[at].gate = true;
-        self.edge(Label("brings it back", at, number), next);
-        if state.hosts[at].instance && state.hosts[at].gate {
-            self.step(Label("closes", at, number), state, at, SourceTag::Closed);
-        }
-    }
-
-    /// What the destination says of a migration arrives at its source.
-    fn hear_views(&mut self, state: &State, at: usize, number: u8) {
-        let live = state.hosts[at].live;
-        let Some(migration) = self.machines.live(live) else { return };
-        if migration.id != machines::id(number) && !self.mutated(Mutation::AnyMigration) {
-            return;
-        }
-        let phase = migration.phase.clone();
-        for view in VIEWS {
-            let late = view == View::Returned && state.returned_late == Some(number);
-            let there = state.hosts[1 - at].journal;
-            if !late && !self.said_there(there, number, Message::View(view)) {
-                continue;
-            }
-            self.stale = !state.hosts[1 - at].up
-                || self.machines.handoff(there, number).is_none_or(|h| !view.is(h.state()));
-            let label = Label("hears", at, number);
-            match (&phase, view) {
-                (Phase::Before(BeforeRelease::Preparing), View::Reserved) => {
-                    self.step(label, state, at, SourceTag::Ready);
-                }
-                (Phase::Before(BeforeRelease::CutOver { .. }), View::Verified) => {
-                    self.step(Label("releases", at, number), state, at, SourceTag::VerifiedInTime);
-                    self.step(Label("is late", at, number), state, at, SourceTag::VerifiedLate);
-                    if self.mutated(Mutation::GrantBeforeRecord) {
-                        let next = State { granted_early: Some(number), ..*state };
-                        self.edge(Label("grants too early", at, number), next);
-                    }
-                }
-                (Phase::After(AfterRelease::Granting { .. }), View::Owned) => {
-                    self.step(label, state, at, SourceTag::Adopted);
-                }
-                (
-                    Phase::After(AfterRelease::Granting { .. } | AfterRelease::Handed { .. }),
-                    View::Serving,
-                ) => self.step(label, state, at, SourceTag::Served),
-                (
-                    Phase::After(AfterRelease::Granting { .. } | AfterRelease::Handed { .. }),
-                    View::Returned,
-                ) => self.step(label, state, at, SourceTag::Returned),
-                _ => {}
-            }
-        }
-        self.stale = false;
-    }
-
-    // The destination.
-
-    /// What a destination does by itself.
-    fn take(&mut self, state: &State, at: usize, number: u8) {
-        let host = state.hosts[at];
-        let Some(handoff) = self.machines.handoff(host.journal, number) else { return };
-        let phase = handoff.phase.clone();
-        let mut next = *state;
-        match phase {
-            Taking::Reserved => self.settle("expires", state, at, number, DestinationTag::Expired),
-            Taking::Verified { .. } => {
-                if self.mutated(Mutation::EarlyStart) {
-                    next.hosts[at].instance = true;
-                    next.hosts[at].data = state.finals[usize::from(number)].unwrap();
-                    self.edge(Label("starts too early", at, number), next);
-                }
-                if self.mutated(Mutation::PromiseExpires) {
-                    self.settle("forgets a promise", state, at, number, DestinationTag::Aborted);
-                }
-            }
-            Taking::Owned { .. } => {
-                if host.instance {
-                    self.settle("is healthy", state, at, number, DestinationTag::Healthy);
-                } else {
-                    next.hosts[at].instance = true;
-                    next.hosts[at].data = state.finals[usize::from(number)].unwrap();
-                    self.edge(Label("starts", at, number), next);
-                }
-                let mut stopped = *state;
-                stopped.hosts[at].instance = false;
-                self.settle("returns", &stopped, at, number, DestinationTag::Failed);
-            }
-            Taking::Serving { .. } => {
-                if self.mutated(Mutation::ReturnAfterServing) {
-                    next.hosts[at].instance = false;
-                    next.hosts[at].gate = false;
-                    next.returned_late = Some(number);
-                    self.edge(Label("returns too late", at, number), next);
-                }
-            }
-            Taking::Returned { .. } => {
-                if self.mutated(Mutation::ForgetsReturned) {
-                    self.settle("forgets", state, at, number, DestinationTag::Closed);
-                }
-            }
-            Taking::Dropped => {
-                self.settle("discards", state, at, number, DestinationTag::Discarded);
-            }
-        }
-    }
-
-    fn settle(
-        &mut self,
-        what: &'static str,
-        state: &State,
-        at: usize,
-        number: u8,
-        tag: DestinationTag,
-    ) {
-        if let Some(journal) = self.machines.destination_step(state.hosts[at].journal, number, tag) {
-            let mut next = *state;
-            next.hosts[at].journal = journal;
-            self.edge(Label(what, at, number), next);
-        }
-    }
-
-    /// A message of the source arrives at the destination.
-    fn hear(&mut self, state: &State, at: usize, number: u8, epoch: u8) {
-        let journal = state.hosts[at].journal;
-        let source = state.hosts[1 - at].journal;
-        self.stale = !self.says(state, 1 - at, number, Message::Prepare);
-        if let Some(journals) = self.machines.take(journal, at, number, epoch)
-            && let Some((last, partial)) = journals.split_last()
-        {
-            let label = Label("reserves", at, number);
-            self.crash_after(label, state, at, partial);
-            let mut next = *state;
-            next.hosts[at].journal = *last;
-            self.edge(label, next);
-        }
-        let heard = [
-            (Message::Verify, DestinationTag::Verified, "verifies"),
-            (Message::Grant, DestinationTag::Granted(epoch + 1), "adopts"),
-            (Message::Abort, DestinationTag::Aborted, "hears the abort"),
-            (Message::Close, DestinationTag::Closed, "hears the close"),
-        ];
-        for (message, tag, what) in heard {
-            let sent = match message {
-                Message::Verify => state.finals[usize::from(number)].is_some(),
-                Message::Grant if state.granted_early == Some(number) => true,
-                _ => self.machines.said(source, number, message),
-            };
-            if sent {
-                self.stale = !self.says(state, 1 - at, number, message);
-                self.answer(what, state, at, number, tag);
-            }
-        }
-        self.stale = false;
-    }
-
-    /// Whether a source says this of a migration now.
-    fn says(&self, state: &State, at: usize, number: u8, message: Message) -> bool {
-        let live = self.machines.live(state.hosts[at].live);
-        let Some(effect) = live.filter(|m| m.id == machines::id(number)).and_then(|m| m.effect())
-        else {
-            return false;
-        };
-        match effect {
-            Effect::Prepare => message == Message::Prepare,
-            Effect::SendFinal { .. } => message == Message::Verify,
-            Effect::Grant { .. } => message == Message::Grant,
-            Effect::Restore { .. } => message == Message::Abort,
-            Effect::Finish { .. } | Effect::Reclaim { .. } => message == Message::Close,
-            Effect::SendRound { .. }
-            | Effect::StartThere { .. }
-            | Effect::Park
-            | Effect::Drain
-            | Effect::Stop
-            | Effect::AwaitOutcome { .. } => false,
-        }
-    }
-
-    /// Whether a destination may have said something of a migration.
-    fn said_there(&self, journal: u16, number: u8, message: Message) -> bool {
-        let any = self.mutated(Mutation::AnyMigration);
-        (0..2).any(|m| (any || m == number) && self.machines.said(journal, m, message))
-    }
-
-    fn answer(
-        &mut self,
-        what: &'static str,
-        state: &State,
-        at: usize,
-        number: u8,
-        tag: DestinationTag,
-    ) {
-        if self.mutated(Mutation::AnyMigration) && matches!(tag, DestinationTag::Granted(_)) {
-            for any in 0..self.bounds.migrations {
-                self.settle(what, state, at, any, tag);
-            }
-        } else {
-            self.settle(what, state, at, number, tag);
-        }
     }
 }
