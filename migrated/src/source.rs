@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use migrated_core::record::{Record, SourceRecord};
-use migrated_core::source::{BeforeRelease, Effect, Event, Illegal, Phase, SourceMigration};
+use migrated_core::source::{Effect, Event, Illegal, Phase, SourceMigration};
 use rehome_runtime::report::Report;
 use rehome_shared::api::cluster::{MigrationState, Window};
 use tokio::time::Instant;
@@ -102,15 +102,7 @@ impl Driver {
     /// Takes the application in hand before anything is done to it. Until then it is the
     /// reconcile loop's, which starts it again when it exits in the middle of a round.
     async fn occupy(&mut self, migration: &SourceMigration) {
-        let serving = matches!(
-            migration.phase,
-            Phase::Before(
-                BeforeRelease::Preparing
-                    | BeforeRelease::PreCopy { .. }
-                    | BeforeRelease::StartingThere
-            )
-        );
-        if serving || self.track.occupied {
+        if migration.phase.leaves_serving() || self.track.occupied {
             return;
         }
         while !self.host.occupy(&migration.plan.application) {

@@ -1,216 +1,28 @@
 //! The btrfs backend on pools in image files, two of them for two hosts. Needs root.
 
+#![forbid(unsafe_code)]
+#![expect(clippy::print_stderr, reason = "a test that cannot run here says so")]
+
+#[path = "btrfs_storage/pools.rs"]
+mod pools;
+
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 use std::process::{Command, Stdio};
-use std::task::{Context as TaskContext, Poll};
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use migrated::storage::btrfs::{Btrfs, PoolConfig, PoolImage};
-use migrated::storage::{Snapshot, Stamp, Storage, StorageError};
+use migrated::storage::btrfs::Btrfs;
+use migrated::storage::{Stamp, Storage, StorageError};
 use rehome_shared::ids::{AppName, DatasetId, Epoch, HostAddr, VolumeName};
 use rehome_shared::units::Bytes;
-use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
+use tokio::io::AsyncReadExt;
+
+use pools::{Pools, Torn, noise, pass, whole_stream, work, write};
 
 type Test = anyhow::Result<()>;
 
 const MIB: u64 = 1 << 20;
-
-/// A directory whose pools are unmounted, and their loop devices freed, when it is dropped.
-struct Pools {
-    directory: tempfile::TempDir,
-}
-
-impl Pools {
-    /// `None`, loudly, where the tests cannot run.
-    fn new() -> anyhow::Result<Option<Self>> {
-        let found = |program: &str| {
-            let help = Command::new(program)
-                .arg("--help")
-                .stdout(Stdio::null())
-                .status();
-            help.is_ok()
-        };
-        if !rustix::process::geteuid().is_root() || !found("btrfs") || !found("mkfs.btrfs") {
-            println!("SKIPPED: btrfs pools need root and btrfs-progs");
-            return Ok(None);
-        }
-        Ok(Some(Self {
-            directory: tempfile::tempdir()?,
-        }))
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
-    }
-
-    async fn open(&self, name: &str, size: u64) -> anyhow::Result<Btrfs> {
-        let image = PoolImage {
-            path: self.path(&format!("{name}.img")),
-            size: Bytes(size),
-        };
-        Ok(Btrfs::open(PoolConfig {
-            path: self.path(name),
-            image: Some(image),
-        })
-        .await?)
-    }
-
-    /// Unmounts a pool, waiting for programs that were killed a moment ago.
-    fn unmount(&self, name: &str) -> bool {
-        let deadline = Instant::now() + Duration::from_secs(10);
-        let path = self.path(name);
-        let mounted = || {
-            let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-            mounts
-                .lines()
-                .any(|line| line.split(' ').nth(1) == path.to_str())
-        };
-        while mounted() && Instant::now() < deadline {
-            let tried = Command::new("umount")
-                .arg(&path)
-                .stderr(Stdio::null())
-                .status();
-            if !tried.is_ok_and(|status| status.success()) {
-                std::thread::park_timeout(Duration::from_millis(20));
-            }
-        }
-        !mounted()
-    }
-}
-
-impl Drop for Pools {
-    fn drop(&mut self) {
-        for entry in fs::read_dir(self.directory.path())
-            .into_iter()
-            .flatten()
-            .flatten()
-        {
-            if entry.path().is_dir() {
-                self.unmount(&entry.file_name().to_string_lossy());
-            }
-        }
-        // The devices free themselves at the unmount; one that does not is freed by its file.
-        for entry in fs::read_dir(self.directory.path())
-            .into_iter()
-            .flatten()
-            .flatten()
-        {
-            let devices = Command::new("losetup").arg("-j").arg(entry.path()).output();
-            let devices = devices.map(|output| output.stdout).unwrap_or_default();
-            for line in String::from_utf8_lossy(&devices).lines() {
-                let device = line.split(':').next().unwrap_or_default();
-                let freed = Command::new("losetup").arg("-d").arg(device).status();
-                println!("freed {device}, which its mount had left: {freed:?}");
-            }
-        }
-    }
-}
-
-/// Bytes that no compression or reflink makes smaller.
-fn noise(seed: u64, length: u64) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let words = std::iter::repeat_with(|| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()
-    });
-    words
-        .take(usize::try_from(length / 8).unwrap_or(0))
-        .flatten()
-        .collect()
-}
-
-fn write(volume: &Path, name: &str, content: &[u8]) -> anyhow::Result<()> {
-    fs::write(volume.join(name), content).with_context(|| format!("write {name}"))
-}
-
-/// Sends a snapshot from one pool to another and returns it with the stream's length.
-async fn pass(
-    from: &Btrfs,
-    to: &Btrfs,
-    dataset: &DatasetId,
-    snapshot: &Snapshot,
-    base: Option<&str>,
-) -> anyhow::Result<(Snapshot, u64)> {
-    let stream = from.send(dataset, &snapshot.name, base).await?;
-    let mut counted = Counted { stream, bytes: 0 };
-    let received = to
-        .receive(dataset, &snapshot.name, &snapshot.guid, &mut counted)
-        .await?;
-    Ok((received, counted.bytes))
-}
-
-struct Counted<S> {
-    stream: S,
-    bytes: u64,
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut TaskContext<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<std::io::Result<()>> {
-        let before = buf.filled().len();
-        let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
-        self.bytes += u64::try_from(buf.filled().len() - before).unwrap_or(0);
-        polled
-    }
-}
-
-/// A stream that breaks after some bytes.
-struct Torn<S> {
-    stream: S,
-    left: usize,
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Torn<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut TaskContext<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<std::io::Result<()>> {
-        if self.left == 0 {
-            return Poll::Ready(Err(std::io::ErrorKind::ConnectionReset.into()));
-        }
-        let mut part = vec![0; self.left.min(buf.remaining())];
-        let mut part = ReadBuf::new(&mut part);
-        std::task::ready!(Pin::new(&mut self.stream).poll_read(cx, &mut part))?;
-        self.left -= part.filled().len();
-        buf.put_slice(part.filled());
-        Poll::Ready(Ok(()))
-    }
-}
-
-async fn whole_stream(
-    from: &Btrfs,
-    dataset: &DatasetId,
-    name: &str,
-    base: Option<&str>,
-) -> anyhow::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    from.send(dataset, name, base)
-        .await?
-        .read_to_end(&mut bytes)
-        .await?;
-    Ok(bytes)
-}
-
-/// What lies in the work directory of a pool.
-fn work(pool: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    for dataset in fs::read_dir(pool.join("recv"))? {
-        for entry in fs::read_dir(dataset?.path())? {
-            found.push(entry?.path());
-        }
-    }
-    Ok(found)
-}
 
 #[tokio::test]
 async fn a_volume_goes_there_and_back_and_the_way_back_is_a_delta() -> Test {
@@ -253,35 +65,40 @@ async fn a_volume_goes_there_and_back_and_the_way_back_is_a_delta() -> Test {
     b.delete_snapshot(&dataset, "mig-1").await?;
     b.delete_snapshot(&dataset, "mig-1").await?;
 
-    // Back, twice around, so that received and native snapshots serve as bases on either side.
-    let (mut here, mut there) = (&b, &a);
-    let mut base = "mig-2".to_owned();
-    for round in 3..6 {
-        let live = here.live_path(&dataset);
-        write(&live, &format!("round-{round}"), &noise(round, MIB))?;
-        let next = here.snapshot(&dataset, &format!("mig-{round}")).await?;
-        let (_, bytes) = pass(here, there, &dataset, &next, Some(&base)).await?;
-        ensure!((MIB..2 * MIB).contains(&bytes), "round {round}: {bytes}");
-        there.promote(&dataset, &next.name, None).await?;
-        here.retire(&dataset).await?;
-        for side in [here, there] {
-            side.delete_snapshot(&dataset, &base).await?;
-            assert_eq!(
-                side.inspect(&dataset)
-                    .await?
-                    .context("it is known")?
-                    .snapshots,
-                [next.clone()]
-            );
-        }
-        base = next.name;
-        (here, there) = (there, here);
-    }
-    let live = here.live_path(&dataset);
+    let last = go_around(&b, &a, &dataset).await?;
+    let live = last.live_path(&dataset);
     assert_eq!(fs::read(live.join("big"))?, noise(1, 20 * MIB));
     assert_eq!(fs::read(live.join("small"))?, noise(2, MIB));
     assert_eq!(fs::read(live.join("round-4"))?, noise(4, MIB));
     Ok(())
+}
+
+/// Moves a volume to and fro, three times, each time on the snapshot of the last, so that received
+/// and native snapshots serve as bases on either side. Returns where it ends.
+async fn go_around<'a>(
+    from: &'a Btrfs,
+    to: &'a Btrfs,
+    dataset: &DatasetId,
+) -> anyhow::Result<&'a Btrfs> {
+    let (mut here, mut there) = (from, to);
+    let mut base = "mig-2".to_owned();
+    for round in 3..6 {
+        let live = here.live_path(dataset);
+        write(&live, &format!("round-{round}"), &noise(round, MIB))?;
+        let next = here.snapshot(dataset, &format!("mig-{round}")).await?;
+        let (_, bytes) = pass(here, there, dataset, &next, Some(&base)).await?;
+        ensure!((MIB..2 * MIB).contains(&bytes), "round {round}: {bytes}");
+        there.promote(dataset, &next.name, None).await?;
+        here.retire(dataset).await?;
+        for side in [here, there] {
+            side.delete_snapshot(dataset, &base).await?;
+            let info = side.inspect(dataset).await?.context("it is known")?;
+            assert_eq!(info.snapshots, std::slice::from_ref(&next));
+        }
+        base = next.name;
+        (here, there) = (there, here);
+    }
+    Ok(here)
 }
 
 /// Writes until the file system refuses, and returns the error number and the bytes written.

@@ -221,6 +221,13 @@ impl Book {
         Ok(Held::new(Arc::clone(self), connection, origin))
     }
 
+    /// How many connections match.
+    pub(crate) fn count(&self, pick: impl Fn(&Connection) -> bool) -> u64 {
+        let inner = self.lock();
+        let picked = inner.connections.values().filter(|connection| pick(connection));
+        u64::try_from(picked.count()).unwrap_or(u64::MAX)
+    }
+
     /// Gives an order to every connection that matches; returns how many there were.
     pub(crate) fn order(&self, order: Order, pick: impl Fn(&Connection) -> bool) -> usize {
         let inner = self.lock();

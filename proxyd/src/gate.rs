@@ -1,4 +1,5 @@
-//! Draining and freezing: what the verbs do to connections whose bytes flow.
+//! Draining and freezing: what the verbs do to connections whose bytes flow to the application
+//! on this host. Those that go on to another host are that host's to drain.
 
 use std::time::{Duration, Instant};
 
@@ -30,9 +31,9 @@ pub(crate) async fn drain(
         book.order(Order::ClosePolitely, |connection| {
             relays(connection, application) && is_to_be_closed(connection, idle_after)
         });
-        let counts = book.counts(application);
-        match verdict(counts.active, started.elapsed(), deadline) {
-            Verdict::Drained | Verdict::Deadline => return counts,
+        let left = book.count(|connection| relays(connection, application));
+        match verdict(left, started.elapsed(), deadline) {
+            Verdict::Drained | Verdict::Deadline => return book.counts(application),
             Verdict::Again(after) => sleep(after).await,
         }
     }
@@ -47,17 +48,18 @@ pub(crate) async fn freeze(book: &Book, application: &AppName) -> GateCounts {
     const AT_MOST: Duration = Duration::from_secs(5);
     let started = Instant::now();
     loop {
-        book.order(Order::Cut, |connection| relays(connection, application));
-        let counts = book.counts(application);
-        if counts.active == 0 || started.elapsed() >= AT_MOST {
-            return counts;
+        let left = book.order(Order::Cut, |connection| relays(connection, application));
+        if left == 0 || started.elapsed() >= AT_MOST {
+            return book.counts(application);
         }
         sleep(Duration::from_millis(1)).await;
     }
 }
 
 fn relays(connection: &Connection, application: &AppName) -> bool {
-    connection.stage() == Stage::Relaying && connection.application.as_ref() == Some(application)
+    connection.stage() == Stage::Relaying
+        && connection.is_local()
+        && connection.application.as_ref() == Some(application)
 }
 
 fn is_to_be_closed(connection: &Connection, idle_after: Duration) -> bool {

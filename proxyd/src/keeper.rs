@@ -175,6 +175,14 @@ impl Keeper {
         for route in &desired.routes {
             self.hear(&route.application);
         }
+        let gates = |table: &RouteTable, application| {
+            table.gate(application).is_some_and(|view| view.gate == Gate::Parked)
+        };
+        for application in desired.routes.iter().map(|route| &route.application) {
+            if gates(&table, application) && !gates(&before, application) {
+                self.context.book.begin_tally(application);
+            }
+        }
         if table != before {
             self.change(table).await;
         } else if self.listeners.has_failures() {

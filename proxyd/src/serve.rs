@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use tokio::time::{sleep, sleep_until};
 
 use crate::book::active::Active;
-use crate::book::connection::Order;
+use crate::book::connection::{Order, Upstream};
 use crate::book::held::{Attempt, Held, Leave, Pause, Step};
 use crate::context::Context;
 use crate::dial;
@@ -257,7 +257,7 @@ async fn try_once(
 ) -> Result<Option<TcpStream>, Failed> {
     match &attempt.target {
         Target::Local { addr } => {
-            held.connection().set_upstream(addr.to_string());
+            held.connection().set_upstream(Upstream::Local(*addr));
             let settings = context.settings();
             let left = deadline.saturating_duration_since(Instant::now());
             let longest = settings.timeouts.connect.min(left);
@@ -292,7 +292,7 @@ async fn through_trunk(
         let Some(header) = header(context, held, version, hops) else {
             return Ok(None);
         };
-        held.connection().set_upstream(trunk.clone());
+        held.connection().set_upstream(Upstream::Trunk(trunk.clone()));
         let settings = context.settings();
         let mut stream = match dial::trunk(held.book(), &settings, &trunk, &header).await {
             Ok(stream) => stream,

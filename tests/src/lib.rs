@@ -1,9 +1,26 @@
-//! What the tests of the whole share: where the project's files are. The tests themselves are
-//! in `tests/`: those of the house (layering, units, alert rules) and those on lab hosts.
+//! What the tests of the whole share. The tests themselves are in `tests/`: those of the house
+//! (layering, units, alert rules) and those on lab hosts.
+//!
+//! A test on lab hosts makes a cluster with [`lab::with_lab`], says what shall run where with
+//! [`deployment::Deployment`], lets clients work with [`load::Load`] and looks at the cluster
+//! only as a user would: through the `rehome` command, the hosts' ports and `/metrics`.
 
 #![forbid(unsafe_code)]
+#![expect(
+    clippy::indexing_slicing,
+    reason = "only JSON documents are indexed, in which what is absent is null"
+)]
 
 use std::path::{Path, PathBuf};
+
+pub mod cluster;
+pub mod deployment;
+pub mod lab;
+pub mod load;
+pub mod page;
+pub mod program;
+pub mod store;
+pub mod wait;
 
 /// The top directory of the project.
 ///

@@ -88,10 +88,16 @@ pub enum Action {
 
 /// Plans.
 pub fn plan(seen: &Seen<'_>) -> Action {
-    if seen.registry.incoming(seen.application).is_some()
-        || seen.registry.source_of(seen.application).is_some()
-    {
+    if seen.registry.incoming(seen.application).is_some() {
         return Action::None;
+    }
+    if let Some(migration) = seen.registry.source_of(seen.application) {
+        // A copy may take hours: an application that exits meanwhile is started again as ever.
+        return if migration.phase.leaves_serving() {
+            keep_going(seen)
+        } else {
+            Action::None
+        };
     }
     match seen
         .registry

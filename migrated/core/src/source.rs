@@ -48,6 +48,21 @@ pub enum Phase {
     Ended(Ending),
 }
 
+impl Phase {
+    /// Whether the application serves here as if there were no migration.
+    #[must_use]
+    pub fn leaves_serving(&self) -> bool {
+        matches!(
+            self,
+            Self::Before(
+                BeforeRelease::Preparing
+                    | BeforeRelease::PreCopy { .. }
+                    | BeforeRelease::StartingThere
+            )
+        )
+    }
+}
+
 /// Before C1: every failure leads back.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BeforeRelease {

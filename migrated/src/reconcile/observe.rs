@@ -6,7 +6,6 @@ use std::sync::Arc;
 use migrated_core::reconcile::Action;
 use migrated_core::registry::Role;
 use migrated_core::routes::LocalRoute;
-use migrated_core::source::{BeforeRelease, Phase};
 use rehome_runtime::report::Report;
 use rehome_shared::api::cluster::ApplicationState;
 use rehome_shared::ids::AppName;
@@ -98,7 +97,7 @@ fn tend_routes(host: &Host) {
             .applications()
             .iter()
             .filter(|(name, known)| {
-                let free = registry.source_of(name).is_none_or(|m| is_serving(&m.phase));
+                let free = registry.source_of(name).is_none_or(|m| m.phase.leaves_serving());
                 known.role == Role::Owner && free && registry.incoming(name).is_none()
             })
             .map(|(name, known)| (name.clone(), known.epoch))
@@ -124,16 +123,6 @@ fn tend_routes(host: &Host) {
         };
         host.routes.set(&application, epoch, route);
     }
-}
-
-/// Whether a migration leaves the application serving here as if there were none.
-fn is_serving(phase: &Phase) -> bool {
-    matches!(
-        phase,
-        Phase::Before(
-            BeforeRelease::Preparing | BeforeRelease::PreCopy { .. } | BeforeRelease::StartingThere
-        )
-    )
 }
 
 /// The restart of the host is over when everything that should run was started once.

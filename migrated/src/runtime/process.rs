@@ -49,7 +49,7 @@ use self::shim::{Answer, STAGE, Stage};
 use super::{Instance, InstanceSpec, InstanceState, PullProgress, Runtime, RuntimeError, Stopped};
 
 /// How long a start may take until the command runs.
-const START_LIMIT: Duration = Duration::from_secs(60);
+const START_LIMIT: Duration = Duration::from_mins(1);
 
 /// How long the kernel may take to end what was killed.
 const KILL_LIMIT: Duration = Duration::from_secs(20);
@@ -115,7 +115,10 @@ impl ProcessRuntime {
             }
             if !status.supervisor.is_running() || Instant::now() > deadline {
                 let reason = "its supervisor was killed".to_owned();
-                status.phase = Phase::Exited { code: None, reason: Some(reason) };
+                status.phase = Phase::Exited {
+                    code: None,
+                    reason: Some(reason),
+                };
                 return Ok(Some(status));
             }
             tokio::time::sleep(LOOK_AGAIN).await;
@@ -162,8 +165,11 @@ impl ProcessRuntime {
     async fn make(&self, spec: &InstanceSpec, old: Option<Record>) -> Result<Record, RuntimeError> {
         let application = spec.application.clone();
         let others = self.all().await?;
-        let taken: BTreeSet<_> =
-            others.iter().filter(|r| r.spec.application != application).map(|r| r.slot).collect();
+        let taken: BTreeSet<_> = others
+            .iter()
+            .filter(|r| r.spec.application != application)
+            .map(|r| r.slot)
+            .collect();
         let slot = old
             .map(|old| old.slot)
             .filter(|slot| self.subnet.link(*slot).is_some())
@@ -171,7 +177,10 @@ impl ProcessRuntime {
         let placed = slot.and_then(|slot| Some((slot, self.subnet.link(slot)?)));
         let Some((slot, link)) = placed else {
             let reason = format!("all addresses of {} are taken", self.subnet);
-            return Err(RuntimeError::Create { application, reason });
+            return Err(RuntimeError::Create {
+                application,
+                reason,
+            });
         };
         let record = Record::new(&self.paths, spec.clone(), slot, link);
         let (path, saved) = (self.paths.record(&application), record.clone());
@@ -183,11 +192,19 @@ impl ProcessRuntime {
     async fn supervise(&self, record: &Record) -> Result<Answer, String> {
         let path = self.paths.record(&record.spec.application);
         let mut supervisor = tokio::process::Command::new(&self.shim_program);
-        supervisor.arg("process-shim").arg(path).current_dir("/").env_clear();
+        supervisor
+            .arg("process-shim")
+            .arg(path)
+            .current_dir("/")
+            .env_clear();
         supervisor.env("PATH", program::DEFAULT_PATH);
-        supervisor.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-        let mut child =
-            supervisor.spawn().map_err(|error| format!("cannot start its supervisor: {error}"))?;
+        supervisor
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null());
+        let mut child = supervisor
+            .spawn()
+            .map_err(|error| format!("cannot start its supervisor: {error}"))?;
         // It is left alone from here on; tokio reaps it when it ends before this daemon does.
         let output = child.stdout.take().ok_or("its supervisor has no output")?;
         let mut line = String::new();
@@ -196,7 +213,9 @@ impl ProcessRuntime {
             Ok(Ok(_length)) => serde_json::from_str(&line)
                 .map_err(|error| format!("its supervisor ended without an answer ({error})")),
             Ok(Err(error)) => Err(format!("cannot hear its supervisor: {error}")),
-            Err(_) => Err(format!("its supervisor did not answer within {START_LIMIT:?}")),
+            Err(_) => Err(format!(
+                "its supervisor did not answer within {START_LIMIT:?}"
+            )),
         }
     }
 
@@ -212,7 +231,10 @@ impl ProcessRuntime {
     /// Waits until the supervisor has cleaned up, and does what one that was killed left undone.
     async fn wait_clean(&self, record: &Record, status: &Status) -> Result<(), String> {
         if let Some(supervisor) = status.supervisor.open() {
-            let ended = supervisor.ended(CLEAN_LIMIT).await.map_err(|error| error.to_string())?;
+            let ended = supervisor
+                .ended(CLEAN_LIMIT)
+                .await
+                .map_err(|error| error.to_string())?;
             if !ended {
                 return Err("its supervisor does not end".to_owned());
             }
@@ -236,13 +258,22 @@ impl Runtime for ProcessRuntime {
     async fn ping(&self) -> Result<(), RuntimeError> {
         let unreachable = |source: Box<dyn std::error::Error + Send + Sync>| {
             let endpoint = self.paths.state_dir().display().to_string();
-            RuntimeError::Unreachable { runtime: "process", endpoint, source }
+            RuntimeError::Unreachable {
+                runtime: "process",
+                endpoint,
+                source,
+            }
         };
         if !rustix::process::geteuid().is_root() {
             return Err(unreachable("it needs root for namespaces".into()));
         }
-        let version = ExternalCommand::new("ip").arg("-Version").run(CLEAN_LIMIT).await;
-        version.map(drop).map_err(|error| unreachable(Box::new(error)))
+        let version = ExternalCommand::new("ip")
+            .arg("-Version")
+            .run(CLEAN_LIMIT)
+            .await;
+        version
+            .map(drop)
+            .map_err(|error| unreachable(Box::new(error)))
     }
 
     async fn ensure_image(
@@ -281,7 +312,10 @@ impl Runtime for ProcessRuntime {
                 return Ok(instance);
             }
             if instance.state == InstanceState::Running {
-                return Err(refuse(format!("another instance of it runs as {}", instance.id)));
+                return Err(refuse(format!(
+                    "another instance of it runs as {}",
+                    instance.id
+                )));
             }
         }
         if let Some(old) = &old {
@@ -297,8 +331,10 @@ impl Runtime for ProcessRuntime {
     }
 
     async fn start(&self, application: &AppName) -> Result<Instance, RuntimeError> {
-        let fail =
-            |reason: String| RuntimeError::Start { application: application.clone(), reason };
+        let fail = |reason: String| RuntimeError::Start {
+            application: application.clone(),
+            reason,
+        };
         let Some(record) = self.load(application).await? else {
             return Err(fail("there is no instance of it".to_owned()));
         };
@@ -329,7 +365,10 @@ impl Runtime for ProcessRuntime {
     }
 
     async fn stop(&self, application: &AppName, grace: Duration) -> Result<Stopped, RuntimeError> {
-        let fail = |reason: String| RuntimeError::Stop { application: application.clone(), reason };
+        let fail = |reason: String| RuntimeError::Stop {
+            application: application.clone(),
+            reason,
+        };
         let Some(record) = self.load(application).await? else {
             return Ok(Stopped::NotRunning);
         };
@@ -352,7 +391,9 @@ impl Runtime for ProcessRuntime {
             stopped = Stopped::Killed;
             init.signal(Signal::KILL).map_err(broken)?;
             if !init.ended(KILL_LIMIT).await.map_err(broken)? {
-                return Err(fail(format!("it does not end {KILL_LIMIT:?} after it was killed")));
+                return Err(fail(format!(
+                    "it does not end {KILL_LIMIT:?} after it was killed"
+                )));
             }
         }
         self.wait_clean(&record, &status).await.map_err(fail)?;
@@ -367,9 +408,15 @@ impl Runtime for ProcessRuntime {
         let instance = self.describe(&record).await?;
         if instance.state == InstanceState::Running {
             let attempt = format!("remove {application}");
-            return Err(RuntimeError::Other { attempt, reason: "it runs".to_owned() });
+            return Err(RuntimeError::Other {
+                attempt,
+                reason: "it runs".to_owned(),
+            });
         }
-        let busy = |reason| RuntimeError::Other { attempt: format!("remove {application}"), reason };
+        let busy = |reason| RuntimeError::Other {
+            attempt: format!("remove {application}"),
+            reason,
+        };
         self.wait_unsupervised(&record).await.map_err(busy)?;
         let (paths, application) = (self.paths.clone(), application.clone());
         blocking(move || paths.remove(&application)).await
@@ -393,7 +440,10 @@ impl Runtime for ProcessRuntime {
         let Some(Phase::Running { init, .. }) = status.map(|status| status.phase) else {
             return Err(fail("it does not run".to_owned()));
         };
-        let stage = Stage::Exec { init, command: command.to_vec() };
+        let stage = Stage::Exec {
+            init,
+            command: command.to_vec(),
+        };
         let stage = serde_json::to_string(&stage).map_err(|error| fail(error.to_string()))?;
         let shim = ExternalCommand::new(&self.shim_program)
             .arg("process-shim")

@@ -49,8 +49,8 @@ use tokio::io::{AsyncRead, AsyncWriteExt};
 
 use self::layout::Layout;
 use self::meta::MetaStore;
-use self::program::{Btrfs as Program, RECEIVE_END, failure};
 pub use self::pool::{OpenError, PoolConfig, PoolImage};
+use self::program::{Btrfs as Program, RECEIVE_END, failure};
 use super::{
     BackendKind, Capabilities, SendStream, Snapshot, Stamp, Storage, StorageError, VolumeInfo,
 };
@@ -74,8 +74,14 @@ impl Btrfs {
     pub async fn open(config: PoolConfig) -> Result<Self, OpenError> {
         let mounted_image = pool::prepare(&config).await?;
         let layout = Layout::new(config.path);
-        tree::make_directories(&layout).await.map_err(OpenError::Prepare)?;
-        let this = Self { meta: MetaStore::new(layout.clone()), layout, image: mounted_image };
+        tree::make_directories(&layout)
+            .await
+            .map_err(OpenError::Prepare)?;
+        let this = Self {
+            meta: MetaStore::new(layout.clone()),
+            layout,
+            image: mounted_image,
+        };
         this.recover().await.map_err(OpenError::Prepare)?;
         Ok(this)
     }
@@ -106,7 +112,9 @@ impl Btrfs {
         if tree::exists(&live).await? {
             return Ok(live);
         }
-        Err(StorageError::NotFound(format!("the live tree of volume {dataset}")))
+        Err(StorageError::NotFound(format!(
+            "the live tree of volume {dataset}"
+        )))
     }
 
     /// Runs the receiving program over a stream. The caller cleans up after an error.
@@ -115,7 +123,10 @@ impl Btrfs {
         stage: &Path,
         stream: &mut (dyn AsyncRead + Send + Unpin),
     ) -> Result<(), (StorageError, Bytes)> {
-        let start = Program::new().args(["receive", "-q"]).arg(stage).start_writing();
+        let start = Program::new()
+            .args(["receive", "-q"])
+            .arg(stage)
+            .start_writing();
         let mut running = start.map_err(|error| (failure(error, Bytes::default()), Bytes(0)))?;
         let Some(mut input) = running.take_stdin() else {
             let reason = "the receiving program has no input".to_owned();
@@ -140,25 +151,27 @@ impl Btrfs {
     }
 
     /// Checks what was received and puts it in its place.
-    async fn accept(
-        &self,
-        stage: &Path,
-        guid: &str,
-        place: &Path,
-    ) -> Result<(), StorageError> {
+    async fn accept(&self, stage: &Path, guid: &str, place: &Path) -> Result<(), StorageError> {
         let Some(info) = tree::info(&stage.join(layout::DATA)).await? else {
-            return Err(StorageError::Corrupt("the stream holds no snapshot".to_owned()));
+            return Err(StorageError::Corrupt(
+                "the stream holds no snapshot".to_owned(),
+            ));
         };
         if !info.read_only || info.received_uuid.as_deref() != Some(guid) {
-            let got = info.received_uuid.unwrap_or_else(|| "an unfinished snapshot".to_owned());
-            return Err(StorageError::Corrupt(format!("{got} came instead of {guid}")));
+            let got = info
+                .received_uuid
+                .unwrap_or_else(|| "an unfinished snapshot".to_owned());
+            return Err(StorageError::Corrupt(format!(
+                "{got} came instead of {guid}"
+            )));
         }
         let (from, to) = (stage.to_owned(), place.to_owned());
         tree::blocking(move || {
             if let Some(parent) = to.parent() {
                 tree::make_directory_blocking(parent)?;
             }
-            std::fs::rename(&from, &to).map_err(tree::io(format!("put {} in place", to.display())))?;
+            std::fs::rename(&from, &to)
+                .map_err(tree::io(format!("put {} in place", to.display())))?;
             tree::sync_blocking(&to)
         })
         .await
@@ -172,7 +185,9 @@ impl Btrfs {
             tree::discard(stage).await?;
             // Unlike syncfs(2), this also wakes the thread that frees what was deleted.
             program::run(Program::new().args(["filesystem", "sync"]).arg(root)).await?;
-            let command = Program::new().args(["subvolume", "sync", "-s", "1"]).arg(root);
+            let command = Program::new()
+                .args(["subvolume", "sync", "-s", "1"])
+                .arg(root);
             program::run(command).await
         };
         if let Err(error) = dropped.await {
@@ -203,7 +218,10 @@ impl Btrfs {
             live: live.is_some(),
             used: newest.map(|info| usage.of(info.id)).unwrap_or_default(),
             limit: meta.limit,
-            snapshots: snapshots.into_iter().map(|(name, info)| snapshot(name, &info)).collect(),
+            snapshots: snapshots
+                .into_iter()
+                .map(|(name, info)| snapshot(name, &info))
+                .collect(),
         }))
     }
 }
@@ -215,7 +233,12 @@ fn snapshot(name: String, info: &rehome_sys::btrfs::SubvolumeInfo) -> Snapshot {
 
 async fn limit_tree(path: &Path, limit: Option<Bytes>) -> Result<(), StorageError> {
     let limit = limit.map_or_else(|| "none".to_owned(), |limit| limit.0.to_string());
-    program::run(Program::new().args(["qgroup", "limit", limit.as_str()]).arg(path)).await
+    program::run(
+        Program::new()
+            .args(["qgroup", "limit", limit.as_str()])
+            .arg(path),
+    )
+    .await
 }
 
 #[async_trait]
@@ -244,7 +267,9 @@ impl Storage for Btrfs {
         if known.is_some_and(|v| v.live || v.stamp.is_some() || !v.snapshots.is_empty()) {
             return Err(StorageError::Exists(format!("volume {dataset}")));
         }
-        self.meta.update(dataset, move |meta| meta.limit = limit).await?;
+        self.meta
+            .update(dataset, move |meta| meta.limit = limit)
+            .await?;
         let new = self.fresh_work(dataset, layout::NEXT).await?;
         program::run(Program::new().args(["subvolume", "create"]).arg(&new)).await?;
         limit_tree(&new, limit).await?;
@@ -266,15 +291,23 @@ impl Storage for Btrfs {
         Ok(volumes)
     }
 
-    async fn set_limit(&self, dataset: &DatasetId, limit: Option<Bytes>) -> Result<(), StorageError> {
+    async fn set_limit(
+        &self,
+        dataset: &DatasetId,
+        limit: Option<Bytes>,
+    ) -> Result<(), StorageError> {
         let live = self.require_live(dataset).await?;
-        self.meta.update(dataset, move |meta| meta.limit = limit).await?;
+        self.meta
+            .update(dataset, move |meta| meta.limit = limit)
+            .await?;
         limit_tree(&live, limit).await
     }
 
     async fn stamp(&self, dataset: &DatasetId, stamp: &Stamp) -> Result<(), StorageError> {
         let stamp = stamp.clone();
-        self.meta.update(dataset, move |meta| meta.stamp = Some(stamp)).await
+        self.meta
+            .update(dataset, move |meta| meta.stamp = Some(stamp))
+            .await
     }
 
     async fn flush(&self, dataset: &DatasetId) -> Result<(), StorageError> {
@@ -291,7 +324,10 @@ impl Storage for Btrfs {
         let live = self.require_live(dataset).await?;
         self.flush(dataset).await?;
         tree::make_directory(&place).await?;
-        let command = Program::new().args(["subvolume", "snapshot", "-r"]).arg(&live).arg(&data);
+        let command = Program::new()
+            .args(["subvolume", "snapshot", "-r"])
+            .arg(&live)
+            .arg(&data);
         program::run(command).await?;
         limit_tree(&data, None).await?;
         let info = tree::info(&data).await?;
@@ -312,7 +348,9 @@ impl Storage for Btrfs {
     ) -> Result<SendStream, StorageError> {
         let data = self.layout.snapshot(dataset, name)?.join(layout::DATA);
         if !tree::exists(&data).await? {
-            return Err(StorageError::NotFound(format!("snapshot {name} of volume {dataset}")));
+            return Err(StorageError::NotFound(format!(
+                "snapshot {name} of volume {dataset}"
+            )));
         }
         let mut command = Program::new().args(["send", "-q"]);
         if let Some(base) = base {
@@ -322,7 +360,10 @@ impl Storage for Btrfs {
             }
             command = command.arg("-p").arg(data);
         }
-        let running = command.arg(data).start_reading().map_err(|e| failure(e, Bytes(0)))?;
+        let running = command
+            .arg(data)
+            .start_reading()
+            .map_err(|e| failure(e, Bytes(0)))?;
         stream::Sending::new(running).map(|sending| -> SendStream { Box::new(sending) })
     }
 
@@ -337,15 +378,18 @@ impl Storage for Btrfs {
         if let Some(info) = tree::info(&place.join(layout::DATA)).await? {
             let existing = snapshot(name.to_owned(), &info);
             if existing.guid != guid {
-                return Err(StorageError::Exists(format!("snapshot {name} of volume {dataset}")));
+                return Err(StorageError::Exists(format!(
+                    "snapshot {name} of volume {dataset}"
+                )));
             }
             // Read to its end, so that the sender of a repeated stream is not cut off.
             let (_bytes, torn) = stream::pass_on(stream, &mut tokio::io::sink()).await;
             return match torn {
                 None => Ok(existing),
-                Some(source) => {
-                    Err(StorageError::Io { attempt: "read the stream of a snapshot".to_owned(), source })
-                }
+                Some(source) => Err(StorageError::Io {
+                    attempt: "read the stream of a snapshot".to_owned(),
+                    source,
+                }),
             };
         }
         // An empty directory is what a crash in the middle of a snapshot leaves.
@@ -356,7 +400,11 @@ impl Storage for Btrfs {
             Ok(()) => self.accept(&stage, guid, &place).await,
             Err((StorageError::NoSpace { what, needed, .. }, _)) => {
                 let available = self.available().await.unwrap_or_default();
-                Err(StorageError::NoSpace { what, needed, available })
+                Err(StorageError::NoSpace {
+                    what,
+                    needed,
+                    available,
+                })
             }
             Err((error, _)) => Err(error),
         };
@@ -364,7 +412,10 @@ impl Storage for Btrfs {
             self.drop_partial(&stage).await;
             return Err(error);
         }
-        Ok(Snapshot { name: name.to_owned(), guid: guid.to_owned() })
+        Ok(Snapshot {
+            name: name.to_owned(),
+            guid: guid.to_owned(),
+        })
     }
 
     async fn promote(
@@ -375,11 +426,21 @@ impl Storage for Btrfs {
     ) -> Result<(), StorageError> {
         let data = self.layout.snapshot(dataset, name)?.join(layout::DATA);
         if !tree::exists(&data).await? {
-            return Err(StorageError::NotFound(format!("snapshot {name} of volume {dataset}")));
+            return Err(StorageError::NotFound(format!(
+                "snapshot {name} of volume {dataset}"
+            )));
         }
-        self.meta.update(dataset, move |meta| meta.limit = limit).await?;
+        self.meta
+            .update(dataset, move |meta| meta.limit = limit)
+            .await?;
         let next = self.fresh_work(dataset, layout::NEXT).await?;
-        program::run(Program::new().args(["subvolume", "snapshot"]).arg(&data).arg(&next)).await?;
+        program::run(
+            Program::new()
+                .args(["subvolume", "snapshot"])
+                .arg(&data)
+                .arg(&next),
+        )
+        .await?;
         limit_tree(&next, limit).await?;
         swap_in(&next, &self.layout.live(dataset)).await?;
         // After the swap this is the old live tree.
@@ -407,7 +468,11 @@ impl Storage for Btrfs {
 async fn swap_in(new: &Path, live: &Path) -> Result<(), StorageError> {
     let (new, live) = (new.to_owned(), live.to_owned());
     tree::blocking(move || {
-        let flags = if live.exists() { RenameFlags::EXCHANGE } else { RenameFlags::NOREPLACE };
+        let flags = if live.exists() {
+            RenameFlags::EXCHANGE
+        } else {
+            RenameFlags::NOREPLACE
+        };
         let attempt = format!("put a tree in place as {}", live.display());
         renameat_with(CWD, &new, CWD, &live, flags)
             .map_err(|error| tree::io(attempt)(error.into()))?;

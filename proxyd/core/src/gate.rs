@@ -15,7 +15,9 @@
 
 use std::time::Duration;
 
-use rehome_shared::api::proxy::{Commit, CommitTarget, Gate, GateRef, Prepare, RouteKey};
+use rehome_shared::api::proxy::{
+    Commit, CommitTarget, Gate, GateRef, Prepare, RouteKey, Target,
+};
 use rehome_shared::ids::{AppName, RouteVersion};
 
 use crate::table::{Phase, Route, RouteTable};
@@ -154,12 +156,16 @@ impl RouteTable {
         })
     }
 
-    /// Checks that a drain or a freeze means the handoff that is going on.
+    /// Checks that a drain or a freeze means the handoff that is going on, or one that has led
+    /// the application away: what still flows to its old instance here may always be ended.
     ///
     /// # Errors
     /// [`GateError`] when it means another one.
     pub fn check_prepared(&self, verb: &GateRef) -> Result<(), GateError> {
         let view = self.view(&verb.application)?;
+        if self.leads_away(&verb.application) {
+            return Ok(());
+        }
         if verb.version < view.version {
             return Err(stale(&verb.application, verb.version, view));
         }
@@ -242,6 +248,12 @@ impl RouteTable {
         self.routes
             .values_mut()
             .filter(move |route| route.application() == Some(application))
+    }
+
+    /// Whether every route leads to another host.
+    fn leads_away(&self, application: &AppName) -> bool {
+        self.of(application)
+            .all(|(_, route)| matches!(route.phase.target(), Some(Target::Remote { .. })))
     }
 
     fn view(&self, application: &AppName) -> Result<GateView, GateError> {

@@ -41,6 +41,15 @@ pub(crate) enum Stage {
     Relaying,
 }
 
+/// Where a connection goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Upstream {
+    /// To the application on this host.
+    Local(SocketAddr),
+    /// To the trunk of another host.
+    Trunk(String),
+}
+
 /// A connection from its accept to its end.
 #[derive(Debug)]
 pub(crate) struct Connection {
@@ -51,7 +60,7 @@ pub(crate) struct Connection {
     pub(crate) destination: SocketAddr,
     pub(crate) accepted: Instant,
     stage: AtomicU8,
-    upstream: Mutex<Option<String>>,
+    upstream: Mutex<Option<Upstream>>,
     bytes_in: AtomicU64,
     bytes_out: AtomicU64,
     /// Milliseconds from `accepted` to the last byte.
@@ -124,8 +133,14 @@ impl Connection {
         (self.stage() == Stage::Parked).then(|| now.saturating_duration_since(self.accepted))
     }
 
-    pub(crate) fn set_upstream(&self, upstream: String) {
+    pub(crate) fn set_upstream(&self, upstream: Upstream) {
         *self.upstream.lock().unwrap_or_else(PoisonError::into_inner) = Some(upstream);
+    }
+
+    /// Whether it goes to the application on this host: only such connections are drained here.
+    pub(crate) fn is_local(&self) -> bool {
+        let upstream = self.upstream.lock().unwrap_or_else(PoisonError::into_inner);
+        matches!(*upstream, Some(Upstream::Local(_)))
     }
 
     /// Notes bytes that were passed on.
@@ -178,7 +193,11 @@ impl Connection {
                 .upstream
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
-                .clone(),
+                .as_ref()
+                .map(|upstream| match upstream {
+                    Upstream::Local(address) => address.to_string(),
+                    Upstream::Trunk(trunk) => trunk.clone(),
+                }),
             age: self.accepted.elapsed(),
             bytes_in,
             bytes_out,

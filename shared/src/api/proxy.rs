@@ -13,7 +13,9 @@
 //! | `POST /v1/ports/check` | [`CheckPorts`] → [`CheckPortsReply`]: could these be listened on? |
 //!
 //! A gate's verbs name an application: all its routes change together. Each verb may be
-//! repeated; one with an older version than the gate's is answered with status 409.
+//! repeated; one with an older version than the gate's is answered with status 409, except that
+//! a gate which leads to another host may always be drained and frozen: that ends what still
+//! flows to the old instance on this one.
 
 use std::fmt;
 use std::net::SocketAddr;

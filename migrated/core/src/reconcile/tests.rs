@@ -121,6 +121,26 @@ fn what_is_being_given_away_is_left_to_its_migration() {
 }
 
 #[test]
+fn an_exit_during_the_copy_is_answered_as_ever_and_during_the_cut_over_not_at_all() {
+    let planned = born().into_iter().chain([source(1, SourceRecord::Planned(plan_of_move()))]);
+    let copying = planned.collect::<Vec<_>>();
+    let cut_over = SourceRecord::CutOver {
+        attempt: Attempt(1),
+        deadline: NOW,
+    };
+    let cutting = copying.iter().cloned().chain([source(1, cut_over)]);
+    for (records, starts) in [(copying.clone(), true), (cutting.collect(), false)] {
+        let scene = Scene::new(&records);
+        let seen = Seen {
+            instance: Some(exited(false)),
+            restart_policy: RestartPolicy::Always,
+            ..scene.seen()
+        };
+        assert_eq!(matches!(plan(&seen), Action::Start { .. }), starts);
+    }
+}
+
+#[test]
 fn what_was_given_away_is_neither_born_nor_started_again() {
     let report = report(id(1), MigrationState::Done);
     let mut records = released();

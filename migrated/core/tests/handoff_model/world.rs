@@ -3,8 +3,7 @@
 
 use std::fmt;
 
-use migrated_core::destination::Phase as Taking;
-use migrated_core::source::{AfterRelease, BeforeRelease, Effect, Phase};
+use migrated_core::source::{BeforeRelease, Phase};
 use rehome_shared::api::cluster::MigrationState;
 
 use crate::machines::{EMPTY, Machines, NONE, SourceTag};

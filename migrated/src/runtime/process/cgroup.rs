@@ -50,7 +50,9 @@ pub(super) struct Cgroup {
 impl Cgroup {
     /// Makes a cgroup with its limits. Also returns what could not be had.
     pub(super) fn create(name: &str, limits: Limits) -> (Self, Vec<String>) {
-        let mut this = Self { directories: Vec::new() };
+        let mut this = Self {
+            directories: Vec::new(),
+        };
         let mut missing = Vec::new();
         let (mut memory, mut cpu) = (limits.memory.is_none(), limits.cpu_shares.is_none());
         for Hierarchy { mount, kind } in hierarchies() {
@@ -69,7 +71,11 @@ impl Cgroup {
                 let weight = limits.cpu_shares.map(weight_of);
                 cpu = cpu || set(&directory, "cpu.weight", weight);
             }
-            if let Kind::V1 { memory: has_memory, cpu: has_cpu } = kind {
+            if let Kind::V1 {
+                memory: has_memory,
+                cpu: has_cpu,
+            } = kind
+            {
                 let bytes = limits.memory.map(|memory| memory.0);
                 memory = memory || has_memory && set(&directory, "memory.limit_in_bytes", bytes);
                 cpu = cpu || has_cpu && set(&directory, "cpu.shares", limits.cpu_shares);
@@ -81,7 +87,9 @@ impl Cgroup {
         }
         for (had, what) in [(memory, "mem_limit"), (cpu, "cpu_shares")] {
             if !had {
-                missing.push(format!("{what} is not enforced: its controller is not available"));
+                missing.push(format!(
+                    "{what} is not enforced: its controller is not available"
+                ));
             }
         }
         (this, missing)
@@ -90,8 +98,13 @@ impl Cgroup {
     /// The directories of a cgroup that are there.
     pub(super) fn find(name: &str) -> Self {
         let place = |hierarchy: Hierarchy| hierarchy.mount.join(PARENT).join(name);
-        let directories = hierarchies().into_iter().map(place).filter(|path| path.is_dir());
-        Self { directories: directories.collect() }
+        let directories = hierarchies()
+            .into_iter()
+            .map(place)
+            .filter(|path| path.is_dir());
+        Self {
+            directories: directories.collect(),
+        }
     }
 
     /// Moves a process into it.
@@ -139,7 +152,9 @@ impl Cgroup {
         };
         let texts: Vec<_> = self.directories.iter().map(members).collect();
         let numbers = texts.iter().flat_map(|text| text.lines());
-        numbers.filter_map(|line| Pid::from_raw(line.parse().ok()?)).collect()
+        numbers
+            .filter_map(|line| Pid::from_raw(line.parse().ok()?))
+            .collect()
     }
 }
 
@@ -171,18 +186,23 @@ fn hierarchies() -> Vec<Hierarchy> {
 fn parse_mounts(text: &str) -> Vec<Hierarchy> {
     let mut found: Vec<Hierarchy> = Vec::new();
     for line in text.lines() {
-        let Some((left, right)) = line.split_once(" - ") else { continue };
+        let Some((left, right)) = line.split_once(" - ") else {
+            continue;
+        };
         let mut right = right.split(' ');
         let (kind, options) = (right.next(), right.nth(1).unwrap_or_default());
         let has = |name: &str| options.split(',').any(|option| option == name);
         let kind = match kind {
             Some("cgroup2") => Kind::Unified,
-            Some("cgroup") if has("memory") || has("cpu") => {
-                Kind::V1 { memory: has("memory"), cpu: has("cpu") }
-            }
+            Some("cgroup") if has("memory") || has("cpu") => Kind::V1 {
+                memory: has("memory"),
+                cpu: has("cpu"),
+            },
             Some(_) | None => continue,
         };
-        let Some(mount) = left.split(' ').nth(4).map(PathBuf::from) else { continue };
+        let Some(mount) = left.split(' ').nth(4).map(PathBuf::from) else {
+            continue;
+        };
         if !found.iter().any(|known| known.kind == kind) {
             found.push(Hierarchy { mount, kind });
         }
@@ -204,12 +224,27 @@ mod tests {
             33 30 0:29 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n\
             34 30 0:30 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n\
             35 30 0:30 / /mnt/again rw - cgroup2 cgroup2 rw\n";
-        let at = |mount: &str, kind| Hierarchy { mount: mount.into(), kind };
+        let at = |mount: &str, kind| Hierarchy {
+            mount: mount.into(),
+            kind,
+        };
         assert_eq!(
             parse_mounts(hybrid),
             [
-                at("/sys/fs/cgroup/cpu,cpuacct", Kind::V1 { memory: false, cpu: true }),
-                at("/sys/fs/cgroup/memory", Kind::V1 { memory: true, cpu: false }),
+                at(
+                    "/sys/fs/cgroup/cpu,cpuacct",
+                    Kind::V1 {
+                        memory: false,
+                        cpu: true
+                    }
+                ),
+                at(
+                    "/sys/fs/cgroup/memory",
+                    Kind::V1 {
+                        memory: true,
+                        cpu: false
+                    }
+                ),
                 at("/sys/fs/cgroup/unified", Kind::Unified),
             ]
         );
@@ -217,7 +252,10 @@ mod tests {
 
     #[test]
     fn weights_keep_their_ends() {
-        assert_eq!((weight_of(0), weight_of(2), weight_of(262_144)), (1, 1, 10_000));
+        assert_eq!(
+            (weight_of(0), weight_of(2), weight_of(262_144)),
+            (1, 1, 10_000)
+        );
         assert_eq!(weight_of(1024), 39);
     }
 }

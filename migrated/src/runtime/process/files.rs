@@ -127,7 +127,9 @@ impl Paths {
         };
         let mut records = Vec::new();
         for entry in entries {
-            let name = entry.map_err(|error| failure(attempt(), &error))?.file_name();
+            let name = entry
+                .map_err(|error| failure(attempt(), &error))?
+                .file_name();
             let application = name.to_str().and_then(|name| AppName::try_new(name).ok());
             if let Some(application) = application {
                 records.extend(load::<Record>(&self.record(&application))?);
@@ -139,7 +141,10 @@ impl Paths {
 
     /// Removes an instance's files; gone is fine.
     pub(super) fn remove(&self, application: &AppName) -> Result<(), RuntimeError> {
-        for path in [self.state_dir.join(application.as_str()), self.run(application)] {
+        for path in [
+            self.state_dir.join(application.as_str()),
+            self.run(application),
+        ] {
             match fs::remove_dir_all(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     return Err(failure(format!("remove {}", path.display()), &error));
@@ -180,5 +185,8 @@ pub(super) fn save<T: Serialize>(path: &Path, value: &T) -> Result<(), RuntimeEr
 }
 
 fn failure(attempt: String, error: &(dyn std::error::Error + 'static)) -> RuntimeError {
-    RuntimeError::Other { attempt, reason: Report(error).to_string() }
+    RuntimeError::Other {
+        attempt,
+        reason: Report(error).to_string(),
+    }
 }

@@ -22,9 +22,17 @@ pub(super) struct Log {
 impl Log {
     /// Goes on behind what is there.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
-        let file = OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
+        let file = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .mode(0o600)
+            .open(path)?;
         let length = file.metadata()?.len();
-        Ok(Self { path: path.to_owned(), file, length })
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            length,
+        })
     }
 
     /// Appends output. What cannot be written is dropped: an application does not stop because
@@ -37,7 +45,9 @@ impl Log {
             }
         }
         if self.length < LIMIT.saturating_mul(2) && self.file.write_all(output).is_ok() {
-            self.length = self.length.saturating_add(u64::try_from(output.len()).unwrap_or(0));
+            self.length = self
+                .length
+                .saturating_add(u64::try_from(output.len()).unwrap_or(0));
         }
     }
 }

@@ -36,7 +36,10 @@ pub struct InvalidSubnet(String);
 impl Default for Subnet {
     /// `100.64.96.0/20`, 1024 applications.
     fn default() -> Self {
-        Self { base: Ipv4Addr::new(100, 64, 96, 0).to_bits(), prefix: 20 }
+        Self {
+            base: Ipv4Addr::new(100, 64, 96, 0).to_bits(),
+            prefix: 20,
+        }
     }
 }
 
@@ -47,7 +50,10 @@ impl FromStr for Subnet {
         let parse = || {
             let (base, prefix) = text.split_once('/')?;
             let base = base.parse::<Ipv4Addr>().ok()?.to_bits();
-            let prefix = prefix.parse::<u8>().ok().filter(|prefix| (8..=30).contains(prefix))?;
+            let prefix = prefix
+                .parse::<u8>()
+                .ok()
+                .filter(|prefix| (8..=30).contains(prefix))?;
             let inside = u32::MAX >> prefix;
             (base & inside == 0).then_some(Self { base, prefix })
         };
@@ -126,7 +132,12 @@ pub(super) async fn disconnect(link: &Link) {
 }
 
 async fn batch(commands: String) -> Result<(), CommandError> {
-    ExternalCommand::new("ip").args(["-batch", "-"]).input(commands).run(PATIENCE).await.map(drop)
+    ExternalCommand::new("ip")
+        .args(["-batch", "-"])
+        .input(commands)
+        .run(PATIENCE)
+        .await
+        .map(drop)
 }
 
 #[cfg(test)]
@@ -138,7 +149,10 @@ mod tests {
         let subnet: Subnet = "100.64.96.0/28".parse().unwrap();
         assert_eq!(subnet.slots(), 4);
         let last = subnet.link(3).unwrap();
-        assert_eq!((last.host, last.inside), ([100, 64, 96, 13].into(), [100, 64, 96, 14].into()));
+        assert_eq!(
+            (last.host, last.inside),
+            ([100, 64, 96, 13].into(), [100, 64, 96, 14].into())
+        );
         assert_eq!(last.device, "rh6440600e");
         assert_eq!(subnet.link(4), None);
         assert_eq!(Subnet::default().slots(), 1024);
@@ -146,10 +160,20 @@ mod tests {
 
     #[test]
     fn a_subnet_has_a_base_and_room() {
-        for bad in ["", "100.64.96.0", "100.64.96.1/20", "100.64.96.0/31", "::/64", "1.2.3.0/x"] {
+        for bad in [
+            "",
+            "100.64.96.0",
+            "100.64.96.1/20",
+            "100.64.96.0/31",
+            "::/64",
+            "1.2.3.0/x",
+        ] {
             assert!(bad.parse::<Subnet>().is_err(), "{bad}");
         }
         let subnet: Subnet = "100.64.96.0/20".parse().unwrap();
-        assert_eq!((subnet, subnet.to_string().as_str()), (Subnet::default(), "100.64.96.0/20"));
+        assert_eq!(
+            (subnet, subnet.to_string().as_str()),
+            (Subnet::default(), "100.64.96.0/20")
+        );
     }
 }

@@ -110,6 +110,12 @@ mod tests {
     fn a_number_that_was_used_again_is_another_process() {
         let own = ProcessId::of(std::process::id()).unwrap();
         assert!(own.is_running());
-        assert!(!ProcessId { start: own.start + 1, ..own }.is_running());
+        assert!(
+            !ProcessId {
+                start: own.start + 1,
+                ..own
+            }
+            .is_running()
+        );
     }
 }

@@ -55,7 +55,10 @@ pub(super) fn check(spec: &InstanceSpec) -> Result<(), String> {
         let target = Path::new(&mount.target);
         let plain = target.is_absolute() && !mount.target.split('/').any(|part| part == "..");
         if !plain || target.parent().is_none() {
-            return Err(format!("{:?} is not an absolute path below /", mount.target));
+            return Err(format!(
+                "{:?} is not an absolute path below /",
+                mount.target
+            ));
         }
     }
     Ok(())
@@ -69,7 +72,11 @@ pub(super) fn locate(spec: &InstanceSpec) -> Result<(), String> {
     };
     if name.contains('/') {
         let path = Path::new(working_dir(spec)).join(name);
-        if spec.mounts.iter().any(|mount| path.starts_with(&mount.target)) {
+        if spec
+            .mounts
+            .iter()
+            .any(|mount| path.starts_with(&mount.target))
+        {
             return Ok(());
         }
         return if !path.exists() {
@@ -80,12 +87,19 @@ pub(super) fn locate(spec: &InstanceSpec) -> Result<(), String> {
             Err(format!("{} is not an executable file", path.display()))
         };
     }
-    let search = spec.environment.get("PATH").map_or(DEFAULT_PATH, String::as_str);
-    let mut places = search.split(':').map(|directory| PathBuf::from(directory).join(name));
+    let search = spec
+        .environment
+        .get("PATH")
+        .map_or(DEFAULT_PATH, String::as_str);
+    let mut places = search
+        .split(':')
+        .map(|directory| PathBuf::from(directory).join(name));
     if places.any(|path| is_program(&path)) {
         return Ok(());
     }
-    Err(format!("there is no program of this name on this host in {search}"))
+    Err(format!(
+        "there is no program of this name on this host in {search}"
+    ))
 }
 
 fn is_program(path: &Path) -> bool {
@@ -102,12 +116,21 @@ pub(super) fn stop_signal(spec: &InstanceSpec) -> Result<Signal, String> {
         return Ok(Signal::TERM);
     };
     let name = text.strip_prefix("SIG").unwrap_or(text);
-    let known = [("KILL", Signal::KILL)].into_iter().chain(SIGNALS).find(|(known, signal)| {
-        name.eq_ignore_ascii_case(known) || name.parse() == Ok(signal.as_raw())
-    });
+    let known = [("KILL", Signal::KILL)]
+        .into_iter()
+        .chain(SIGNALS)
+        .find(|(known, signal)| {
+            name.eq_ignore_ascii_case(known) || name.parse() == Ok(signal.as_raw())
+        });
     known.map(|(_, signal)| signal).ok_or_else(|| {
-        let names: Vec<_> = SIGNALS.iter().map(|(name, _)| format!("SIG{name}")).collect();
-        format!("{text:?} is not a stop signal: use SIGKILL, {}", names.join(", "))
+        let names: Vec<_> = SIGNALS
+            .iter()
+            .map(|(name, _)| format!("SIG{name}"))
+            .collect();
+        format!(
+            "{text:?} is not a stop signal: use SIGKILL, {}",
+            names.join(", ")
+        )
     })
 }
 
@@ -146,7 +169,11 @@ fn find_user(text: &str, passwd: &str, groups: &str) -> Result<Credentials, Stri
             .parse()
             .map_err(|_| format!("this host knows no group {group:?}"))?,
     };
-    Ok(Credentials { uid, gid, home: field(5).unwrap_or("/").to_owned() })
+    Ok(Credentials {
+        uid,
+        gid,
+        home: field(5).unwrap_or("/").to_owned(),
+    })
 }
 
 /// A command in the environment of the application. `None` for no arguments at all.
@@ -157,9 +184,14 @@ pub(super) fn command(
 ) -> Option<Command> {
     let (program, arguments) = argv.split_first()?;
     let mut command = Command::new(program);
-    command.args(arguments).env_clear().env("PATH", DEFAULT_PATH);
+    command
+        .args(arguments)
+        .env_clear()
+        .env("PATH", DEFAULT_PATH);
     command.env("HOME", credentials.map_or("/root", |who| who.home.as_str()));
-    command.envs(&spec.environment).current_dir(working_dir(spec));
+    command
+        .envs(&spec.environment)
+        .current_dir(working_dir(spec));
     if let Some(who) = credentials {
         command.uid(who.uid).gid(who.gid);
     }
@@ -170,7 +202,8 @@ pub(super) fn command(
 mod tests {
     use super::*;
 
-    const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nredis:x:107:114::/var/lib/redis:/bin/false\n";
+    const PASSWD: &str =
+        "root:x:0:0:root:/root:/bin/sh\nredis:x:107:114::/var/lib/redis:/bin/false\n";
     const GROUPS: &str = "root:x:0:\nredis:x:114:\ntape:x:26:\n";
 
     #[test]

@@ -94,7 +94,9 @@ pub fn shim_main(spec: &Path) -> ExitCode {
 
 /// A runtime for a stage that stays on its one thread.
 fn one_thread() -> std::io::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
 }
 
 /// Writes a line of JSON to standard output. The other end may be gone, which is its affair.

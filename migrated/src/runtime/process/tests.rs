@@ -14,7 +14,10 @@ fn spec(command: &[&str]) -> InstanceSpec {
         application: AppName::try_new("app").unwrap(),
         epoch: Epoch(1),
         config_hash: "hash".to_owned(),
-        image: Image { repository: "none".to_owned(), version: ImageVersion::Tag("latest".to_owned()) },
+        image: Image {
+            repository: "none".to_owned(),
+            version: ImageVersion::Tag("latest".to_owned()),
+        },
         command: Some(command.iter().map(ToString::to_string).collect()),
         entrypoint: None,
         environment: BTreeMap::new(),
@@ -32,12 +35,26 @@ fn spec(command: &[&str]) -> InstanceSpec {
 fn a_program_is_looked_for_where_the_application_would() {
     assert_eq!(program::locate(&spec(&["sh", "-c", "true"])), Ok(()));
     assert_eq!(program::locate(&spec(&["/bin/sh"])), Ok(()));
-    assert!(program::locate(&spec(&["no-such-program"])).unwrap_err().contains("no program"));
-    assert!(program::locate(&spec(&["/etc/passwd"])).unwrap_err().contains("not an executable"));
-    assert!(program::locate(&spec(&["/no/such"])).unwrap_err().contains("does not exist"));
+    assert!(
+        program::locate(&spec(&["no-such-program"]))
+            .unwrap_err()
+            .contains("no program")
+    );
+    assert!(
+        program::locate(&spec(&["/etc/passwd"]))
+            .unwrap_err()
+            .contains("not an executable")
+    );
+    assert!(
+        program::locate(&spec(&["/no/such"]))
+            .unwrap_err()
+            .contains("does not exist")
+    );
     assert!(program::locate(&spec(&[])).is_err());
     let mut elsewhere = spec(&["sh"]);
-    elsewhere.environment.insert("PATH".to_owned(), "/nowhere".to_owned());
+    elsewhere
+        .environment
+        .insert("PATH".to_owned(), "/nowhere".to_owned());
     assert!(program::locate(&elsewhere).is_err());
 }
 
@@ -45,7 +62,10 @@ fn a_program_is_looked_for_where_the_application_would() {
 fn a_program_on_a_volume_is_seen_at_the_start() {
     let mut spec = spec(&["/srv/volume/bin/server"]);
     assert!(program::locate(&spec).is_err());
-    spec.mounts.push(Mount { source: PathBuf::from("/tmp"), target: "/srv/volume".to_owned() });
+    spec.mounts.push(Mount {
+        source: PathBuf::from("/tmp"),
+        target: "/srv/volume".to_owned(),
+    });
     assert_eq!(program::locate(&spec), Ok(()));
 }
 
@@ -57,12 +77,32 @@ fn what_is_wrong_is_said_before_a_start() {
         program::check(&spec)
     };
     assert_eq!(with(|_| {}), Ok(()));
-    assert!(with(|spec| spec.command = None).unwrap_err().contains("needs a command"));
-    assert!(with(|spec| spec.user = Some("no-such-user".to_owned())).unwrap_err().contains("no user"));
-    assert!(with(|spec| spec.stop_signal = Some("SIGSTOP".to_owned())).unwrap_err().contains("SIGTERM"));
-    for (source, target) in [("/no/such", "/data"), ("/tmp", "data"), ("/tmp", "/"), ("/tmp", "/a/../..")] {
+    assert!(
+        with(|spec| spec.command = None)
+            .unwrap_err()
+            .contains("needs a command")
+    );
+    assert!(
+        with(|spec| spec.user = Some("no-such-user".to_owned()))
+            .unwrap_err()
+            .contains("no user")
+    );
+    assert!(
+        with(|spec| spec.stop_signal = Some("SIGSTOP".to_owned()))
+            .unwrap_err()
+            .contains("SIGTERM")
+    );
+    for (source, target) in [
+        ("/no/such", "/data"),
+        ("/tmp", "data"),
+        ("/tmp", "/"),
+        ("/tmp", "/a/../.."),
+    ] {
         let mut spec = spec(&["sh"]);
-        spec.mounts.push(Mount { source: source.into(), target: target.to_owned() });
+        spec.mounts.push(Mount {
+            source: source.into(),
+            target: target.to_owned(),
+        });
         assert!(program::check(&spec).is_err(), "{source} {target}");
     }
 }
@@ -72,9 +112,16 @@ fn stop_signals_have_names_and_numbers() {
     let parse = |text: &str| {
         let mut spec = spec(&["sh"]);
         spec.stop_signal = Some(text.to_owned());
-        program::stop_signal(&spec).ok().map(rustix::process::Signal::as_raw)
+        program::stop_signal(&spec)
+            .ok()
+            .map(rustix::process::Signal::as_raw)
     };
-    for (text, want) in [("SIGINT", Some(2)), ("int", Some(2)), ("15", Some(15)), ("SIGFOO", None)] {
+    for (text, want) in [
+        ("SIGINT", Some(2)),
+        ("int", Some(2)),
+        ("15", Some(15)),
+        ("SIGFOO", None),
+    ] {
         assert_eq!(parse(text), want, "{text}");
     }
     assert_eq!(program::stop_signal(&spec(&["sh"])).unwrap().as_raw(), 15);

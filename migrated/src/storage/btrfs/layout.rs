@@ -56,10 +56,16 @@ impl Layout {
     ///
     /// # Errors
     /// [`StorageError::Unsupported`] for a name that could lead elsewhere.
-    pub(super) fn snapshot(&self, dataset: &DatasetId, name: &str) -> Result<PathBuf, StorageError> {
+    pub(super) fn snapshot(
+        &self,
+        dataset: &DatasetId,
+        name: &str,
+    ) -> Result<PathBuf, StorageError> {
         let fits = (1..=MAX_NAME).contains(&name.len())
             && !name.starts_with('.')
-            && name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+            && name
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
         if fits {
             return Ok(self.snapshots(dataset).join(name));
         }

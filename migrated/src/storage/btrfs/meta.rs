@@ -31,7 +31,10 @@ pub(super) struct MetaStore {
 
 impl MetaStore {
     pub(super) fn new(layout: Layout) -> Self {
-        Self { layout, writing: Arc::default() }
+        Self {
+            layout,
+            writing: Arc::default(),
+        }
     }
 
     /// Reads a volume's file, `None` when there is none.
@@ -77,9 +80,10 @@ impl MetaStore {
         let path = self.layout.meta(dataset);
         let attempt = format!("remove {}", path.display());
         blocking(move || match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(StorageError::Io { attempt, source: error })
-            }
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(StorageError::Io {
+                attempt,
+                source: error,
+            }),
             Ok(()) | Err(_) => Ok(()),
         })
         .await
@@ -93,8 +97,9 @@ fn load(path: &std::path::Path) -> Result<Option<Meta>, StorageError> {
         Err(error @ LoadError::Corrupt { .. }) => {
             Err(StorageError::Corrupt(Report(&error).to_string()))
         }
-        Err(LoadError::Io { path, source }) => {
-            Err(StorageError::Io { attempt: format!("read {}", path.display()), source })
-        }
+        Err(LoadError::Io { path, source }) => Err(StorageError::Io {
+            attempt: format!("read {}", path.display()),
+            source,
+        }),
     }
 }

@@ -24,7 +24,7 @@ const MARK_OFFSET: u64 = 0x1_0040;
 const MARK: [u8; 8] = *b"_BHRfS_M";
 
 /// How long a program may take to make or mount a file system.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_mins(2);
 
 /// What is kept free: a btrfs that is filled to the last block cannot even delete.
 const LEAST_MARGIN: u64 = 16 << 20;
@@ -122,10 +122,12 @@ pub(super) async fn prepare(config: &PoolConfig) -> Result<Option<PathBuf>, Open
         }
         mount(&image.path, path).await?;
     }
-    program::enable_quotas(path).await.map_err(|source| OpenError::Program {
-        attempt: format!("switch quotas on at {}", path.display()),
-        source,
-    })?;
+    program::enable_quotas(path)
+        .await
+        .map_err(|source| OpenError::Program {
+            attempt: format!("switch quotas on at {}", path.display()),
+            source,
+        })?;
     Ok(image)
 }
 
@@ -142,7 +144,9 @@ fn look_at(image: &Path) -> Result<Found, OpenError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
         Err(error) => return Err(io_error(attempt())(error)),
     };
-    let occupied = || OpenError::Occupied { path: image.to_owned() };
+    let occupied = || OpenError::Occupied {
+        path: image.to_owned(),
+    };
     if !metadata.is_file() {
         return Err(occupied());
     }
@@ -168,14 +172,22 @@ async fn make_image(image: &PoolImage) -> Result<(), OpenError> {
     if let Some(parent) = image.path.parent() {
         fs::create_dir_all(parent).map_err(io_error(format!("make {}", parent.display())))?;
     }
-    let file = OpenOptions::new().write(true).create(true).truncate(true).open(&new);
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(&new);
     let file = file.map_err(io_error(attempt()))?;
     file.set_len(image.size.0).map_err(io_error(attempt()))?;
     let format = ExternalCommand::new("mkfs.btrfs").arg("-q").arg(&new);
     if let Err(source) = format.run(PATIENCE).await {
         // The error counts; the leftover is overwritten by the next try.
         let _removed = fs::remove_file(&new);
-        let attempt = format!("make a file system of {} in {}", image.size, image.path.display());
+        let attempt = format!(
+            "make a file system of {} in {}",
+            image.size,
+            image.path.display()
+        );
         return Err(OpenError::Program { attempt, source });
     }
     let place = || -> io::Result<()> {
@@ -188,10 +200,16 @@ async fn make_image(image: &PoolImage) -> Result<(), OpenError> {
 
 async fn mount(image: &Path, path: &Path) -> Result<(), OpenError> {
     let command = ExternalCommand::new("mount").args(["-t", "btrfs", "-o", "loop,noatime"]);
-    command.arg(image).arg(path).run(PATIENCE).await.map(drop).map_err(|source| {
-        let attempt = format!("mount {} at {}", image.display(), path.display());
-        OpenError::Program { attempt, source }
-    })
+    command
+        .arg(image)
+        .arg(path)
+        .run(PATIENCE)
+        .await
+        .map(drop)
+        .map_err(|source| {
+            let attempt = format!("mount {} at {}", image.display(), path.display());
+            OpenError::Program { attempt, source }
+        })
 }
 
 /// What new data may take: what the file system says, less a margin, and no more than the sparse
@@ -206,11 +224,15 @@ pub(super) fn available_blocking(pool: &Path, image: Option<&Path>) -> Result<By
     let mut free = bytes(own.f_bavail);
     if let Some(image) = image {
         let below = stat(image.parent().unwrap_or(Path::new("/")))?;
-        let file = fs::metadata(image)
-            .map_err(tree::io(format!("inspect {}", image.display())))?;
+        let file = fs::metadata(image).map_err(tree::io(format!("inspect {}", image.display())))?;
         let used = bytes(own.f_blocks.saturating_sub(own.f_bfree));
         let spare = file.blocks().saturating_mul(512).saturating_sub(used);
-        free = free.min(below.f_bavail.saturating_mul(below.f_frsize).saturating_add(spare));
+        free = free.min(
+            below
+                .f_bavail
+                .saturating_mul(below.f_frsize)
+                .saturating_add(spare),
+        );
     }
     let margin = (bytes(own.f_blocks) / MARGIN_PART).max(LEAST_MARGIN);
     Ok(Bytes(free.saturating_sub(margin)))

@@ -12,17 +12,20 @@ use crate::storage::StorageError;
 
 /// How long one operation on a subvolume may take: each waits for a commit of the file system,
 /// which on a busy disk can take many seconds.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_mins(2);
 
 /// How long the receiver may take after the last byte of a stream.
-pub(super) const RECEIVE_END: Duration = Duration::from_secs(300);
+pub(super) const RECEIVE_END: Duration = Duration::from_mins(5);
 
 /// Makes calls of the program.
 #[derive(Debug)]
 pub(super) struct Btrfs;
 
 impl Btrfs {
-    #[expect(clippy::new_ret_no_self, reason = "it names the program that the command runs")]
+    #[expect(
+        clippy::new_ret_no_self,
+        reason = "it names the program that the command runs"
+    )]
     pub(super) fn new() -> ExternalCommand {
         ExternalCommand::new("btrfs")
     }
@@ -44,21 +47,32 @@ pub(super) fn failure(error: CommandError, needed: Bytes) -> StorageError {
             let says = |text: &str| stderr.contains(text);
             if says("No space left on device") || says("Disk quota exceeded") {
                 let what = "the data of a volume".to_owned();
-                return StorageError::NoSpace { what, needed, available: Bytes(0) };
+                return StorageError::NoSpace {
+                    what,
+                    needed,
+                    available: Bytes(0),
+                };
             }
             if says("cannot find parent subvolume") {
                 return StorageError::BaseMissing("of the stream".to_owned());
             }
-            StorageError::Command { command: argv.to_string(), stderr }
+            StorageError::Command {
+                command: argv.to_string(),
+                stderr,
+            }
         }
-        CommandError::Start { argv, source } => {
-            StorageError::Io { attempt: format!("start `{argv}` (package btrfs-progs)"), source }
-        }
+        CommandError::Start { argv, source } => StorageError::Io {
+            attempt: format!("start `{argv}` (package btrfs-progs)"),
+            source,
+        },
         CommandError::Io { ref argv, .. }
         | CommandError::Timeout { ref argv, .. }
         | CommandError::TooLong { ref argv } => {
             let command = argv.to_string();
-            StorageError::Command { command, stderr: Report(&error).to_string() }
+            StorageError::Command {
+                command,
+                stderr: Report(&error).to_string(),
+            }
         }
     }
 }
@@ -99,7 +113,12 @@ pub(super) async fn usage(pool: &Path) -> Usage {
 
 /// Switches quotas on; on is fine.
 pub(super) async fn enable_quotas(pool: &Path) -> Result<(), CommandError> {
-    Btrfs::new().args(["quota", "enable"]).arg(pool).run(PATIENCE).await.map(drop)
+    Btrfs::new()
+        .args(["quota", "enable"])
+        .arg(pool)
+        .run(PATIENCE)
+        .await
+        .map(drop)
 }
 
 #[cfg(test)]

@@ -30,7 +30,7 @@ pub(super) struct Sending {
 }
 
 enum State {
-    Running(Running),
+    Running(Box<Running>),
     Ending(Ending),
     Ended,
 }
@@ -41,7 +41,10 @@ impl Sending {
         let output = running.take_stdout().ok_or_else(|| {
             StorageError::Unsupported("the sending program has no output".to_owned())
         })?;
-        Ok(Self { output, state: State::Running(running) })
+        Ok(Self {
+            output,
+            state: State::Running(Box::new(running)),
+        })
     }
 
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -81,7 +84,9 @@ impl AsyncRead for Sending {
 
 impl fmt::Debug for Sending {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Sending").field("output", &self.output).finish_non_exhaustive()
+        f.debug_struct("Sending")
+            .field("output", &self.output)
+            .finish_non_exhaustive()
     }
 }
 

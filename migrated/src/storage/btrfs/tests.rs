@@ -16,7 +16,17 @@ fn dataset() -> DatasetId {
 #[test]
 fn no_snapshot_name_leads_outside() {
     let layout = Layout::new(PathBuf::from("/pool"));
-    for bad in ["", ".", "..", "../x", "a/b", ".hidden", "a\0b", "a b", &"x".repeat(201)] {
+    for bad in [
+        "",
+        ".",
+        "..",
+        "../x",
+        "a/b",
+        ".hidden",
+        "a\0b",
+        "a b",
+        &"x".repeat(201),
+    ] {
         assert!(layout.snapshot(&dataset(), bad).is_err(), "{bad:?}");
     }
     let good = layout.snapshot(&dataset(), "mig-01h-1").unwrap();
@@ -25,8 +35,14 @@ fn no_snapshot_name_leads_outside() {
 
 #[test]
 fn foreign_entries_are_no_datasets() {
-    assert_eq!(Layout::dataset_of("7b7a3f1e-2f6c-4a57-9d0e-0c1f6f0d3b11.json"), Some(dataset()));
-    assert_eq!(Layout::dataset_of("7b7a3f1e-2f6c-4a57-9d0e-0c1f6f0d3b11"), Some(dataset()));
+    assert_eq!(
+        Layout::dataset_of("7b7a3f1e-2f6c-4a57-9d0e-0c1f6f0d3b11.json"),
+        Some(dataset())
+    );
+    assert_eq!(
+        Layout::dataset_of("7b7a3f1e-2f6c-4a57-9d0e-0c1f6f0d3b11"),
+        Some(dataset())
+    );
     for foreign in [".x.new", "lost+found", "notes.txt"] {
         assert_eq!(Layout::dataset_of(foreign), None, "{foreign}");
     }
@@ -35,7 +51,10 @@ fn foreign_entries_are_no_datasets() {
 fn config(directory: &Path) -> PoolConfig {
     PoolConfig {
         path: directory.join("pool"),
-        image: Some(PoolImage { path: directory.join("pool.img"), size: Bytes(200 << 20) }),
+        image: Some(PoolImage {
+            path: directory.join("pool.img"),
+            size: Bytes(200 << 20),
+        }),
     }
 }
 
@@ -46,7 +65,10 @@ async fn an_image_with_other_content_is_left_as_it_is() {
     fs::write(directory.path().join("pool.img"), "precious").unwrap();
     let refused = Btrfs::open(config).await.unwrap_err();
     assert!(matches!(refused, OpenError::Occupied { .. }), "{refused:?}");
-    assert_eq!(fs::read_to_string(directory.path().join("pool.img")).unwrap(), "precious");
+    assert_eq!(
+        fs::read_to_string(directory.path().join("pool.img")).unwrap(),
+        "precious"
+    );
 }
 
 #[tokio::test]
@@ -62,7 +84,10 @@ async fn a_mount_hides_no_files() {
 #[tokio::test]
 async fn a_directory_on_another_file_system_needs_an_image() {
     // /proc is never btrfs, whatever the machine's own file system is.
-    let config = PoolConfig { path: PathBuf::from("/proc/sys"), image: None };
+    let config = PoolConfig {
+        path: PathBuf::from("/proc/sys"),
+        image: None,
+    };
     let refused = Btrfs::open(config).await.unwrap_err();
     assert!(matches!(refused, OpenError::NotBtrfs { .. }), "{refused:?}");
 }

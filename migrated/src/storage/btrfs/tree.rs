@@ -75,7 +75,9 @@ fn info_blocking(path: &Path) -> Result<Option<SubvolumeInfo>, StorageError> {
         return Ok(None);
     }
     let ask = || subvolume_info(File::open(path)?);
-    ask().map(Some).map_err(io(format!("inspect {}", path.display())))
+    ask()
+        .map(Some)
+        .map_err(io(format!("inspect {}", path.display())))
 }
 
 fn is_subvolume(path: &Path) -> Result<bool, StorageError> {
@@ -92,7 +94,11 @@ pub(super) async fn datasets(layout: &Layout) -> Result<BTreeSet<DatasetId>, Sto
     blocking(move || {
         let mut found = BTreeSet::new();
         for directory in directories {
-            found.extend(names(&directory)?.iter().filter_map(|name| Layout::dataset_of(name)));
+            found.extend(
+                names(&directory)?
+                    .iter()
+                    .filter_map(|name| Layout::dataset_of(name)),
+            );
         }
         Ok(found)
     })
@@ -144,7 +150,12 @@ pub(super) async fn discard(path: &Path) -> Result<(), StorageError> {
     })
     .await?;
     for subvolume in subvolumes {
-        program::run(program::Btrfs::new().args(["subvolume", "delete"]).arg(subvolume)).await?;
+        program::run(
+            program::Btrfs::new()
+                .args(["subvolume", "delete"])
+                .arg(subvolume),
+        )
+        .await?;
     }
     let path = path.to_owned();
     blocking(move || match fs::remove_dir_all(&path) {

@@ -1,7 +1,7 @@
 //! The destination: what it does by itself, and what it makes of the source's messages.
 
 use migrated_core::destination::Phase as Taking;
-use migrated_core::source::{Effect, SourceMigration};
+use migrated_core::source::Effect;
 
 use super::{Label, Mutation, State, World};
 use crate::machines::{DestinationTag, Message};

@@ -16,7 +16,11 @@ use crate::runtime::process::program;
 
 pub(super) fn run(record: &Record, init: ProcessId, command: &[String]) -> ExitCode {
     let code = enter_and_run(record, init, command);
-    ExitCode::from(code.ok().and_then(|code| u8::try_from(code).ok()).unwrap_or(FAILED))
+    ExitCode::from(
+        code.ok()
+            .and_then(|code| u8::try_from(code).ok())
+            .unwrap_or(FAILED),
+    )
 }
 
 fn enter_and_run(record: &Record, init: ProcessId, command: &[String]) -> io::Result<i32> {
@@ -35,5 +39,8 @@ fn enter_and_run(record: &Record, init: ProcessId, command: &[String]) -> io::Re
         .ok_or_else(|| io::Error::other("there is no command"))?;
     command.stdin(Stdio::null());
     kill_with_parent(&mut command);
-    command.status()?.code().ok_or_else(|| io::Error::other("a signal ended it"))
+    command
+        .status()?
+        .code()
+        .ok_or_else(|| io::Error::other("a signal ended it"))
 }

@@ -46,12 +46,19 @@ fn failure(attempt: impl Into<String>) -> impl FnOnce(io::Error) -> Failure {
 }
 
 fn set_up_and_run(record: &Record) -> Result<i32, Failure> {
-    let all = [Namespace::Mount, Namespace::Network, Namespace::Uts, Namespace::Ipc];
+    let all = [
+        Namespace::Mount,
+        Namespace::Network,
+        Namespace::Uts,
+        Namespace::Ipc,
+    ];
     unshare(&all).map_err(failure("make namespaces"))?;
     say(&Report::Ready);
     // The supervisor answers when the cgroup and the network are there. If it is gone, this ends.
     let mut go = [0; 1];
-    io::stdin().read_exact(&mut go).map_err(failure("hear the supervisor"))?;
+    io::stdin()
+        .read_exact(&mut go)
+        .map_err(failure("hear the supervisor"))?;
     mount_all(record)?;
     if let Some(name) = &record.spec.hostname {
         rustix::system::sethostname(name.as_bytes())
@@ -63,8 +70,11 @@ fn set_up_and_run(record: &Record) -> Result<i32, Failure> {
 
 fn mount_all(record: &Record) -> Result<(), Failure> {
     let attempt = |what: &str| failure(format!("mount {what}"));
-    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
-        .map_err(|error| failure("detach its mounts from the host's")(error.into()))?;
+    mount_change(
+        "/",
+        MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
+    )
+    .map_err(|error| failure("detach its mounts from the host's")(error.into()))?;
     // Outer directories first, so that one volume can lie in another.
     let mut mounts: Vec<_> = record.spec.mounts.iter().collect();
     mounts.sort_by_key(|mount| Path::new(&mount.target).components().count());
@@ -79,10 +89,15 @@ fn mount_all(record: &Record) -> Result<(), Failure> {
 }
 
 async fn run_command(record: &Record) -> Result<i32, Failure> {
-    network::settle_inside(&record.link).await.map_err(|error| {
-        let reason = rehome_runtime::report::Report(&error).to_string();
-        (format!("cannot set up its network: {reason}"), i32::from(FAILED))
-    })?;
+    network::settle_inside(&record.link)
+        .await
+        .map_err(|error| {
+            let reason = rehome_runtime::report::Report(&error).to_string();
+            (
+                format!("cannot set up its network: {reason}"),
+                i32::from(FAILED),
+            )
+        })?;
     let mut ended = signal(SignalKind::child()).map_err(failure("hear of its end"))?;
     let mut forwarded = Vec::new();
     for (name, number) in program::SIGNALS {
@@ -93,7 +108,8 @@ async fn run_command(record: &Record) -> Result<i32, Failure> {
     let child = spawn(record)?;
     say(&Report::Started);
     let main = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-    let main = main.ok_or_else(|| failure("know its process")(io::ErrorKind::InvalidData.into()))?;
+    let main =
+        main.ok_or_else(|| failure("know its process")(io::ErrorKind::InvalidData.into()))?;
     loop {
         if let Some(code) = reap(main) {
             return Ok(code);
@@ -110,10 +126,7 @@ enum Event {
     Signal(Signal),
 }
 
-async fn next_event(
-    ended: &mut SignalStream,
-    forwarded: &mut [(Signal, SignalStream)],
-) -> Event {
+async fn next_event(ended: &mut SignalStream, forwarded: &mut [(Signal, SignalStream)]) -> Event {
     std::future::poll_fn(|cx| {
         if ended.poll_recv(cx).is_ready() {
             return std::task::Poll::Ready(Event::ChildEnded);
@@ -140,18 +153,22 @@ fn reap(main: Pid) -> Option<i32> {
 }
 
 fn code_of(status: WaitStatus) -> i32 {
-    let signal = status.terminating_signal().map(|signal| 128_i32.saturating_add(signal));
+    let signal = status
+        .terminating_signal()
+        .map(|signal| 128_i32.saturating_add(signal));
     status.exit_status().or(signal).unwrap_or(i32::from(FAILED))
 }
 
 fn spawn(record: &Record) -> Result<Child, Failure> {
-    let credentials =
-        program::credentials(&record.spec).map_err(|reason| (reason, CANNOT_RUN))?;
+    let credentials = program::credentials(&record.spec).map_err(|reason| (reason, CANNOT_RUN))?;
     let argv = program::argv(&record.spec);
     let output = || io::stderr().as_fd().try_clone_to_owned().map(Stdio::from);
     if let Some(who) = &credentials {
         // So that it can open /dev/stdout, as many programs do for their log.
-        let (uid, gid) = (rustix::fs::Uid::from_raw(who.uid), rustix::fs::Gid::from_raw(who.gid));
+        let (uid, gid) = (
+            rustix::fs::Uid::from_raw(who.uid),
+            rustix::fs::Gid::from_raw(who.gid),
+        );
         rustix::fs::fchown(io::stderr(), Some(uid), Some(gid))
             .map_err(|error| failure("hand its output over")(error.into()))?;
     }
@@ -163,6 +180,16 @@ fn spawn(record: &Record) -> Result<Child, Failure> {
 }
 
 fn not_run(command: &Command, error: &io::Error) -> Failure {
-    let code = if error.kind() == io::ErrorKind::NotFound { NOT_FOUND } else { CANNOT_RUN };
-    (format!("cannot run {}: {error}", command.get_program().to_string_lossy()), code)
+    let code = if error.kind() == io::ErrorKind::NotFound {
+        NOT_FOUND
+    } else {
+        CANNOT_RUN
+    };
+    (
+        format!(
+            "cannot run {}: {error}",
+            command.get_program().to_string_lossy()
+        ),
+        code,
+    )
 }

@@ -61,7 +61,13 @@ pub(super) fn run(record: &Record, spec: &Path) -> ExitCode {
             say(&Answer::Supervised);
             return ExitCode::from(FAILED);
         }
-        Err(error) => return fail(record, &format!("cannot prepare its files: {error}"), FAILED),
+        Err(error) => {
+            return fail(
+                record,
+                &format!("cannot prepare its files: {error}"),
+                FAILED,
+            );
+        }
     };
     // A leader of a process group cannot do this, and then does not need it.
     let _leads_a_group = rustix::process::setsid();
@@ -82,8 +88,11 @@ pub(super) fn run(record: &Record, spec: &Path) -> ExitCode {
 
 fn lock(record: &Record) -> io::Result<File> {
     std::fs::create_dir_all(&record.run_dir)?;
-    let file =
-        OpenOptions::new().create(true).truncate(false).write(true).open(record.lock_path())?;
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(record.lock_path())?;
     flock(&file, FlockOperation::NonBlockingLockExclusive)?;
     Ok(file)
 }
@@ -91,7 +100,10 @@ fn lock(record: &Record) -> io::Result<File> {
 /// Makes sure that nothing is left of a run whose supervisor was killed.
 async fn end_earlier(record: &Record) -> Result<(), String> {
     let earlier = files::load::<Status>(&record.status_path()).ok().flatten();
-    if let Some(Status { phase: Phase::Running { init, .. }, .. }) = earlier
+    if let Some(Status {
+        phase: Phase::Running { init, .. },
+        ..
+    }) = earlier
         && let Some(init) = init.open()
     {
         let ended = async {
@@ -116,9 +128,16 @@ fn spawn_init(spec: &Path) -> io::Result<Spawned> {
     let own = File::open("/proc/self/ns/pid")?;
     let (output, write_end) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
     let mut command = Command::new("/proc/self/exe");
-    command.arg("process-shim").arg(spec).env_clear().env("PATH", program::DEFAULT_PATH);
+    command
+        .arg("process-shim")
+        .arg(spec)
+        .env_clear()
+        .env("PATH", program::DEFAULT_PATH);
     command.env(STAGE, serde_json::to_string(&Stage::Init)?);
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::from(write_end));
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::from(write_end));
     kill_with_parent(&mut command);
     unshare(&[Namespace::Pid])?;
     let spawned = command.spawn();
@@ -126,7 +145,12 @@ fn spawn_init(spec: &Path) -> io::Result<Spawned> {
     let mut child = spawned?;
     let (go, reports) = (child.stdin.take(), child.stdout.take());
     match (go, reports) {
-        (Some(go), Some(reports)) => Ok(Spawned { child, go, reports: reports.into(), output }),
+        (Some(go), Some(reports)) => Ok(Spawned {
+            child,
+            go,
+            reports: reports.into(),
+            output,
+        }),
         (None, _) | (_, None) => Err(io::Error::other("a pipe is missing")),
     }
 }
@@ -140,7 +164,10 @@ struct Watched {
 }
 
 async fn supervise(record: &Record, mut spawned: Spawned, log: &mut Log) -> ExitCode {
-    let limits = Limits { memory: record.spec.mem_limit, cpu_shares: record.spec.cpu_shares };
+    let limits = Limits {
+        memory: record.spec.mem_limit,
+        cpu_shares: record.spec.cpu_shares,
+    };
     let (cgroup, warnings) = Cgroup::create(&record.cgroup, limits);
     let code = match start(record, &mut spawned, &cgroup).await {
         Ok(mut watched) => {
@@ -169,12 +196,14 @@ async fn start(
     spawned: &mut Spawned,
     cgroup: &Cgroup,
 ) -> Result<Watched, Failure> {
-    let failed = |attempt: &'static str| move |error: io::Error| {
-        (format!("cannot {attempt}: {error}"), FAILED)
+    let failed = |attempt: &'static str| {
+        move |error: io::Error| (format!("cannot {attempt}: {error}"), FAILED)
     };
     let number = spawned.child.id();
     let init = ProcessId::of(number).map_err(failed("find its init"))?;
-    let process = init.open().ok_or_else(|| ("its init ended at once".to_owned(), FAILED))?;
+    let process = init
+        .open()
+        .ok_or_else(|| ("its init ended at once".to_owned(), FAILED))?;
     let pipe = |end: &OwnedFd| {
         let end = end.try_clone().and_then(Receiver::from_owned_fd);
         end.map_err(failed("hear its init"))
@@ -185,13 +214,22 @@ async fn start(
         output: pipe(&spawned.output)?,
         stop: signal(SignalKind::terminate()).map_err(failed("handle SIGTERM"))?,
     };
-    expect(&mut watched, "Ready", |report| matches!(report, Report::Ready)).await?;
+    expect(&mut watched, "Ready", |report| {
+        matches!(report, Report::Ready)
+    })
+    .await?;
     cgroup.add(number).map_err(failed("put it in its cgroup"))?;
     network::connect(&record.link, number)
         .await
         .map_err(|error| (format!("cannot connect it: {}", Chain(&error)), FAILED))?;
-    spawned.go.write_all(b"g").map_err(failed("let its init go"))?;
-    expect(&mut watched, "Started", |report| matches!(report, Report::Started)).await?;
+    spawned
+        .go
+        .write_all(b"g")
+        .map_err(failed("let its init go"))?;
+    expect(&mut watched, "Started", |report| {
+        matches!(report, Report::Started)
+    })
+    .await?;
     let started_at = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
     write_status(record, Phase::Running { init, started_at });
     Ok(watched)
@@ -256,7 +294,12 @@ async fn watch(record: &Record, watched: &mut Watched, log: &mut Log) -> Option<
 }
 
 async fn next_event(watched: &mut Watched, buffer: &mut [u8]) -> Event {
-    let Watched { process, reports, output, stop } = watched;
+    let Watched {
+        process,
+        reports,
+        output,
+        stop,
+    } = watched;
     // Every arm is cancel safe: reads and lines take nothing before they are ready, signals and
     // the end of a process stay pending.
     tokio::select! {
@@ -288,7 +331,9 @@ async fn clean_up(record: &Record, init: &mut Child, cgroup: &Cgroup) -> Option<
     cgroup.remove();
     network::disconnect(&record.link).await;
     status.and_then(|status| {
-        status.code().or_else(|| status.signal().map(|signal| 128_i32.saturating_add(signal)))
+        status
+            .code()
+            .or_else(|| status.signal().map(|signal| 128_i32.saturating_add(signal)))
     })
 }
 
@@ -302,13 +347,21 @@ fn last_words(path: &Path, code: Option<i32>) -> String {
     let tail = log::tail(path, REASON_LINES);
     let skip = tail.chars().count().saturating_sub(REASON_LENGTH);
     let tail: String = tail.chars().skip(skip).collect();
-    if tail.is_empty() { how } else { format!("{how}: {tail}") }
+    if tail.is_empty() {
+        how
+    } else {
+        format!("{how}: {tail}")
+    }
 }
 
 fn write_status(record: &Record, phase: Phase) {
     let write = || -> Result<(), String> {
         let supervisor = ProcessId::of(std::process::id()).map_err(|error| error.to_string())?;
-        let status = Status { instance: record.instance.clone(), supervisor, phase };
+        let status = Status {
+            instance: record.instance.clone(),
+            supervisor,
+            phase,
+        };
         files::save(&record.status_path(), &status).map_err(|error| Chain(&error).to_string())
     };
     if let Err(reason) = write()
@@ -320,7 +373,10 @@ fn write_status(record: &Record, phase: Phase) {
 
 fn fail(record: &Record, reason: &str, code: u8) -> ExitCode {
     let reason = reason.to_owned();
-    let phase = Phase::Exited { code: Some(i32::from(code)), reason: Some(reason.clone()) };
+    let phase = Phase::Exited {
+        code: Some(i32::from(code)),
+        reason: Some(reason.clone()),
+    };
     write_status(record, phase);
     say(&Answer::Failed { reason });
     ExitCode::from(FAILED)

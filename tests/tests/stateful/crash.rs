@@ -1,0 +1,105 @@
+//! Daemons and hosts that die at the worst moment.
+
+use std::time::Duration;
+
+use anyhow::ensure;
+use rehome_tests::cluster::Migration;
+use rehome_tests::deployment::{Deployment, changed};
+use rehome_tests::load::{Load, block_on};
+use rehome_tests::store::Store;
+use rehome_tests::wait::wait_for;
+use serde_json::json;
+
+use crate::scene::{NAME, PORT, Scene};
+
+const PATIENCE: Duration = Duration::from_mins(2);
+
+pub(crate) fn migrated_dies_on_the_source_in_the_middle_of_the_copy<S: Store>(
+    scene: &Scene<'_, S>,
+) -> anyhow::Result<()> {
+    dies_in_the_middle_of_the_copy(scene, 1)
+}
+
+pub(crate) fn migrated_dies_on_the_destination_in_the_middle_of_the_copy<S: Store>(
+    scene: &Scene<'_, S>,
+) -> anyhow::Result<()> {
+    dies_in_the_middle_of_the_copy(scene, 2)
+}
+
+/// The move goes on or is called off; the application serves all the time.
+fn dies_in_the_middle_of_the_copy<S: Store>(
+    scene: &Scene<'_, S>,
+    victim: usize,
+) -> anyhow::Result<()> {
+    // Slow enough to be met in the middle.
+    let slow = json!({"migration": {"bandwidth_limit": "8MiB"}});
+    let body = changed(&scene.store.body(PORT), &slow);
+    scene.open(&Deployment::new().with(NAME, 1, &body))?;
+    block_on(scene.store.ballast(scene.door(), 24))?;
+    let before = scene.lab.application(NAME)?;
+    let load = Load::start(scene.store, &scene.doors, 6)?;
+    load.wait_served(30)?;
+    let command = scene.lab.begin_move(NAME, 2)?;
+    wait_for("the copy is in its middle", PATIENCE, || {
+        let running = |m: &Migration| m.phase() == "precopy" && m.streamed() > 4 << 20;
+        Ok(scene.lab.migrations()?.into_iter().find(running))
+    })?;
+
+    let host = scene.lab.host(victim)?;
+    let old = host.daemon("migrated")?;
+    host.kill_daemon("migrated")?;
+    let during = host.processes()?;
+    ensure!(
+        victim != 1 || during.contains(scene.store.process()),
+        "the application went with its daemon: {during}"
+    );
+    host.wait_daemon("migrated", old)?;
+
+    let outcome = command.wait()?;
+    load.wait_served(30)?;
+    let tally = load.stop_and_verify(&scene.doors)?;
+    tally.all_served()?;
+    let migration = wait_for("the move has ended", PATIENCE, || {
+        let last = scene.lab.last_migration()?;
+        Ok((last.state() != "running").then_some(last))
+    })?;
+    match migration.state() {
+        "done" => {
+            outcome.with_status(0)?;
+            scene.lab.wait_running(NAME, 2)?;
+            scene.lab.host(1)?.has_no_live_volume()
+        }
+        "aborted" => {
+            outcome.with_status(1)?;
+            let after = scene.lab.wait_running(NAME, 1)?;
+            ensure!(after.run() == before.run(), "restarted for nothing: {after:?}");
+            scene.lab.host(2)?.has_no_live_volume()
+        }
+        other => anyhow::bail!("{other}: {migration:?}"),
+    }
+}
+
+pub(crate) fn the_owner_crashes_and_comes_back_with_its_data<S: Store>(
+    scene: &Scene<'_, S>,
+) -> anyhow::Result<()> {
+    let always = json!({"restart_policy": {"name": "always"}});
+    let body = changed(&scene.store.body(PORT), &always);
+    scene.open(&Deployment::new().with(NAME, 1, &body))?;
+    let load = Load::start(scene.store, &scene.doors, 6)?;
+    load.wait_served(30)?;
+    let host = scene.lab.host(1)?;
+
+    host.crash()?;
+    let seen = scene.lab.host(2)?.rehome(&["status", "--json"])?.ok()?.json()?;
+    host.start()?;
+
+    let silent = seen["hosts"].as_array().into_iter().flatten();
+    let silent: Vec<_> = silent.filter(|entry| entry["reachable"] == false).collect();
+    ensure!(silent.len() == 1 && silent[0]["address"] == host.address(), "{seen}");
+    scene.lab.wait_running(NAME, 1)?;
+    load.wait_served(30)?;
+    // Requests in flight fail with their host; what was acknowledged is there.
+    let tally = load.stop_and_verify(&scene.doors)?;
+    ensure!(tally.unanswered == 0, "{tally:?}");
+    Ok(())
+}
