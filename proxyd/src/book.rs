@@ -224,7 +224,10 @@ impl Book {
     /// How many connections match.
     pub(crate) fn count(&self, pick: impl Fn(&Connection) -> bool) -> u64 {
         let inner = self.lock();
-        let picked = inner.connections.values().filter(|connection| pick(connection));
+        let picked = inner
+            .connections
+            .values()
+            .filter(|connection| pick(connection));
         u64::try_from(picked.count()).unwrap_or(u64::MAX)
     }
 

@@ -176,7 +176,9 @@ impl Keeper {
             self.hear(&route.application);
         }
         let gates = |table: &RouteTable, application| {
-            table.gate(application).is_some_and(|view| view.gate == Gate::Parked)
+            table
+                .gate(application)
+                .is_some_and(|view| view.gate == Gate::Parked)
         };
         for application in desired.routes.iter().map(|route| &route.application) {
             if gates(&table, application) && !gates(&before, application) {

@@ -292,7 +292,8 @@ async fn through_trunk(
         let Some(header) = header(context, held, version, hops) else {
             return Ok(None);
         };
-        held.connection().set_upstream(Upstream::Trunk(trunk.clone()));
+        held.connection()
+            .set_upstream(Upstream::Trunk(trunk.clone()));
         let settings = context.settings();
         let mut stream = match dial::trunk(held.book(), &settings, &trunk, &header).await {
             Ok(stream) => stream,

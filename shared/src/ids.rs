@@ -137,7 +137,9 @@ impl HostAddr {
 fn is_name(text: &str) -> bool {
     text.len() <= 63
         && text.starts_with(|c: char| c.is_ascii_alphanumeric())
-        && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+        && text
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
 }
 
 fn is_host(text: &str) -> bool {
@@ -151,9 +153,7 @@ fn is_host(text: &str) -> bool {
             && l.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
     };
     // A name of digits and dots alone is a mistyped IPv4 address, not a host name.
-    text.len() <= 253
-        && text.split('.').all(label)
-        && text.chars().any(|c| c.is_ascii_alphabetic())
+    text.len() <= 253 && text.split('.').all(label) && text.chars().any(|c| c.is_ascii_alphabetic())
 }
 
 fn is_ulid(text: &str) -> bool {
@@ -222,7 +222,9 @@ impl fmt::Display for RouteVersion {
 }
 
 /// The transport protocol of a port, with `http` for TCP ports whose requests are told apart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
     /// A byte stream.
@@ -272,10 +274,22 @@ mod tests {
         for good in ["10.0.0.1", "fe80::1", "db1", "db1.example.org"] {
             assert!(HostAddr::try_new(good).is_ok(), "{good}");
         }
-        for bad in ["", "10.0.0.256", "1.2.3", "a..b", "-a", "a b", "10.0.0.1:80", "[::1]"] {
+        for bad in [
+            "",
+            "10.0.0.256",
+            "1.2.3",
+            "a..b",
+            "-a",
+            "a b",
+            "10.0.0.1:80",
+            "[::1]",
+        ] {
             assert!(HostAddr::try_new(bad).is_err(), "{bad}");
         }
-        assert_eq!(HostAddr::try_new("fe80::1").unwrap().with_port(1), "[fe80::1]:1");
+        assert_eq!(
+            HostAddr::try_new("fe80::1").unwrap().with_port(1),
+            "[fe80::1]:1"
+        );
     }
 
     #[test]
@@ -286,7 +300,10 @@ mod tests {
 
     #[test]
     fn route_versions_order_by_epoch_first() {
-        let v = |e, g| RouteVersion { epoch: Epoch(e), generation: Generation(g) };
+        let v = |e, g| RouteVersion {
+            epoch: Epoch(e),
+            generation: Generation(g),
+        };
         assert!(v(2, 0) > v(1, 99));
         assert!(v(1, 2) > v(1, 1));
     }

@@ -118,10 +118,19 @@ impl Header {
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut body = Vec::with_capacity(256);
-        let family = put_addresses(&mut body, self.client, self.destination, self.route.is_udp());
+        let family = put_addresses(
+            &mut body,
+            self.client,
+            self.destination,
+            self.route.is_udp(),
+        );
         put_field(&mut body, TYPE_PROTOCOL, &[PROTOCOL]);
         put_field(&mut body, TYPE_ROUTE, self.route.to_string().as_bytes());
-        put_field(&mut body, TYPE_APPLICATION, self.application.as_str().as_bytes());
+        put_field(
+            &mut body,
+            TYPE_APPLICATION,
+            self.application.as_str().as_bytes(),
+        );
         put_field(&mut body, TYPE_HOPS, &[self.hops]);
         put_field(&mut body, TYPE_SENDER, self.sender.as_str().as_bytes());
         put_field(&mut body, TYPE_VERSION, &version_bytes(self.version));
@@ -152,7 +161,10 @@ impl Header {
         let family = fixed.byte()?;
         let length = usize::from(fixed.u16()?);
         if length > HEADER_CAP {
-            return Err(FrameError::TooLong { length, cap: HEADER_CAP });
+            return Err(FrameError::TooLong {
+                length,
+                cap: HEADER_CAP,
+            });
         }
         match rest.get(..length) {
             None => Ok(Decoded::Need(length.saturating_sub(rest.len()))),
@@ -207,11 +219,15 @@ impl<'a> Fields<'a> {
 
     fn cursor(&self, kind: u8, name: &'static str) -> Result<Cursor<'a>, FrameError> {
         let found = self.0.iter().find(|(other, _)| *other == kind);
-        found.map(|(_, value)| Cursor::new(value)).ok_or(FrameError::Missing(name))
+        found
+            .map(|(_, value)| Cursor::new(value))
+            .ok_or(FrameError::Missing(name))
     }
 
     fn byte(&self, kind: u8, name: &'static str) -> Result<u8, FrameError> {
-        self.cursor(kind, name)?.byte().map_err(|_| FrameError::Wrong(name))
+        self.cursor(kind, name)?
+            .byte()
+            .map_err(|_| FrameError::Wrong(name))
     }
 
     fn text<T: std::str::FromStr<Err = InvalidId>>(
@@ -252,7 +268,10 @@ fn take_addresses<'a>(
 ) -> Result<(SocketAddr, SocketAddr), FrameError> {
     let source = address(body)?.to_canonical();
     let target = address(body)?.to_canonical();
-    Ok((SocketAddr::new(source, body.u16()?), SocketAddr::new(target, body.u16()?)))
+    Ok((
+        SocketAddr::new(source, body.u16()?),
+        SocketAddr::new(target, body.u16()?),
+    ))
 }
 
 fn as_v6(address: IpAddr) -> Ipv6Addr {
@@ -279,5 +298,8 @@ fn version_bytes(version: RouteVersion) -> [u8; 16] {
 
 fn take_version(from: &mut Cursor<'_>) -> Result<RouteVersion, FrameError> {
     let epoch = Epoch(u64::from_be_bytes(from.array()?));
-    Ok(RouteVersion { epoch, generation: Generation(u64::from_be_bytes(from.array()?)) })
+    Ok(RouteVersion {
+        epoch,
+        generation: Generation(u64::from_be_bytes(from.array()?)),
+    })
 }

@@ -15,9 +15,7 @@
 
 use std::time::Duration;
 
-use rehome_shared::api::proxy::{
-    Commit, CommitTarget, Gate, GateRef, Prepare, RouteKey, Target,
-};
+use rehome_shared::api::proxy::{Commit, CommitTarget, Gate, GateRef, Prepare, RouteKey, Target};
 use rehome_shared::ids::{AppName, RouteVersion};
 
 use crate::table::{Phase, Route, RouteTable};

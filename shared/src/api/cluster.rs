@@ -42,7 +42,9 @@ impl Desired {
     /// The host that an application is placed on.
     #[must_use]
     pub fn host_of(&self, application: &AppName) -> Option<&HostAddr> {
-        self.placement.iter().find_map(|(host, names)| names.contains(application).then_some(host))
+        self.placement
+            .iter()
+            .find_map(|(host, names)| names.contains(application).then_some(host))
     }
 }
 
@@ -342,8 +344,18 @@ pub struct Migration {
 
 /// The phases of a move in their order; [`Migration::phases`] is keyed by these.
 pub const PHASES: [&str; 12] = [
-    "prepare", "precopy", "park", "drain", "stop", "flush", "final_delta", "release", "adopt", "start",
-    "health", "open",
+    "prepare",
+    "precopy",
+    "park",
+    "drain",
+    "stop",
+    "flush",
+    "final_delta",
+    "release",
+    "adopt",
+    "start",
+    "health",
+    "open",
 ];
 
 /// One pre-copy round.

@@ -41,7 +41,10 @@ impl RouteKey {
     /// The key of an external port.
     #[must_use]
     pub fn new(external: u16, protocol: Protocol) -> Self {
-        Self { external, udp: protocol == Protocol::Udp }
+        Self {
+            external,
+            udp: protocol == Protocol::Udp,
+        }
     }
 
     /// The port that every host listens on.
@@ -59,7 +62,12 @@ impl RouteKey {
 
 impl fmt::Display for RouteKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.external, if self.udp { "udp" } else { "tcp" })
+        write!(
+            f,
+            "{}/{}",
+            self.external,
+            if self.udp { "udp" } else { "tcp" }
+        )
     }
 }
 
@@ -74,7 +82,10 @@ impl FromStr for RouteKey {
                 "udp" => true,
                 _ => return None,
             };
-            Some(Self { external: port.parse().ok().filter(|p| *p != 0)?, udp })
+            Some(Self {
+                external: port.parse().ok().filter(|p| *p != 0)?,
+                udp,
+            })
         };
         parse().ok_or_else(|| InvalidId {
             role: "route",
@@ -298,7 +309,9 @@ pub mod f64_seconds {
     use serde::{Deserialize, Serialize};
 
     /// Seconds, whole milliseconds inside so that values compare exactly.
-    #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+    #[derive(
+        Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize,
+    )]
     #[serde(from = "f64", into = "f64")]
     pub struct Seconds(Duration);
 
