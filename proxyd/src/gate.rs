@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use proxyd_core::drain::{Step, Told, Verdict, step, verdict};
+use proxyd_core::drain::{Step, Told, Turn, Verdict, step, verdict};
 use rehome_shared::api::proxy::GateCounts;
 use rehome_shared::ids::AppName;
 use tokio::time::sleep;
@@ -11,8 +11,9 @@ use tokio::time::sleep;
 use crate::book::Book;
 use crate::book::connection::{Connection, Order, Stage};
 
-/// Silence after which a connection counts as idle: long enough for an answer that is being
-/// computed by a busy application, short enough to leave a drain of two seconds its time.
+/// Silence after which a connection counts as idle when the application has spoken last: long
+/// enough for a busy client's next question, short enough to leave a drain of two seconds its
+/// time.
 pub(crate) const IDLE_AFTER: Duration = Duration::from_millis(200);
 
 /// Closes idle connections of an application and waits until nothing flows, or until the
@@ -62,11 +63,17 @@ fn relays(connection: &Connection, application: &AppName) -> bool {
         && connection.application.as_ref() == Some(application)
 }
 
-fn is_to_be_closed(connection: &Connection, idle_after: Duration) -> bool {
+/// Whether a connection is idle and was not told goodbye yet.
+pub(crate) fn is_to_be_closed(connection: &Connection, idle_after: Duration) -> bool {
     let told = if connection.was_ordered() == Order::Run {
         Told::No
     } else {
         Told::Yes
     };
-    step(connection.quiet_for(), idle_after, told) == Step::Close
+    let turn = if connection.was_answered() {
+        Turn::Client
+    } else {
+        Turn::Application
+    };
+    step(connection.quiet_for(), idle_after, turn, told) == Step::Close
 }

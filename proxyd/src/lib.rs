@@ -241,7 +241,7 @@ impl Proxyd {
         let started = std::time::Instant::now();
         while book.active() > 0 && started.elapsed() < grace {
             book.order(Order::ClosePolitely, |c| {
-                relays(c) && c.quiet_for() >= gate::IDLE_AFTER
+                relays(c) && gate::is_to_be_closed(c, gate::IDLE_AFTER)
             });
             tokio::time::sleep(Duration::from_millis(20)).await;
         }

@@ -11,10 +11,27 @@ pub enum Step {
     Leave,
 }
 
+/// Whose word a connection waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
+    /// The client's: the application spoke last. So do connections rest in a pool.
+    Client,
+    /// Perhaps the application's: the client spoke last and may wait for an answer, or nobody has
+    /// spoken and the application may be slow to greet.
+    Application,
+}
+
+/// How much longer silence lasts before it means that an application owes no answer.
+const SLOW: u32 = 5;
+
 /// Decides about a connection by the time since its last byte.
 #[must_use]
-pub fn step(quiet: Duration, idle_after: Duration, told: Told) -> Step {
-    if told == Told::No && quiet >= idle_after {
+pub fn step(quiet: Duration, idle_after: Duration, turn: Turn, told: Told) -> Step {
+    let patience = match turn {
+        Turn::Client => idle_after,
+        Turn::Application => idle_after.saturating_mul(SLOW),
+    };
+    if told == Told::No && quiet >= patience {
         Step::Close
     } else {
         Step::Leave
@@ -62,9 +79,17 @@ mod tests {
 
     #[test]
     fn only_idle_connections_are_closed_and_only_once() {
-        assert_eq!(step(199 * MS, 200 * MS, Told::No), Step::Leave);
-        assert_eq!(step(200 * MS, 200 * MS, Told::No), Step::Close);
-        assert_eq!(step(900 * MS, 200 * MS, Told::Yes), Step::Leave);
+        let step = |quiet, told| step(quiet * MS, 200 * MS, Turn::Client, told);
+        assert_eq!(step(199, Told::No), Step::Leave);
+        assert_eq!(step(200, Told::No), Step::Close);
+        assert_eq!(step(900, Told::Yes), Step::Leave);
+    }
+
+    #[test]
+    fn a_question_gets_longer_for_its_answer() {
+        let step = |quiet| step(quiet * MS, 200 * MS, Turn::Application, Told::No);
+        assert_eq!(step(999), Step::Leave);
+        assert_eq!(step(1000), Step::Close);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! One live connection, as everybody may see it.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -65,6 +65,8 @@ pub(crate) struct Connection {
     bytes_out: AtomicU64,
     /// Milliseconds from `accepted` to the last byte.
     last_byte: AtomicU64,
+    /// Whether that was the application's.
+    answered: AtomicBool,
     order: watch::Sender<Order>,
     pub(crate) meters: RouteMeters,
 }
@@ -90,6 +92,7 @@ impl Connection {
             bytes_in: AtomicU64::new(0),
             bytes_out: AtomicU64::new(0),
             last_byte: AtomicU64::new(0),
+            answered: AtomicBool::new(false),
             order: watch::Sender::new(Order::Run),
             meters,
         }
@@ -150,6 +153,8 @@ impl Connection {
             Direction::In => (&self.bytes_in, &self.meters.bytes_in),
             Direction::Out => (&self.bytes_out, &self.meters.bytes_out),
         };
+        self.answered
+            .store(direction == Direction::Out, Ordering::Relaxed);
         own.fetch_add(bytes, Ordering::Relaxed);
         route.inc_by(bytes);
         self.touch();
@@ -164,6 +169,11 @@ impl Connection {
     /// When the last byte passed.
     pub(crate) fn last_byte(&self) -> Instant {
         self.accepted + Duration::from_millis(self.last_byte.load(Ordering::Relaxed))
+    }
+
+    /// Whether the application spoke last.
+    pub(crate) fn was_answered(&self) -> bool {
+        self.answered.load(Ordering::Relaxed)
     }
 
     pub(crate) fn quiet_for(&self) -> Duration {

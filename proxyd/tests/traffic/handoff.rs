@@ -59,6 +59,42 @@ async fn parked_clients_are_answered_by_the_new_target_and_none_is_refused() -> 
     Ok(())
 }
 
+/// An application without a volume moves like this: both instances run, new clients go to the
+/// other host, and only those of the old instance are drained.
+#[tokio::test]
+async fn a_gate_that_leads_away_drains_the_old_instance_and_leaves_the_others() -> Result<()> {
+    let (old, new) = (App::start("old").await?, App::start("new").await?);
+    let (from, to, port) = (
+        Host::start().await?,
+        Host::start().await?,
+        free_port().await?,
+    );
+    let key = tcp(port)?;
+    from.open(&[&to], key, version(1, 0), old.target()).await?;
+    let mut before = from.client(port).await?;
+    ensure!(ask(&mut before, "x").await? == "old: x");
+    from.proxy.prepare(prepare_verb(version(1, 1))).await?;
+    to.open(&[&from], key, version(2, 0), new.target()).await?;
+    from.open(&[&to], key, version(2, 0), to.as_target()?)
+        .await?;
+    let mut after = from.client(port).await?;
+    ensure!(ask(&mut after, "y").await? == "new: y");
+    let drained = from
+        .proxy
+        .drain(drain_verb(version(1, 1), Duration::from_secs(10)));
+    let (counts, closed) = tokio::join!(drained, async {
+        // Idle, so told politely; it answers as a pool does, by closing.
+        let closed = before.read(&mut [0; 1]).await;
+        drop(before);
+        closed
+    });
+    ensure!(closed? == 0 && counts?.drained == 1);
+    let counts = from.proxy.freeze(gate_ref(version(1, 1))).await?;
+    ensure!((counts.active, counts.cut) == (1, 0), "{counts:?}");
+    ensure!(ask(&mut after, "z").await? == "new: z");
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_rollback_opens_to_the_old_target() -> Result<()> {
     let (old, host, port) = (
