@@ -23,10 +23,17 @@ use crate::storage::StorageError;
 pub struct Memory {
     /// The instance (its id and start) that was found healthy.
     pub healthy: ByApplication<(String, Option<String>)>,
+    /// When that was found.
+    pub healthy_since: ByApplication<Instant>,
+    /// What runs and was not found healthy yet.
+    pub unhealthy: ByApplication<Unproven>,
     /// What went wrong last.
     pub faults: ByApplication<Fault>,
-    /// Exits by itself in a row, and the start that was counted last.
-    pub exits: ByApplication<(u32, Option<String>)>,
+    /// Exits by itself in a row: a run that was healthy for long begins the count anew.
+    pub exits: ByApplication<u32>,
+    /// Applications that this host stopped for a move that was called off, and until when an exit
+    /// is that stop's and not their own: one start is owed to them, whatever their restart policy.
+    pub owed: ByApplication<Instant>,
     /// Applications that were started since the host itself was.
     pub revived: BTreeSet<AppName>,
     /// The deployment under which each was started last.
@@ -35,6 +42,19 @@ pub struct Memory {
     pub host_restarted: bool,
     /// Bytes of each volume, as measured last.
     pub sizes: std::collections::BTreeMap<DatasetId, Bytes>,
+}
+
+/// A run of an instance that was not found healthy yet.
+#[derive(Debug, Clone)]
+pub struct Unproven {
+    /// Which run: the instance's id and start.
+    pub run: (String, Option<String>),
+    /// When it was first looked at.
+    pub since: Instant,
+    /// What the last try said; `None` before its end.
+    pub reason: Option<String>,
+    /// Whether a try is under way.
+    pub trying: bool,
 }
 
 /// Something that went wrong and is tried again later.
@@ -206,9 +226,11 @@ pub async fn restart(
     Ok(instance)
 }
 
-fn note_start(host: &Host, application: &AppName) {
+/// Notes that an instance was started.
+pub(crate) fn note_start(host: &Host, application: &AppName) {
     let generation = host.desired.get().generation;
     let mut memory = host.memory();
+    memory.owed.remove(application);
     memory.revived.insert(application.clone());
     memory.started_under.insert(application.clone(), generation);
 }
@@ -216,11 +238,18 @@ fn note_start(host: &Host, application: &AppName) {
 /// Notes that an instance was found healthy.
 pub fn remember_healthy(host: &Host, instance: &Instance) {
     let mut memory = host.memory();
-    memory.healthy.insert(
-        instance.application.clone(),
-        (instance.id.clone(), instance.started_at.clone()),
-    );
+    let run = run_of(instance);
+    if memory.healthy.insert(instance.application.clone(), run.clone()).as_ref() != Some(&run) {
+        memory.healthy_since.insert(instance.application.clone(), Instant::now());
+    }
+    memory.unhealthy.remove(&instance.application);
     memory.faults.remove(&instance.application);
+}
+
+/// A run of an instance: a restart of the same instance is another one.
+#[must_use]
+pub fn run_of(instance: &Instance) -> (String, Option<String>) {
+    (instance.id.clone(), instance.started_at.clone())
 }
 
 /// Whether this run of the instance was found healthy.
@@ -228,8 +257,7 @@ pub fn remember_healthy(host: &Host, instance: &Instance) {
 pub fn is_healthy(host: &Host, instance: &Instance) -> bool {
     let memory = host.memory();
     instance.state == InstanceState::Running
-        && memory.healthy.get(&instance.application)
-            == Some(&(instance.id.clone(), instance.started_at.clone()))
+        && memory.healthy.get(&instance.application) == Some(&run_of(instance))
 }
 
 async fn current(host: &Host, application: &AppName) -> Result<Option<Instance>, RuntimeError> {

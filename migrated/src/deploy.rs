@@ -13,7 +13,7 @@ use http::Method;
 use rehome_runtime::http_client::ClientError;
 use rehome_runtime::report::Report;
 use rehome_shared::api::cluster::{
-    DeployReply, DeployRequest, Desired, Failure, MoveRequest, Prediction,
+    DeployReply, DeployRequest, Desired, Failure, MigrationState, MoveRequest, Prediction,
 };
 use rehome_shared::api::peer::{Accepted, HostReport, PreflightReply};
 use rehome_shared::ids::{AppName, HostAddr};
@@ -56,6 +56,11 @@ fn join(failures: &[Failure]) -> String {
 /// # Cancel safety
 /// Dropping it may leave some hosts with the deployment; they tell the others.
 pub async fn deploy(host: &Arc<Host>, request: DeployRequest) -> Result<DeployReply, DeployError> {
+    let _making = host.desired.making.lock().await;
+    make(host, request).await
+}
+
+async fn make(host: &Arc<Host>, request: DeployRequest) -> Result<DeployReply, DeployError> {
     let current = host.desired.get();
     let hosts = hosts_of(host, &current, &request);
     let reports = reports(host, &hosts).await?;
@@ -99,6 +104,7 @@ pub async fn deploy(host: &Arc<Host>, request: DeployRequest) -> Result<DeployRe
 /// # Cancel safety
 /// As [`deploy`].
 pub async fn relocate(host: &Arc<Host>, request: MoveRequest) -> Result<DeployReply, DeployError> {
+    let _making = host.desired.making.lock().await;
     let current = host.desired.get();
     check_move(&current, &request)?;
     let mut placement = current.placement.clone();
@@ -107,7 +113,7 @@ pub async fn relocate(host: &Arc<Host>, request: MoveRequest) -> Result<DeployRe
     }
     placement.entry(request.to).or_default().push(request.application);
     let applications = current.applications.clone();
-    deploy(host, DeployRequest { applications, placement, dry_run: false }).await
+    make(host, DeployRequest { applications, placement, dry_run: false }).await
 }
 
 fn check_move(current: &Desired, request: &MoveRequest) -> Result<(), DeployError> {
@@ -190,7 +196,7 @@ fn failure(peer: &HostAddr, error: &ClientError) -> Failure {
     Failure { host: peer.clone(), application: None, reason: Report(error).to_string() }
 }
 
-/// The owner of each application.
+/// The owner of each application; of one that is between two owners, the next.
 fn owners(reports: &BTreeMap<HostAddr, HostReport>) -> Result<BTreeMap<AppName, HostAddr>, DeployError> {
     let mut owners: BTreeMap<AppName, HostAddr> = BTreeMap::new();
     for (peer, report) in reports {
@@ -203,6 +209,10 @@ fn owners(reports: &BTreeMap<HostAddr, HostReport>) -> Result<BTreeMap<AppName, 
                 }]));
             }
         }
+    }
+    let moving = reports.values().flat_map(|report| &report.migrations);
+    for migration in moving.filter(|m| matches!(m.state, MigrationState::Running | MigrationState::Blocked)) {
+        owners.entry(migration.application.clone()).or_insert_with(|| migration.to.clone());
     }
     Ok(owners)
 }
@@ -254,7 +264,7 @@ async fn spread(
     hosts: &BTreeSet<HostAddr>,
     desired: &Desired,
 ) -> Result<(), DeployError> {
-    host.desired.accept(desired.clone()).await?;
+    host.desired.accept_own(desired.clone()).await?;
     host.kick();
     let others = hosts.iter().filter(|peer| **peer != host.address).map(|peer| async move {
         let answer: Result<Accepted, ClientError> =

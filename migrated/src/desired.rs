@@ -29,6 +29,8 @@ pub struct DesiredStore {
     current: watch::Sender<Arc<Desired>>,
     /// Held while a new one is written, so that two cannot pass each other.
     writing: Mutex<()>,
+    /// Held by who makes a new one of the one in force, so that none is lost to another.
+    pub making: Mutex<()>,
 }
 
 impl DesiredStore {
@@ -43,7 +45,12 @@ impl DesiredStore {
             Err(LoadError::Absent { .. }) => Desired::default(),
             Err(error) => return Err(error),
         };
-        Ok(Self { path, current: watch::Sender::new(Arc::new(desired)), writing: Mutex::new(()) })
+        Ok(Self {
+            path,
+            current: watch::Sender::new(Arc::new(desired)),
+            writing: Mutex::new(()),
+            making: Mutex::new(()),
+        })
     }
 
     /// The deployment in force.
@@ -76,14 +83,34 @@ impl DesiredStore {
         }
         let generation = desired.generation;
         if theirs > ours {
-            store::save(&self.path, &desired).await.map_err(AcceptError::Save)?;
-            self.current.send_replace(Arc::new(desired));
+            self.follow(desired).await?;
         }
         Ok(generation)
     }
-}
 
-impl DesiredStore {
+    /// Follows a deployment that this host made itself, of the one that it follows: another one
+    /// of the same generation came first, whatever its hash.
+    ///
+    /// # Errors
+    /// [`AcceptError`]; the one in force stays.
+    ///
+    /// # Cancel safety
+    /// As [`accept`](Self::accept).
+    pub async fn accept_own(&self, desired: Desired) -> Result<(), AcceptError> {
+        let _writing = self.writing.lock().await;
+        let known = self.get().generation;
+        if desired.generation <= known {
+            return Err(AcceptError::Older { known });
+        }
+        self.follow(desired).await
+    }
+
+    async fn follow(&self, desired: Desired) -> Result<(), AcceptError> {
+        store::save(&self.path, &desired).await.map_err(AcceptError::Save)?;
+        self.current.send_replace(Arc::new(desired));
+        Ok(())
+    }
+
     /// Does something while no other deployment can be accepted; `None` when another one is
     /// followed already.
     ///

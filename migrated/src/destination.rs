@@ -16,8 +16,9 @@ use migrated_core::destination::{DestinationHandoff, Event, Phase, Stale};
 use migrated_core::record::Record;
 use rehome_runtime::tls::PeerIdentity;
 use rehome_shared::api::peer::{HandoffRef, HandoffState, HandoffView, VerifyRequest};
-use rehome_shared::ids::{Attempt, MigrationId};
+use rehome_shared::ids::{Attempt, DatasetId, MigrationId};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::host::Host;
 use crate::ledger::LedgerError;
@@ -64,6 +65,18 @@ pub struct Taking {
     working: tokio::sync::Mutex<()>,
     phases: Mutex<BTreeMap<String, f64>>,
     heard: Mutex<Instant>,
+    /// Why it does not go on just now.
+    trouble: Mutex<Option<String>>,
+    /// By volume, the stream that comes in.
+    turns: Mutex<BTreeMap<DatasetId, Turn>>,
+}
+
+/// Whose turn it is to write a volume: the newest stream's. An older one of a connection that
+/// the source has given up already ends before the newest begins.
+#[derive(Debug, Clone, Default)]
+struct Turn {
+    over: CancellationToken,
+    writing: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Takings {
@@ -78,6 +91,8 @@ impl Takings {
                 working: tokio::sync::Mutex::new(()),
                 phases: Mutex::default(),
                 heard: Mutex::new(Instant::now()),
+                trouble: Mutex::default(),
+                turns: Mutex::default(),
             })
         };
         Arc::clone(self.known().entry(id.clone()).or_insert_with(taking))
@@ -92,6 +107,25 @@ impl Taking {
     fn spent(&self, phase: &str, time: Duration) {
         let mut phases = self.phases.lock().unwrap_or_else(PoisonError::into_inner);
         phases.insert(phase.to_owned(), time.as_secs_f64());
+    }
+
+    fn set_trouble(&self, trouble: Option<String>) {
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
+    }
+
+    /// The turn of a new stream; the one before is over.
+    fn next_turn(&self, dataset: &DatasetId) -> Turn {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        let writing = match turns.get(dataset) {
+            Some(before) => {
+                before.over.cancel();
+                Arc::clone(&before.writing)
+            }
+            None => Arc::default(),
+        };
+        let turn = Turn { over: CancellationToken::new(), writing };
+        turns.insert(dataset.clone(), turn.clone());
+        turn
     }
 
     fn hear(&self) {
@@ -147,11 +181,13 @@ async fn step(host: &Host, id: &MigrationId, event: Event) -> Result<(), TakeErr
 #[must_use]
 pub fn view(host: &Host, id: &MigrationId) -> HandoffView {
     let handoff = host.ledger.read(|registry| registry.destinations().get(id).cloned());
-    let phases = host
-        .takings
-        .known()
-        .get(id)
+    let taking = host.takings.known().get(id).cloned();
+    let phases = taking
+        .as_ref()
         .map(|taking| taking.phases.lock().unwrap_or_else(PoisonError::into_inner).clone());
+    let trouble = taking.and_then(|taking| {
+        taking.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    });
     let (attempt, state, reason) = match &handoff {
         None => (Attempt(0), HandoffState::Unknown, None),
         Some(handoff) => (handoff.attempt(), handoff.state(), returned_for(handoff)),
@@ -161,7 +197,7 @@ pub fn view(host: &Host, id: &MigrationId) -> HandoffView {
         attempt,
         state,
         phases: phases.unwrap_or_default(),
-        reason,
+        reason: reason.or(trouble),
     }
 }
 
@@ -351,14 +387,15 @@ pub async fn close(
         Err(TakeError::Unknown(_)) => return Ok(view(host, id)),
         Err(error) => return Err(error),
     };
-    match step(host, id, Event::Closed).await {
-        Ok(()) => {
-            discard::prune(host, &known).await;
-            host.takings.forget(id);
-        }
-        Err(TakeError::Stale(_)) => {}
-        Err(error) => return Err(error),
-    }
+    let (done, closed) = tokio::sync::oneshot::channel();
+    let owner = Arc::clone(host);
+    host.spawn("close", async move {
+        discard::end(&owner, &known).await;
+        // A source that hung up does not need the answer.
+        let _unheard = done.send(());
+    });
+    // Without an answer the daemon is stopping; the handoff is asked after at the next start.
+    drop(closed.await);
     Ok(view(host, id))
 }
 

@@ -83,7 +83,12 @@ pub async fn apply_at_start(host: Arc<Host>, files: DeploymentFiles) {
         std::time::Duration::from_secs(1),
         std::time::Duration::from_secs(30),
     );
+    let began = host.desired.get().generation;
     loop {
+        if host.desired.get().generation != began {
+            tracing::info!("the deployment files are not applied: another deployment came first");
+            return;
+        }
         match apply(&host, &files).await {
             Ok(()) => return,
             Err(error @ FilesError::Deploy(_)) => {

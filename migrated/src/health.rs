@@ -18,6 +18,9 @@ use crate::runtime::{Instance, InstanceState};
 /// The first pause between tries: a start that takes milliseconds is noticed in milliseconds.
 const FIRST_PAUSE: Duration = Duration::from_millis(15);
 
+/// While a try is under way, so often the instance is looked at.
+const EXIT_LOOK: Duration = Duration::from_millis(200);
+
 /// An application without a port or a probe is healthy when it has run for so long.
 const SETTLED: Duration = Duration::from_millis(500);
 
@@ -64,7 +67,13 @@ pub async fn wait(
     let mut pause = Backoff::new(FIRST_PAUSE, check.interval);
     let mut reason = String::from("not tried yet");
     loop {
-        match probe(host, application, spec, instance.address, started).await {
+        // An address without an instance behind it answers nothing for seconds: who waits for
+        // the answer must not miss the exit.
+        let tried = tokio::select! {
+            tried = probe(host, application, spec, instance.address, started) => tried,
+            ended = until_exit(host, application) => return Err(ended),
+        };
+        match tried {
             Ok(()) => return Ok(()),
             Err(error) => reason.clone_from(&error),
         }
@@ -140,6 +149,16 @@ async fn get(address: IpAddr, port: u16, path: &str) -> Result<(), String> {
         Ok(())
     } else {
         Err(format!("http://{address}{path} answers {status}"))
+    }
+}
+
+/// Returns when the application does not run any more.
+async fn until_exit(host: &Host, application: &AppName) -> Unhealthy {
+    loop {
+        tokio::time::sleep(EXIT_LOOK).await;
+        if let Err(ended) = exited(host, application).await {
+            return ended;
+        }
     }
 }
 

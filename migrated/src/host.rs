@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use rehome_runtime::supervise::{Criticality, Supervisor};
 use rehome_shared::api::cluster::Desired;
@@ -20,6 +21,9 @@ use crate::proxy::Proxy;
 use crate::routes::Routes;
 use crate::runtime::{Instance, Runtime};
 use crate::storage::Storage;
+
+/// The pause between tries to take an application in hand.
+const HOLD_PAUSE: Duration = Duration::from_millis(20);
 
 /// What the parts of `migrated` share. Locks inside are held for a look or a change, never
 /// across an await.
@@ -83,6 +87,18 @@ impl Host {
         self.busy.lock().unwrap_or_else(PoisonError::into_inner).remove(application);
     }
 
+    /// Takes an application in hand as soon as nobody else has it, until the guard is dropped.
+    /// Whoever has it is bound in time, so the wait is.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn hold(&self, application: &AppName) -> Held<'_> {
+        while !self.occupy(application) {
+            tokio::time::sleep(HOLD_PAUSE).await;
+        }
+        Held { host: self, application: application.clone() }
+    }
+
     /// Makes the reconcile loop look again now.
     pub fn kick(&self) {
         self.wake.send_modify(|count| *count = count.wrapping_add(1));
@@ -128,6 +144,20 @@ impl Host {
         hosts.extend(self.routes.advertised_hosts());
         hosts.remove(&self.address);
         hosts
+    }
+}
+
+/// An application in somebody's hand: see [`Host::hold`].
+#[derive(Debug)]
+#[must_use]
+pub struct Held<'a> {
+    host: &'a Host,
+    application: AppName,
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.host.vacate(&self.application);
     }
 }
 

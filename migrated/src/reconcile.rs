@@ -7,7 +7,7 @@ mod act;
 mod observe;
 
 pub(crate) use act::identity;
-pub(crate) use observe::state_of;
+pub(crate) use observe::{state_of, unproven_reason};
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError};
@@ -180,9 +180,10 @@ fn plan_one(
             state: phase(&instance.state),
         }),
         restart_policy: spec.map_or(RestartPolicy::Never, |spec| spec.restart_policy),
-        exits: memory.exits.get(application).map_or(0, |(count, _)| *count),
+        exits: memory.exits.get(application).copied().unwrap_or_default(),
         move_failed: migrations::failed_under(registry.history(), application, desired.generation),
         host_restarted: retry
+            || memory.owed.get(application).is_some_and(|until| Instant::now() < *until)
             || (memory.host_restarted && !memory.revived.contains(application)),
     })
 }

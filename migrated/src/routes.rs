@@ -11,7 +11,7 @@ use std::time::Duration;
 use migrated_core::routes::{self, Adverts, LocalRoute, Locals};
 use rehome_runtime::http_client::ClientError;
 use rehome_shared::api::peer::Advert;
-use rehome_shared::api::proxy::{RouteKey, RouteStatus, SetRoutes};
+use rehome_shared::api::proxy::{Gate, RouteKey, RouteStatus, SetRoutes};
 use rehome_shared::ids::{AppName, Epoch, HostAddr, RouteVersion};
 use tokio::sync::watch;
 
@@ -83,6 +83,35 @@ impl Routes {
         }
     }
 
+    /// Whether this host says anything of an application.
+    #[must_use]
+    pub fn is_set(&self, application: &AppName) -> bool {
+        self.book().locals.contains_key(application)
+    }
+
+    /// What `proxyd` has may be newer than what it is told: by a clock that was set back while
+    /// this daemon was down. Then what is said is said again under a larger generation.
+    fn overtake(&self, statuses: &[RouteStatus]) {
+        let mut book = self.book();
+        let mut grew = false;
+        for status in statuses {
+            let Some((version, route)) = book.locals.get_mut(&status.application) else { continue };
+            // A parked gate is a handoff's, whose verbs go by the version as it is.
+            let ignored = status.version == *version
+                && *route != LocalRoute::Park
+                && status.gate != gate_of(*route);
+            if status.version.epoch == version.epoch && (status.version > *version || ignored) {
+                let generation = routes::next_generation(status.version.generation, clock::now());
+                *version = RouteVersion { epoch: version.epoch, generation };
+                grew = true;
+            }
+        }
+        drop(book);
+        if grew {
+            self.touch();
+        }
+    }
+
     /// Takes up what another host says.
     pub fn hear(&self, adverts: &[Advert]) {
         let mut book = self.book();
@@ -139,6 +168,14 @@ impl Routes {
     }
 }
 
+fn gate_of(route: LocalRoute) -> Gate {
+    match route {
+        LocalRoute::Open(_) => Gate::Open,
+        LocalRoute::Park => Gate::Parked,
+        LocalRoute::Closed => Gate::Closed,
+    }
+}
+
 /// Tells `proxyd` now, and returns when it has taken it.
 ///
 /// # Errors
@@ -152,13 +189,17 @@ pub async fn push(host: &Host) -> Result<(), ClientError> {
     let set = {
         let desired = host.desired.get();
         let book = host.routes.book();
+        // What others repeat of this host leads nowhere but here: it says itself what is true,
+        // or nothing yet, and then the proxy keeps what it has.
+        let mut adverts = book.adverts.clone();
+        adverts.retain(|_, advert| advert.host != host.address);
         SetRoutes {
             host: host.address.clone(),
             peers: desired.placement.keys().filter(|h| **h != host.address).cloned().collect(),
             routes: routes::compute(
                 &desired,
                 &book.locals,
-                &book.adverts,
+                &adverts,
                 config.proxy.trunk_port,
                 config.migration,
             ),
@@ -166,7 +207,10 @@ pub async fn push(host: &Host) -> Result<(), ClientError> {
     };
     let answer = host.proxy.set_routes(&set).await;
     let seen = match &answer {
-        Ok(reply) => Ok(reply.routes.clone()),
+        Ok(reply) => {
+            host.routes.overtake(&reply.routes);
+            Ok(reply.routes.clone())
+        }
         Err(error) => Err(rehome_runtime::report::Report(error).to_string()),
     };
     drop(host.routes.answer.send_replace(seen));

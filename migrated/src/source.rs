@@ -13,10 +13,10 @@ pub(crate) use copy::measured_cost;
 use std::sync::Arc;
 use std::time::Duration;
 
-use migrated_core::record::{Record, SourceRecord};
-use migrated_core::source::{Effect, Event, Illegal, Phase, SourceMigration};
+use migrated_core::record::{Plan, Record, SourceRecord};
+use migrated_core::source::{BeforeRelease, Effect, Event, Illegal, Phase, SourceMigration};
 use rehome_runtime::report::Report;
-use rehome_shared::api::cluster::{MigrationState, Window};
+use rehome_shared::api::cluster::{Desired, MigrationState, Window};
 use tokio::time::Instant;
 use tracing::Instrument;
 
@@ -42,6 +42,8 @@ struct Track {
     /// Whether a stop of the application may still be under way in the runtime: one that failed,
     /// or one that an earlier run of this daemon began.
     stopping: bool,
+    /// Whether an earlier run of this daemon called the migration off and may have begun a stop.
+    found_aborting: bool,
     /// Whether this driver has the application in hand: nobody else starts or stops it.
     occupied: bool,
 }
@@ -78,6 +80,8 @@ struct Driver {
 impl Driver {
     async fn drive(mut self, mut migration: SourceMigration) {
         tracing::info!(phase = migration.phase.name(), "migration is under way");
+        self.track.found_aborting =
+            matches!(migration.phase, Phase::Before(BeforeRelease::Aborting { .. }));
         if let Some(event) = migration.resumed() {
             self.track.stopping = true;
             migration = self.advance(migration, event).await;
@@ -155,8 +159,8 @@ impl Driver {
         }
     }
 
-    /// Performs an effect. Before C1 a request to abort interrupts it; in a cut-over the
-    /// deadline does.
+    /// Performs an effect. Before C1 a request to abort interrupts it; before the cut-over a
+    /// deployment that wants the application elsewhere does, and in it the deadline.
     async fn perform(&mut self, migration: &SourceMigration, effect: Effect) -> Event {
         let (phase, round) = label(&effect);
         self.run.enter(phase, round);
@@ -165,6 +169,8 @@ impl Driver {
         let interruptible = matches!(migration.phase, Phase::Before(_))
             && !matches!(effect, Effect::Restore { .. } | Effect::Stop);
         let mut abort = self.run.abort.subscribe();
+        let leaves_serving = migration.phase.leaves_serving();
+        let desired = self.host.desired.watch();
         let limit = self.time_left(migration);
         let began = Instant::now();
         let event = {
@@ -174,6 +180,9 @@ impl Driver {
             tokio::select! {
                 event = work => event,
                 reason = abort_requested(&mut abort), if interruptible => {
+                    Event::AbortRequested { reason }
+                }
+                reason = unwanted(desired, &migration.plan), if interruptible && leaves_serving => {
                     Event::AbortRequested { reason }
                 }
                 () = sleep_or_never(limit), if interruptible => Event::Failed {
@@ -270,6 +279,24 @@ async fn abort_requested(abort: &mut tokio::sync::watch::Receiver<Option<String>
             return reason;
         }
         if abort.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// Returns when a newer deployment does not want the application where it is going.
+async fn unwanted(
+    mut desired: tokio::sync::watch::Receiver<Arc<Desired>>,
+    plan: &Plan,
+) -> String {
+    loop {
+        let now = Arc::clone(&desired.borrow_and_update());
+        let known = now.applications.contains_key(&plan.application);
+        let wanted = known && now.host_of(&plan.application) == Some(&plan.to);
+        if now.generation > plan.generation && !wanted {
+            return format!("deployment {} does not want it on {} any more", now.generation, plan.to);
+        }
+        if desired.changed().await.is_err() {
             std::future::pending::<()>().await;
         }
     }

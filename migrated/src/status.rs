@@ -16,7 +16,7 @@ use rehome_shared::api::proxy::{CheckPorts, RouteKey};
 use rehome_shared::ids::{AppName, HostAddr, MigrationId};
 use rehome_shared::units::Bytes;
 
-use crate::applications::instance_spec;
+use crate::applications::{self, instance_spec};
 use crate::desired;
 use crate::host::Host;
 use crate::migrations::{self, AbortError};
@@ -30,7 +30,7 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 #[must_use]
 pub fn report(host: &Host) -> HostReport {
     let desired = host.desired.get();
-    let (owned, incoming) = host.ledger.read(|registry| {
+    let (owned, incoming): (_, Vec<AppName>) = host.ledger.read(|registry| {
         let owned: Vec<OwnedApplication> = registry
             .applications()
             .keys()
@@ -42,13 +42,19 @@ pub fn report(host: &Host) -> HostReport {
                 config_hash: host.instance(name).map(|instance| instance.config_hash),
             })
             .collect();
-        let incoming: Vec<AppName> = registry
+        let coming = registry
             .destinations()
             .values()
             .map(|handoff| handoff.reservation.application.clone())
-            .filter(|name| registry.incoming(name).is_some())
-            .collect();
-        (owned, incoming)
+            .filter(|name| registry.incoming(name).is_some());
+        // Between two owners it is nobody's, and all the more nobody else's.
+        let going = registry
+            .sources()
+            .values()
+            .filter(|migration| matches!(migration.phase, Phase::After(_)))
+            .map(|migration| migration.plan.application.clone());
+        let incoming: BTreeSet<AppName> = coming.chain(going).collect();
+        (owned, incoming.into_iter().collect())
     });
     let applications = owned.iter().map(|owned| application(host, &desired, owned)).collect();
     HostReport {
@@ -70,6 +76,10 @@ fn application(host: &Host, desired: &Desired, owned: &OwnedApplication) -> Appl
     let name = &owned.application;
     let spec = desired.applications.get(name);
     let instance = host.instance(name);
+    let unproven = instance
+        .as_ref()
+        .filter(|instance| !applications::is_healthy(host, instance))
+        .and_then(|instance| reconcile::unproven_reason(host, instance));
     let running = instance.filter(|instance| instance.started_at.is_some());
     let memory = host.memory();
     let volumes = owned
@@ -97,7 +107,7 @@ fn application(host: &Host, desired: &Desired, owned: &OwnedApplication) -> Appl
         instance: running.as_ref().map(|instance| instance.id.clone()),
         started_at: running.and_then(|instance| instance.started_at),
         connections: connections(host, name),
-        reason: blocked.or(fault).or_else(|| last_move_failure(host, desired, name)),
+        reason: blocked.or(fault).or(unproven).or_else(|| last_move_failure(host, desired, name)),
     }
 }
 
@@ -172,8 +182,9 @@ fn failures(host: &Host, desired: &Desired) -> Vec<Failure> {
     failures
 }
 
-/// How long a preflight waits for word of an image.
-const CHECK: Duration = Duration::from_secs(10);
+/// How long a preflight waits for word of an image. An engine whose registry refuses says so
+/// after ten seconds; who asks for the preflight waits for thirty.
+const CHECK: Duration = Duration::from_secs(20);
 
 /// What would fail here if the host followed a deployment. Nothing is changed.
 pub async fn preflight(host: &Host, desired: &Desired) -> PreflightReply {

@@ -34,7 +34,7 @@ impl Meter {
 
 /// A reader that counts, and reads at most so many bytes per second.
 ///
-/// The rate holds over every stretch longer than [`SLICE`]: a read that is ahead of its time
+/// The rate holds over every stretch longer than 50 ms: a read that is ahead of its time
 /// waits until the time has come.
 pub struct Metered<R> {
     inner: R,

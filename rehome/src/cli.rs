@@ -41,6 +41,8 @@ enum Command {
     Lab(lab::LabArgs),
     /// Make a certificate authority and the certificates of hosts
     Ca(ca::CaArgs),
+    /// Show a database move between hosts under load, on this one machine
+    Demo(demo::DemoArgs),
     /// Build the images of the demo and print where they are
     #[command(hide = true)]
     DemoImages(demo::images::ImagesArgs),
@@ -69,6 +71,7 @@ impl Cli {
             Command::Connections(args) => connections::run(&args, target, console),
             Command::Lab(args) => lab::run(args, console),
             Command::Ca(args) => ca::run(args, console),
+            Command::Demo(args) => demo::run(&args, console),
             Command::DemoImages(args) => demo::images::run(&args, console),
             Command::LabInit(args) => lab::init::run(&args),
             Command::LabProbe(args) => Ok(lab::probe::run(&args, console)),

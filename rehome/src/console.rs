@@ -23,6 +23,11 @@ impl Console {
         Self { json }
     }
 
+    /// Whether the result is to be a document.
+    pub(crate) fn is_json(self) -> bool {
+        self.json
+    }
+
     #[expect(clippy::unused_self, reason = "what speaks is the console")]
     /// Progress, for the person who waits.
     pub(crate) fn progress(self, text: &str) {

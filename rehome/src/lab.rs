@@ -40,7 +40,8 @@ use rehome_shared::units::{Bytes, InvalidQuantity};
 use serde::{Deserialize, Serialize};
 
 use crate::console::Console;
-use crate::lab::site::{LabName, Site};
+pub(crate) use crate::lab::site::LabName;
+use crate::lab::site::Site;
 use crate::lab::subnet::Subnet;
 use crate::stop::interruptible;
 
@@ -150,6 +151,12 @@ pub(crate) enum Runtime {
     Docker,
     /// Plain commands of this machine.
     Process,
+}
+
+/// Whether there is anything of a lab with this name.
+pub(crate) fn exists(name: &LabName) -> bool {
+    let site = Site::new(name.clone());
+    site.run_dir().exists() || site.disk_dir().exists()
 }
 
 fn parse_size(text: &str) -> Result<Bytes, InvalidQuantity> {

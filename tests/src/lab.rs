@@ -10,6 +10,7 @@ mod owner;
 pub use host::Host;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -58,15 +59,23 @@ pub fn with_lab(
     let lab = Lab::up(runtime, options)?;
     match test(&lab) {
         Ok(()) => lab.down(),
-        Err(error) => Err(anyhow!("{error:?}\n\n{}", lab.last_words())),
+        Err(error) => Err(anyhow!("{error:#}\n\n{}", lab.last_words())),
     }
+}
+
+/// A name for a lab of this process that no other lab has.
+///
+/// # Errors
+/// When this process cannot be told from others.
+pub fn new_name() -> anyhow::Result<String> {
+    static COUNT: AtomicU32 = AtomicU32::new(1);
+    owner::lab_name(COUNT.fetch_add(1, Ordering::Relaxed))
 }
 
 impl Lab {
     /// Makes a lab of three hosts.
     fn up(runtime: Runtime, options: &[&str]) -> anyhow::Result<Self> {
-        static COUNT: AtomicU32 = AtomicU32::new(1);
-        let name = owner::lab_name(COUNT.fetch_add(1, Ordering::Relaxed))?;
+        let name = new_name()?;
         let mut lab = Self {
             name,
             runtime,
@@ -134,6 +143,12 @@ impl Lab {
         self.hosts.iter().map(|host| host.door(port)).collect()
     }
 
+    /// A file of the test, which is gone when the lab is.
+    #[must_use]
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.files.path().join(name)
+    }
+
     /// Runs `rehome lab …` for this lab.
     ///
     /// # Errors
@@ -156,7 +171,7 @@ impl Lab {
     /// When they cannot be written.
     pub fn deploy_arguments(&self, deployment: &Deployment) -> anyhow::Result<Vec<String>> {
         let (placed, described) = deployment.write(self.files.path(), &self.addresses())?;
-        let path = |path: std::path::PathBuf| path.display().to_string();
+        let path = |path: PathBuf| path.display().to_string();
         Ok(vec!["deploy".to_owned(), path(placed), path(described), "--json".to_owned()])
     }
 

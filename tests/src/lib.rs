@@ -22,6 +22,19 @@ pub mod program;
 pub mod store;
 pub mod wait;
 
+/// `promtool` of this machine, or the one that `make deps-test` unpacks.
+///
+/// # Errors
+/// As [`project`].
+pub fn promtool() -> anyhow::Result<PathBuf> {
+    let unpacked = project()?.join("target/tools/usr/bin/promtool");
+    Ok(if unpacked.is_file() {
+        unpacked
+    } else {
+        PathBuf::from("promtool")
+    })
+}
+
 /// The top directory of the project.
 ///
 /// # Errors

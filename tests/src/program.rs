@@ -138,6 +138,12 @@ pub fn run(command: &mut Command, limit: Duration) -> anyhow::Result<Outcome> {
 }
 
 impl Running {
+    /// Its number.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Whether it has ended.
     ///
     /// # Errors

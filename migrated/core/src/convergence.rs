@@ -3,13 +3,14 @@
 //! After each pre-copy round the window is predicted as
 //!
 //! ```text
-//! P = fixed + d/B      d = dirty rate × (time since the last snapshot + drain)
+//! P = fixed + least + d/B      d = dirty rate × (time since the last snapshot + drain)
 //! ```
 //!
 //! The dirty rate is an exponentially weighted mean of bytes per second between snapshots (the
 //! first round is the whole volume and says nothing of it); the bandwidth is the 25th percentile
-//! of the rounds, because a window that is too long hurts more than a round too many; `fixed` is
-//! what stopping, starting and the handoff's messages took when they were last measured.
+//! of the rounds, because a window that is too long hurts more than a round too many; `least` is
+//! what a round takes however little it sends; `fixed` is what stopping, starting and the
+//! handoff's messages took when they were last measured.
 
 use std::time::Duration;
 
@@ -22,6 +23,12 @@ const SHRINK: f64 = 0.85;
 
 /// Weight of the newest sample in the dirty rate.
 const NEWEST: f64 = 0.5;
+
+/// A round of fewer bytes says nothing of the bandwidth.
+const TELLING: Bytes = Bytes(1 << 20);
+
+/// The bandwidth, per second, while no round has measured it: any wired network has more.
+const ASSUMED: Bytes = Bytes(8 << 20);
 
 /// How many times `max_rounds` a move with `on_stall: wait` goes on for.
 const WAIT_FACTOR: u32 = 8;
@@ -68,7 +75,7 @@ pub fn decide(observed: &Observed<'_>, limits: &MigrationLimits) -> Decision {
             predicted: observed.fixed,
         };
     }
-    let Some(predicted) = predict(observed, limits.drain) else {
+    let Some(predicted) = predict(observed, limits) else {
         return Decision::Again { predicted: None };
     };
     if predicted <= limits.downtime_budget {
@@ -112,11 +119,12 @@ fn stalled(predicted: Duration, rounds: u32, limits: &MigrationLimits) -> Decisi
 
 /// The predicted window; `None` before the second round.
 #[must_use]
-pub fn predict(observed: &Observed<'_>, drain: Duration) -> Option<Duration> {
+pub fn predict(observed: &Observed<'_>, limits: &MigrationLimits) -> Option<Duration> {
     let rate = dirty_rate(observed)?;
-    let bandwidth = bandwidth(observed.rounds)?;
-    let exposed = observed.rounds.last()?.seconds + drain.as_secs_f64();
-    let delta = Duration::try_from_secs_f64(rate * exposed / bandwidth).unwrap_or(Duration::MAX);
+    let bandwidth = bandwidth(observed.rounds, limits);
+    let exposed = observed.rounds.last()?.seconds + limits.drain.as_secs_f64();
+    let seconds = least(observed.rounds) + rate * exposed / bandwidth;
+    let delta = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
     Some(observed.fixed.saturating_add(delta))
 }
 
@@ -137,21 +145,24 @@ fn dirty_rate(observed: &Observed<'_>) -> Option<f64> {
         .reduce(|mean, sample| mean + NEWEST * (sample - mean))
 }
 
-/// Bytes per second, pessimistic. Rounds of a few bytes measure latency, not bandwidth, so they
-/// count only when there are no others.
-fn bandwidth(rounds: &[Round]) -> Option<f64> {
-    const TELLING: Bytes = Bytes(1 << 20);
-    let rate = |round: &Round| (float(round.bytes) / round.seconds.max(0.001)).max(1.0);
+/// Bytes per second, pessimistic. Rounds of a few bytes measure latency and not bandwidth: they do
+/// not count, and without others a slow wire is assumed.
+fn bandwidth(rounds: &[Round], limits: &MigrationLimits) -> f64 {
     let mut rates: Vec<f64> = rounds
         .iter()
         .filter(|r| r.bytes >= TELLING)
-        .map(rate)
+        .map(|r| (float(r.bytes) / r.seconds.max(0.001)).max(1.0))
         .collect();
-    if rates.is_empty() {
-        rates = rounds.iter().map(rate).collect();
-    }
     rates.sort_by(f64::total_cmp);
-    rates.get(rates.len() / 4).copied()
+    let assumed = || ASSUMED.min(limits.bandwidth_limit.unwrap_or(ASSUMED));
+    let measured = rates.get(rates.len() / 4).copied();
+    measured.unwrap_or_else(|| float(assumed()).max(1.0))
+}
+
+/// What a round of nothing would take: no more than the shortest small one did.
+fn least(rounds: &[Round]) -> f64 {
+    let small = rounds.iter().filter(|r| r.bytes < TELLING);
+    small.map(|r| r.seconds).reduce(f64::min).unwrap_or_default()
 }
 
 /// Sizes are far below 2^52, so nothing is lost.

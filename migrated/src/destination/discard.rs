@@ -18,6 +18,9 @@ use crate::storage::StorageError;
 /// Without a word from the source for so long, it is asked.
 const SILENCE: Duration = Duration::from_secs(10);
 
+/// After so long without a word what is merely reserved is given up.
+const EXPIRY: Duration = Duration::from_hours(6);
+
 /// How often promises are looked at.
 const LOOK: Duration = Duration::from_secs(3);
 
@@ -36,7 +39,8 @@ pub(super) async fn run(host: &Host, id: &MigrationId) {
     let known = host.ledger.read(|registry| registry.destinations().get(id).cloned());
     let Some(handoff) = known.filter(|handoff| handoff.phase == Phase::Dropped) else { return };
     let application = &handoff.reservation.application;
-    if let Err(error) = applications::remove(host, application, Duration::ZERO).await {
+    let owned = host.ledger.read(|registry| registry.owned(application).is_some());
+    if !owned && let Err(error) = applications::remove(host, application, Duration::ZERO).await {
         let error = Report(&error).to_string();
         tracing::warn!(error, "the instance of a move that was called off cannot be removed");
         return;
@@ -92,15 +96,12 @@ pub(super) async fn drop_rounds(
 
 /// After the end: of this migration and those before it only the common base stays.
 pub(super) async fn prune(host: &Host, handoff: &DestinationHandoff) {
-    let keep: Vec<&str> = match &handoff.phase {
-        Phase::Serving { finals, .. } => finals.iter().map(|f| f.name.as_str()).collect(),
-        // What it returned is not known by name any more; its snapshots are the newest common ones.
-        Phase::Reserved
-        | Phase::Verified { .. }
-        | Phase::Owned { .. }
-        | Phase::Returned { .. }
-        | Phase::Dropped => return,
-    };
+    match &handoff.phase {
+        Phase::Serving { .. } | Phase::Returned { .. } => {}
+        Phase::Reserved | Phase::Verified { .. } | Phase::Owned { .. } | Phase::Dropped => return,
+    }
+    // Of the migration's own snapshots only the final ones came to stay.
+    let keep = format!("mig-{}-", handoff.id);
     let application = &handoff.reservation.application;
     let moving = host.ledger.read(|registry| {
         registry.source_of(application).is_some() || registry.incoming(application).is_some()
@@ -113,7 +114,7 @@ pub(super) async fn prune(host: &Host, handoff: &DestinationHandoff) {
         let info = host.storage.inspect(dataset).await.ok().flatten();
         for snapshot in info.map(|info| info.snapshots).unwrap_or_default() {
             let name = snapshot.name.as_str();
-            if !name.starts_with("mig-") || keep.contains(&name) {
+            if !name.starts_with("mig-") || name.starts_with(&keep) {
                 continue;
             }
             if let Err(error) = host.storage.delete_snapshot(dataset, name).await {
@@ -145,25 +146,63 @@ pub async fn watch_promises(host: Arc<Host>) {
 }
 
 fn is_silent(host: &Host, handoff: &DestinationHandoff) -> bool {
-    let open = matches!(
-        handoff.state(),
-        HandoffState::Reserved | HandoffState::Verified | HandoffState::Dropped
-    );
-    open && host.takings.get(&handoff.id).silent_for() >= SILENCE
+    // The owner's start is its own task; its source asks for the outcome.
+    let waits = handoff.state() != HandoffState::Owned;
+    waits && host.takings.get(&handoff.id).silent_for() >= SILENCE
 }
 
-/// A source that says "aborted" has written it down before: that is an abort.
+/// What the source's word, or its silence, means for a handoff that waits. A source that says
+/// "aborted" has written that down before; one that says how it ended needs nothing more of it.
+/// Silence ends only what was merely reserved: after it the source offers anew.
+fn ending(
+    handoff: &DestinationHandoff,
+    word: Option<MigrationState>,
+    silent_for: Duration,
+) -> Option<Event> {
+    match (&handoff.phase, word) {
+        (Phase::Reserved | Phase::Verified { .. }, Some(MigrationState::Aborted)) => {
+            Some(Event::Aborted)
+        }
+        (Phase::Reserved, None) if silent_for >= EXPIRY => Some(Event::Expired),
+        (
+            Phase::Serving { .. } | Phase::Returned { .. },
+            Some(MigrationState::Done | MigrationState::Returned),
+        ) => Some(Event::Closed),
+        (
+            Phase::Reserved
+            | Phase::Verified { .. }
+            | Phase::Owned { .. }
+            | Phase::Serving { .. }
+            | Phase::Returned { .. }
+            | Phase::Dropped,
+            _,
+        ) => None,
+    }
+}
+
+/// The source needs nothing of it any more: of its snapshots only the common base stays.
+pub(super) async fn end(host: &Host, handoff: &DestinationHandoff) {
+    prune(host, handoff).await;
+    match step(host, &handoff.id, Event::Closed).await {
+        Ok(()) => host.takings.forget(&handoff.id),
+        Err(error) => tracing::debug!(%error, "a handoff was closed already"),
+    }
+}
+
+/// Asks the source of a handoff that has gone silent how it ended.
 async fn ask(host: &Arc<Host>, handoff: &DestinationHandoff) {
     let path = format!("/peer/v1/migrations/{}", handoff.id);
     let source = &handoff.reservation.from;
     let answer: Result<Migration, _> =
         host.peers.request(source, Method::GET, &path, None::<&()>).await;
-    let over = match answer {
-        Ok(migration) => migration.state == MigrationState::Aborted,
-        Err(_) => false,
-    };
-    if over && step(host, &handoff.id, Event::Aborted).await.is_ok() {
-        tracing::info!(migration.id = %handoff.id, "the source called it off while this host did not hear");
-        run(host, &handoff.id).await;
+    match ending(handoff, answer.ok().map(|migration| migration.state), host.takings.get(&handoff.id).silent_for()) {
+        Some(Event::Closed) => end(host, handoff).await,
+        Some(event) => {
+            if step(host, &handoff.id, event).await.is_ok() {
+                tracing::info!(migration.id = %handoff.id, "the source called it off while this host did not hear");
+                run(host, &handoff.id).await;
+            }
+        }
+        None => {}
     }
 }

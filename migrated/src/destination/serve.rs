@@ -34,6 +34,8 @@ async fn run(host: Arc<Host>, id: MigrationId) {
     let known = host.ledger.read(|registry| registry.destinations().get(&id).cloned());
     let Some(handoff) = known else { return };
     let Phase::Owned { finals, .. } = &handoff.phase else { return };
+    // Whatever the reconcile loop still does about an earlier instance ends first.
+    let _held = host.hold(&handoff.reservation.application).await;
     tracing::info!(application = %handoff.reservation.application, "this host is the owner now");
     let event = match bring_up(&host, &handoff, finals).await {
         Ok(instance) => {
@@ -47,7 +49,9 @@ async fn run(host: Arc<Host>, id: MigrationId) {
             Event::Failed { reason }
         }
     };
-    persist(&host, &id, event).await;
+    if persist(&host, &id, event).await {
+        host.takings.get(&id).set_trouble(None);
+    }
     host.kick();
 }
 
@@ -80,12 +84,17 @@ async fn bring_up(
     let taking = host.takings.get(&handoff.id);
     let application = &handoff.reservation.application;
     let began = Instant::now();
-    drop(host.observe().await);
-    let running = host.instance(application).is_some_and(|i| {
+    host.observe().await?;
+    let seen = host.instance(application);
+    let running = seen.as_ref().is_some_and(|i| {
         i.state == InstanceState::Running && i.epoch == handoff.epoch_here()
     });
     let owned = ownership(handoff);
     if !running {
+        if seen.is_some() {
+            // Of an earlier ownership: nothing may run on the tree that is replaced.
+            applications::remove(host, application, handoff.reservation.spec.stop_grace).await?;
+        }
         for snapshot in finals {
             let limit = handoff
                 .reservation
@@ -143,6 +152,8 @@ async fn take_down(host: &Host, handoff: &DestinationHandoff) {
     while let Err(error) = applications::remove(host, application, grace).await {
         let error = Report(&error).to_string();
         tracing::error!(error, "what failed to start cannot be stopped yet; it is not given back before");
+        let trouble = format!("what failed to start there cannot be stopped: {error}");
+        host.takings.get(&handoff.id).set_trouble(Some(trouble));
         tokio::time::sleep(pause.next_delay()).await;
     }
     host.routes.forget(application);
@@ -166,6 +177,7 @@ pub(super) async fn start_beside(
     if state != HandoffState::Reserved {
         return Ok(());
     }
+    let _held = host.hold(&handoff.reservation.application).await;
     match bring_up(&host, &handoff, &[]).await {
         Ok(_) => {
             let epoch = handoff.reservation.epoch;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use migrated_core::admission::{self, Admission};
 use migrated_core::destination::Event;
@@ -13,6 +14,7 @@ use rehome_shared::api::proxy::{CheckPorts, RouteKey};
 use rehome_shared::ids::{DatasetId, MigrationId};
 use rehome_shared::units::Bytes;
 use tokio::io::AsyncRead;
+use tokio::time::Instant;
 
 use super::{TakeError, discard, handoff, step, view};
 use crate::applications::instance_spec;
@@ -25,6 +27,9 @@ const SLACK_PERCENT: u64 = 5;
 
 /// The least slack.
 const SLACK: Bytes = Bytes(64 << 20);
+
+/// So long an offer waits for the end of this host's own migration of the application.
+const STILL_GIVING: Duration = Duration::from_secs(20);
 
 /// Earlier handoffs that may stand in the way of one.
 const SUPERSEDED: usize = 8;
@@ -46,15 +51,23 @@ pub async fn prepare(
     if !peer.is(&offer.from) {
         return Err(TakeError::Forbidden);
     }
-    host.takings.get(id).hear();
-    let snapshots = snapshots(host, &offer).await?;
-    let known = host.ledger.read(|registry| registry.destinations().contains_key(id));
-    if !known {
-        check_space(host, &offer, &snapshots).await?;
-        check_ports(host, &offer).await?;
-        check_runtime(host, &offer).await?;
-        reserve(host, id, offer).await?;
+    match handoff(host, peer, id) {
+        Ok(_) => {
+            let snapshots = snapshots(host, &offer).await?;
+            return Ok(Ready { view: view(host, id), snapshots });
+        }
+        Err(TakeError::Unknown(_)) => {}
+        Err(error) => return Err(error),
     }
+    let before = snapshots(host, &offer).await?;
+    check_space(host, &offer, &before).await?;
+    check_ports(host, &offer).await?;
+    check_runtime(host, &offer).await?;
+    let wanted = offer.clone();
+    reserve(host, id, offer).await?;
+    host.takings.get(id).hear();
+    // What was superseded took its snapshots with it.
+    let snapshots = snapshots(host, &wanted).await?;
     Ok(Ready { view: view(host, id), snapshots })
 }
 
@@ -142,7 +155,16 @@ async fn reserve(host: &Arc<Host>, id: &MigrationId, offer: Offer) -> Result<(),
         volumes: offer.volumes,
         limits: offer.limits,
     };
+    let mut changes = host.ledger.changes();
+    let patience = Instant::now() + STILL_GIVING;
     for _ in 0..SUPERSEDED {
+        // A move back may come while the move before it is still being cleaned up after here.
+        while host.ledger.read(|registry| registry.source_of(&reservation.application).is_some()) {
+            let changed = tokio::time::timeout_at(patience, changes.changed()).await;
+            if !matches!(changed, Ok(Ok(()))) {
+                break;
+            }
+        }
         let decided = {
             let (id, here, reservation) = (id.clone(), host.address.clone(), reservation.clone());
             host.ledger
@@ -217,9 +239,14 @@ pub async fn receive(
             query.snapshot
         )));
     }
+    let turn = taking.next_turn(&query.dataset);
+    let _writing = turn.writing.lock().await;
     let meter = Meter::default();
     let mut metered = Metered::new(stream, meter.clone(), None);
-    host.storage.receive(&query.dataset, &query.snapshot, &query.guid, &mut metered).await?;
+    let storing = host.storage.receive(&query.dataset, &query.snapshot, &query.guid, &mut metered);
+    turn.over.run_until_cancelled(storing).await.ok_or_else(|| {
+        TakeError::Refused("the source sends it again on another connection".to_owned())
+    })??;
     receiving(host, peer, id)?;
     let stamp = Stamp {
         application: known.reservation.application.clone(),

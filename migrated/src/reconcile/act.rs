@@ -20,6 +20,9 @@ use crate::runtime::RuntimeError;
 /// The grace of an application that the deployment no longer describes.
 const UNKNOWN_GRACE: Duration = Duration::from_secs(10);
 
+/// The pause after an action that could do nothing yet.
+const TURN: Duration = Duration::from_millis(500);
+
 /// Why an action failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ActError {
@@ -69,11 +72,18 @@ pub(super) async fn apply(
             Ok(applications::remove(host, application, grace).await?)
         }
         (Action::Migrate { to }, _) => match migrations::begin(host, application, &to).await {
-            // It is its turn when another has ended.
-            Err(BeginError::TooMany(_)) => Ok(()),
+            // It is its turn when another has ended; until then it is not asked at every look.
+            Err(BeginError::TooMany(_)) => {
+                tokio::time::sleep(TURN).await;
+                Ok(())
+            }
             other => Ok(other?),
         },
-        (Action::None | Action::Birth | Action::Run | Action::Start { .. }, _) => Ok(()),
+        // The deployment changed since the plan; the next look plans by the new one.
+        (Action::None | Action::Birth | Action::Run | Action::Start { .. }, _) => {
+            tokio::time::sleep(TURN).await;
+            Ok(())
+        }
     }
 }
 

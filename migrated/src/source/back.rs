@@ -11,17 +11,25 @@ use rehome_runtime::http_client::ClientError;
 use rehome_runtime::report::Report;
 use rehome_shared::api::cluster::MigrationState;
 use rehome_shared::api::peer::{HandoffRef, HandoffView};
-use rehome_shared::ids::{Attempt, Epoch};
+use rehome_shared::config::model::Application;
+use rehome_shared::ids::{AppName, Attempt, Epoch};
 
 use super::Driver;
 use super::copy::snapshot_name;
 use crate::applications::{self, LaunchError};
+use crate::health::{self, Unhealthy};
 use crate::host::spec_of;
-use crate::runtime::InstanceState;
+use crate::runtime::{Instance, InstanceState};
 
 /// Tries to bring the application back before the migration is closed and the reconcile loop
 /// goes on trying.
 const TRIES: u32 = 4;
+
+/// For so long after the way back an exit may be the echo of the stop.
+const STOP_ECHO: Duration = Duration::from_mins(1);
+
+/// For so long the reconcile loop tries to bring back what the way back could not.
+const LONG_TRIES: Duration = Duration::from_hours(24);
 
 impl Driver {
     /// Brings the application back at the epoch that this host never gave away.
@@ -43,6 +51,7 @@ impl Driver {
     ) -> Event {
         self.run.report().epoch = epoch;
         self.serve_again(migration, epoch).await;
+        self.window_ends();
         let base = snapshot_name(&migration.id, &format!("final-{attempt}"));
         self.drop_snapshots(migration, Some(&base)).await;
         self.tell_closed(migration, attempt).await;
@@ -61,7 +70,14 @@ impl Driver {
         let mut pause = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
         for attempt in 1..=TRIES {
             match self.run_again(migration, epoch).await {
-                Ok(()) => return,
+                Ok(()) => {
+                    if self.track.found_aborting {
+                        // The signal of a stop that an earlier run of this daemon began may
+                        // still come through.
+                        self.owe_start(application, STOP_ECHO);
+                    }
+                    return;
+                }
                 Err(error) => {
                     let error = Report(&error).to_string();
                     tracing::error!(error, attempt, "the application cannot be brought back here yet");
@@ -69,6 +85,12 @@ impl Driver {
             }
             tokio::time::sleep(pause.next_delay()).await;
         }
+        // The reconcile loop goes on, also where the restart policy would leave it as it is.
+        self.owe_start(application, LONG_TRIES);
+    }
+
+    fn owe_start(&self, application: &AppName, time: Duration) {
+        self.host.memory().owed.insert(application.clone(), std::time::Instant::now() + time);
     }
 
     /// The instance that ran before is started again as it was: a configuration that came with
@@ -81,18 +103,31 @@ impl Driver {
             // Its end must come before its new beginning.
             self.host.runtime.stop(application, spec.stop_grace).await?;
         }
-        drop(self.host.observe().await);
+        // What was seen before the stop says nothing any more.
+        self.host.observe().await?;
         let instance = match self.host.instance(application) {
-            Some(instance) if instance.state == InstanceState::Running => instance,
+            Some(instance) if instance.state == InstanceState::Running => {
+                // It never stopped for the move, or an earlier run of this daemon started it. One
+                // that is not healthy yet is the reconcile loop's, which opens the gate when it is.
+                if !self.is_healthy(&spec, &instance).await {
+                    return Ok(());
+                }
+                instance
+            }
             Some(_) => {
-                // Its health check may be new as well; that it runs is what matters here.
                 let instance = self.host.runtime.start(application).await?;
+                applications::note_start(&self.host, application);
                 drop(self.host.observe().await);
-                if let Err(error) =
-                    crate::health::wait(&self.host, application, &spec, &instance).await
-                {
-                    let error = Report(&error).to_string();
-                    tracing::warn!(error, "it runs here again and its health check fails");
+                match health::wait(&self.host, application, &spec, &instance).await {
+                    Ok(()) => {}
+                    // Its health check may be new as well; that it runs is what matters here.
+                    Err(error @ Unhealthy::Failing { .. }) => {
+                        let error = Report(&error).to_string();
+                        tracing::warn!(error, "it runs here again and its health check fails");
+                    }
+                    Err(ended @ (Unhealthy::Exited { .. } | Unhealthy::Gone)) => {
+                        return Err(ended.into());
+                    }
                 }
                 instance
             }
@@ -112,6 +147,15 @@ impl Driver {
         }
         self.push_routes().await;
         Ok(())
+    }
+
+    async fn is_healthy(&self, spec: &Application, instance: &Instance) -> bool {
+        if applications::is_healthy(&self.host, instance) {
+            return true;
+        }
+        let since = tokio::time::Instant::now();
+        let application = &instance.application;
+        health::probe(&self.host, application, spec, instance.address, since).await.is_ok()
     }
 
     /// Tells the destination. One that does not hear it asks by itself.

@@ -50,6 +50,8 @@ impl Driver {
         };
         let gate =
             Prepare { application: plan.application.clone(), version, lease: LEASE, limits };
+        // A deployment that has just come may name routes that the proxy was not told of yet.
+        self.push_routes().await;
         let counts = self
             .host
             .proxy

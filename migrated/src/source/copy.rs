@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use http::{HeaderMap, Method};
+use http::{HeaderMap, Method, StatusCode};
 use migrated_core::convergence::{self, Decision, Observed};
 use migrated_core::source::{AfterRound, Event, SourceMigration};
 use rehome_runtime::http_client::{ClientError, StreamLimits};
 use rehome_runtime::report::Report;
-use rehome_shared::api::cluster::{Migration, Round};
+use rehome_shared::api::cluster::{Migration, MigrationState, Round};
 use rehome_shared::api::peer::{
     FinalSnapshot, HandoffState, HandoffView, Offer, OfferedVolume, Ready, Received, VerifyRequest,
     VolumeIdentity,
@@ -62,7 +62,9 @@ impl CopyError {
     /// moment, not when the destination refuses.
     fn again(&self) -> bool {
         match self {
-            Self::Send(error) => error.status().is_none_or(|s| s.is_server_error()),
+            Self::Send(error) => error
+                .status()
+                .is_none_or(|s| s.is_server_error() && s != StatusCode::INSUFFICIENT_STORAGE),
             Self::Storage(StorageError::NoSpace { .. }) | Self::Missing(_) => false,
             Self::Storage(_) => true,
         }
@@ -156,7 +158,7 @@ impl Driver {
         }
         match self.round(migration, round).await {
             Ok(sent) => {
-                let next = self.after_round(migration, sent);
+                let next = self.after_round(migration, sent).await;
                 let mut report = self.run.report();
                 report.rounds.push(sent);
                 report.bytes = report.bytes.saturating_add(sent.bytes);
@@ -226,13 +228,15 @@ impl Driver {
         Ok(snapshot)
     }
 
-    fn after_round(&self, migration: &SourceMigration, sent: Round) -> AfterRound {
+    async fn after_round(&self, migration: &SourceMigration, sent: Round) -> AfterRound {
         let mut rounds = migration.rounds.clone();
         rounds.push(sent);
-        let running = self
-            .host
-            .instance(&migration.plan.application)
-            .is_some_and(|instance| instance.state == InstanceState::Running);
+        // A runtime that does not answer does not mean that nothing runs.
+        let running = self.host.observe().await.is_err()
+            || self
+                .host
+                .instance(&migration.plan.application)
+                .is_some_and(|instance| instance.state == InstanceState::Running);
         let observed =
             Observed { rounds: &rounds, gaps: &self.track.copy.gaps, running, fixed: self.fixed_cost(migration) };
         match convergence::decide(&observed, &migration.plan.limits) {
@@ -314,7 +318,11 @@ fn measured(history: &[Migration], application: &AppName, phases: &[&str]) -> Op
     let past = history
         .iter()
         .rev()
-        .find(|past| past.application == *application && past.window_seconds.is_some())?;
+        .find(|past| {
+            past.application == *application
+                && past.state == MigrationState::Done
+                && past.window_seconds.is_some()
+        })?;
     let seconds: f64 = phases.iter().filter_map(|phase| past.phases.get(*phase)).sum();
     Duration::try_from_secs_f64(seconds).ok()
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use http::Method;
+use http::{Method, StatusCode};
 use migrated_core::source::{Event, SourceMigration};
 use rehome_runtime::backoff::Backoff;
 use rehome_runtime::http_client::ClientError;
@@ -68,9 +68,13 @@ impl Driver {
                 .request(&migration.plan.to, Method::POST, &path, Some(&message))
                 .await;
             match answer.map(|view| self.outcome(view)) {
-                Ok(Some(event)) => return event,
-                Ok(None) => self.blocked(migration, "does not know what was promised"),
-                Err(error) => self.blocked(migration, &format!("does not answer: {}", Report(&error))),
+                Ok(Some(event)) => {
+                    self.unblocked();
+                    self.note_outcome(&event);
+                    return event;
+                }
+                Ok(None) => self.lost(migration),
+                Err(error) => self.unanswered(migration, &error),
             }
             tokio::time::sleep(pause.next_delay()).await;
         }
@@ -93,18 +97,23 @@ impl Driver {
             let answer: Result<HandoffView, ClientError> = client
                 .request_json(Method::GET, &path, None::<&()>, DEADLINE.saturating_add(WAIT))
                 .await;
+            let trouble = answer.as_ref().ok().and_then(|view| view.reason.clone());
             match answer.map(|view| self.outcome(view)) {
                 Ok(Some(Event::Adopted)) => {
                     pause.reset();
-                    self.unblocked();
+                    match trouble {
+                        None => self.unblocked(),
+                        Some(trouble) => self.blocked(migration, &format!("cannot go on: {trouble}")),
+                    }
                     continue;
                 }
                 Ok(Some(event)) => {
-                    self.window_ends();
+                    self.unblocked();
+                    self.note_outcome(&event);
                     return event;
                 }
-                Ok(None) => self.blocked(migration, "does not know that it is the owner"),
-                Err(error) => self.blocked(migration, &format!("does not answer: {}", Report(&error))),
+                Ok(None) => self.lost(migration),
+                Err(error) => self.unanswered(migration, &error),
             }
             tokio::time::sleep(pause.next_delay()).await;
         }
@@ -130,12 +139,37 @@ impl Driver {
         }
     }
 
+    /// Where the destination serves the window is over; where it returned the application, the
+    /// window ends when it runs here again.
+    fn note_outcome(&self, event: &Event) {
+        if *event == Event::Served {
+            self.window_ends();
+        }
+    }
+
+    fn unanswered(&self, migration: &SourceMigration, error: &ClientError) {
+        if error.status() == Some(StatusCode::NOT_FOUND) {
+            return self.lost(migration);
+        }
+        let error = Report(error);
+        let why = format!("does not answer ({error}); it goes on by itself when it does");
+        self.blocked(migration, &why);
+    }
+
+    /// What it promised was durable there: its journal is another one.
+    fn lost(&self, migration: &SourceMigration) {
+        self.blocked(
+            migration,
+            "has lost its journal: bring its state directory back. The volumes here are whole",
+        );
+    }
+
     fn blocked(&self, migration: &SourceMigration, why: &str) {
         let reason = format!(
-            "released to {} at epoch {}, which {why}; this host must not run it. It goes on by itself when {} answers",
-            migration.plan.to,
+            "released at epoch {} to {}, and must not run here any more; {} {why}",
             migration.plan.epoch.next(),
-            migration.plan.to
+            migration.plan.to,
+            migration.plan.to,
         );
         let mut report = self.run.report();
         if report.state != MigrationState::Blocked {

@@ -47,7 +47,7 @@ pub struct HostReport {
     pub applications: Vec<ApplicationStatus>,
     /// Migrations that it coordinates or coordinated.
     pub migrations: Vec<Migration>,
-    /// Applications that it is taking over: not yet its own.
+    /// Applications that are on their way to it, or from it, and nobody's yet.
     pub incoming: Vec<AppName>,
     /// Whether it has nothing left to do for this deployment.
     pub settled: bool,

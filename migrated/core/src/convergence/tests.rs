@@ -31,6 +31,13 @@ fn limits(on_stall: OnStall) -> MigrationLimits {
     }
 }
 
+fn drained_in(drain: Duration) -> MigrationLimits {
+    MigrationLimits {
+        drain,
+        ..MigrationLimits::default()
+    }
+}
+
 /// Every round takes as long as the one before: writes as fast as the wire.
 const STALLED: [Round; 3] = [Round {
     bytes: Bytes(1000 * MIB),
@@ -55,7 +62,7 @@ fn a_stopped_application_cuts_over_at_once() {
 #[test]
 fn the_first_round_says_nothing_of_the_dirty_rate() {
     let rounds = [round(1000, 10.0)];
-    assert_eq!(predict(&observed(&rounds, &[0.0]), Duration::ZERO), None);
+    assert_eq!(predict(&observed(&rounds, &[0.0]), &drained_in(Duration::ZERO)), None);
     let decision = decide(&observed(&rounds, &[0.0]), &MigrationLimits::default());
     assert_eq!(decision, Decision::Again { predicted: None });
 }
@@ -68,7 +75,7 @@ fn the_window_is_the_fixed_cost_and_the_difference_at_the_bandwidth() {
     let slowest = 20.0;
     let predicted = predict(
         &observed(&rounds, &[0.0, 10.0, 10.0]),
-        Duration::from_secs(2),
+        &drained_in(Duration::from_secs(2)),
     )
     .unwrap();
     assert!(
@@ -81,7 +88,7 @@ fn the_window_is_the_fixed_cost_and_the_difference_at_the_bandwidth() {
 fn the_newest_dirty_rate_weighs_half() {
     let rounds = [round(100, 1.0), round(10, 1.0), round(30, 1.0)];
     // Rates 10 and 30 MiB/s: 20. Bandwidth 10 MiB/s, exposed for 1 s.
-    let predicted = predict(&observed(&rounds, &[0.0, 1.0, 1.0]), Duration::ZERO).unwrap();
+    let predicted = predict(&observed(&rounds, &[0.0, 1.0, 1.0]), &drained_in(Duration::ZERO)).unwrap();
     assert!(
         (predicted.as_secs_f64() - 3.0).abs() < 1e-6,
         "{predicted:?}"
@@ -95,8 +102,25 @@ fn a_tiny_round_does_not_measure_the_wire() {
         seconds: 0.2,
     };
     let rounds = [round(1000, 10.0), tiny, tiny];
-    let predicted = predict(&observed(&rounds, &[0.0, 10.0, 0.2]), Duration::ZERO).unwrap();
-    assert!(predicted < Duration::from_millis(1001), "{predicted:?}");
+    let limits = drained_in(Duration::ZERO);
+    let predicted = predict(&observed(&rounds, &[0.0, 10.0, 0.2]), &limits).unwrap();
+    assert!(predicted < Duration::from_millis(1201), "{predicted:?}");
+}
+
+#[test]
+fn a_small_database_that_writes_a_little_cuts_over() {
+    // As measured: snapshots of a Redis that appends a few kilobytes per second. What its rounds
+    // take is latency.
+    let sent = |bytes, seconds| Round {
+        bytes: Bytes(bytes),
+        seconds,
+    };
+    let rounds = [sent(8301, 0.032), sent(109, 0.040), sent(2629, 0.073)];
+    let decision = decide(
+        &observed(&rounds, &[0.0, 0.032, 0.04]),
+        &MigrationLimits::default(),
+    );
+    assert!(matches!(decision, Decision::CutOver { .. }), "{decision:?}");
 }
 
 #[test]

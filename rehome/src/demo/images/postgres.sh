@@ -23,7 +23,7 @@ if [ ! -e "$data/PG_VERSION" ]; then
 fi
 
 # A stop must not wait for clients to leave: that is SIGINT to PostgreSQL, not SIGTERM.
-su -s /bin/sh postgres -c "exec postgres -D $data -c listen_addresses='*' -c unix_socket_directories=/tmp" &
+su -s /bin/sh postgres -c "exec postgres -D $data -c listen_addresses='*' -c max_connections=400 -c unix_socket_directories=/tmp" &
 server=$!
 trap 'kill -INT $server' TERM INT
 status=0

@@ -1,6 +1,10 @@
 #!/bin/sh
 # Receives log lines on TCP 5000 and writes each into the database that the link DB leads to.
 # While the database does not answer, lines wait in a queue that spills to disk.
+#
+# rsyslog wraps a batch of lines into one transaction, and when the connection breaks inside of it,
+# it sends only the rest of the batch again: the lines before are lost. So every line is committed
+# by itself. A line whose answer was lost is sent twice; its number makes the second one void.
 set -eu
 : "${DB_PORT_5432_TCP_ADDR:?a link with the alias DB and the port 5432 is needed}"
 mkdir -p /var/spool/rsyslog
@@ -10,11 +14,13 @@ global(workDirectory="/var/spool/rsyslog" net.enableDNS="off")
 module(load="imtcp")
 module(load="ompgsql")
 template(name="row" type="list" option.stdsql="on") {
-  constant(value="INSERT INTO log (sender, message) VALUES ('")
+  constant(value="INSERT INTO log (delivery, sender, message) VALUES ('")
+  property(name="uuid")
+  constant(value="', '")
   property(name="fromhost-ip")
   constant(value="', '")
   property(name="rawmsg")
-  constant(value="')")
+  constant(value="') ON CONFLICT (delivery) DO NOTHING; COMMIT; BEGIN")
 }
 input(type="imtcp" port="5000" ruleset="store")
 ruleset(name="store") {

@@ -1,5 +1,6 @@
 CREATE TABLE log (
     id bigserial PRIMARY KEY,
+    delivery uuid UNIQUE,
     received timestamptz NOT NULL DEFAULT now(),
     sender text,
     message text NOT NULL,

@@ -1,0 +1,115 @@
+//! Traffic: the proxies restart, and applications without volumes move.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow, ensure};
+use rehome_tests::deployment::Deployment;
+use rehome_tests::lab::{Runtime, with_lab};
+use rehome_tests::page;
+use rehome_tests::wait::wait_until;
+
+const PATIENCE: Duration = Duration::from_mins(1);
+
+#[test]
+fn a_proxy_that_was_killed_serves_as_before_even_without_migrated() -> anyhow::Result<()> {
+    with_lab(Runtime::Process, &[], |lab| {
+        let deployment = Deployment::new().with("page", 1, &page::body(7001, "still here"));
+        lab.deploy(&deployment)?.ok()?;
+        let before = lab.application("page")?;
+        // The owner's proxy, and one that leads there.
+        for number in [1, 2] {
+            let host = lab.host(number)?;
+            host.hold("migrated")?;
+            host.kill_daemon("migrated")?;
+            let old = host.daemon("proxyd")?;
+            host.kill_daemon("proxyd")?;
+            host.wait_daemon("proxyd", old)?;
+            ensure!(host.daemon("migrated").is_err(), "migrated was to stay down");
+        }
+        for door in lab.doors(7001)? {
+            ensure!(page::fetch(door)?.contains("SAYS=still here\n"), "{door}");
+        }
+        for number in [1, 2] {
+            lab.host(number)?.let_go("migrated")?;
+            lab.host(number)?.wait_daemon("migrated", 0)?;
+        }
+        let after = lab.wait_running("page", 1)?;
+        ensure!(after.run() == before.run(), "it was restarted: {after:?}");
+        for door in lab.doors(7001)? {
+            ensure!(page::fetch(door)?.contains("SAYS=still here\n"), "{door}");
+        }
+        Ok(())
+    })
+}
+
+/// Fetches the page again and again by several threads while something happens, and insists that
+/// every answer is whole.
+fn while_fetching(
+    doors: &[SocketAddr],
+    happens: impl FnOnce() -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let (stop, served) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let visit = |first: usize| -> anyhow::Result<()> {
+        for door in doors.iter().cycle().skip(first) {
+            if stop.load(Ordering::Relaxed) {
+                break;
+            }
+            let page = page::fetch(*door);
+            let page = page.with_context(|| format!("{door}"))?;
+            ensure!(page.contains("SAYS=always\n"), "{door} answers {page}");
+            served.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let visitors: Vec<_> = (0..4).map(|first| scope.spawn(move || visit(first))).collect();
+        let more = || {
+            let goal = served.load(Ordering::Relaxed) + 100;
+            wait_until("a hundred more pages", PATIENCE, || {
+                ensure!(!visitors.iter().any(thread::ScopedJoinHandle::is_finished), "a visitor failed");
+                Ok(served.load(Ordering::Relaxed) >= goal)
+            })
+        };
+        let result = more().and_then(|()| happens()).and_then(|()| more());
+        stop.store(true, Ordering::Relaxed);
+        for visitor in visitors {
+            visitor.join().map_err(|_| anyhow!("a visitor panicked"))??;
+        }
+        result
+    })
+}
+
+fn a_stateless_application_moves(runtime: Runtime) -> anyhow::Result<()> {
+    with_lab(runtime, &[], |lab| {
+        let deployment = Deployment::new().with("page", 1, &page::body(7001, "always"));
+        lab.deploy(&deployment)?.ok()?;
+        let doors = lab.doors(7001)?;
+        while_fetching(&doors, || {
+            lab.move_to("page", 2)?.ok()?;
+            lab.wait_running("page", 2)?;
+            lab.move_to("page", 3)?.ok()?;
+            lab.wait_running("page", 3)?;
+            Ok(())
+        })?;
+        for number in [1, 2] {
+            let processes = lab.host(number)?.processes()?;
+            ensure!(!processes.contains("httpd -f"), "h{number} still runs it:\n{processes}");
+        }
+        let migration = lab.last_migration()?;
+        ensure!(migration.state() == "done" && migration.0["window_seconds"].is_null(), "{migration:?}");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_process_without_a_volume_moves_and_no_request_fails() -> anyhow::Result<()> {
+    a_stateless_application_moves(Runtime::Process)
+}
+
+#[test]
+fn a_container_without_a_volume_moves_and_no_request_fails() -> anyhow::Result<()> {
+    a_stateless_application_moves(Runtime::Docker)
+}
