@@ -46,7 +46,7 @@ build: ## build the three programs into target/debug
 
 .PHONY: demo
 demo: deps build ## move a database between three hosts under load, on this machine
-	$(AS_ROOT) target/debug/rehome demo
+	$(AS_ROOT) target/debug/rehome demo $(ARGS)
 
 .PHONY: test
 test: deps-test ## everything: format, lints, documentation, all tests

@@ -144,16 +144,34 @@ pub fn config_hash(owner: &HostAddr, spec: &Application, volumes: &[VolumeIdenti
         .iter()
         .map(|volume| {
             let identity = volumes.iter().find(|known| known.name == volume.name);
-            (volume.mountpoint.as_str(), identity.map(|known| &known.dataset))
+            (
+                volume.mountpoint.as_str(),
+                identity.map(|known| &known.dataset),
+            )
         })
         .collect();
     let made_of = (
-        (&spec.image, &spec.command, &spec.entrypoint, links::environment(owner, spec)),
+        (
+            &spec.image,
+            &spec.command,
+            &spec.entrypoint,
+            links::environment(owner, spec),
+        ),
         (mounts, spec.mem_limit, spec.cpu_shares),
-        (&spec.user, &spec.working_dir, &spec.hostname, &spec.stop_signal),
+        (
+            &spec.user,
+            &spec.working_dir,
+            &spec.hostname,
+            &spec.stop_signal,
+        ),
     );
     let json = serde_json::to_vec(&made_of).unwrap_or_default();
-    blake3::hash(&json).to_hex().as_str().chars().take(16).collect()
+    blake3::hash(&json)
+        .to_hex()
+        .as_str()
+        .chars()
+        .take(16)
+        .collect()
 }
 
 /// Brings an application that this host owns to serve: its volumes are there, its instance is
@@ -239,8 +257,15 @@ pub(crate) fn note_start(host: &Host, application: &AppName) {
 pub fn remember_healthy(host: &Host, instance: &Instance) {
     let mut memory = host.memory();
     let run = run_of(instance);
-    if memory.healthy.insert(instance.application.clone(), run.clone()).as_ref() != Some(&run) {
-        memory.healthy_since.insert(instance.application.clone(), Instant::now());
+    if memory
+        .healthy
+        .insert(instance.application.clone(), run.clone())
+        .as_ref()
+        != Some(&run)
+    {
+        memory
+            .healthy_since
+            .insert(instance.application.clone(), Instant::now());
     }
     memory.unhealthy.remove(&instance.application);
     memory.faults.remove(&instance.application);
@@ -262,7 +287,9 @@ pub fn is_healthy(host: &Host, instance: &Instance) -> bool {
 
 async fn current(host: &Host, application: &AppName) -> Result<Option<Instance>, RuntimeError> {
     let instances = host.runtime.list().await?;
-    Ok(instances.into_iter().find(|instance| instance.application == *application))
+    Ok(instances
+        .into_iter()
+        .find(|instance| instance.application == *application))
 }
 
 /// Makes the volumes that were announced and not made yet, and insists on the others.
@@ -293,11 +320,18 @@ async fn provide_volumes(
                 });
             }
         }
-        host.storage.stamp(&identity.dataset, &stamp(host, application, owned.epoch, identity)).await?;
+        host.storage
+            .stamp(
+                &identity.dataset,
+                &stamp(host, application, owned.epoch, identity),
+            )
+            .await?;
     }
     if !owned.unmade.is_empty() {
         let application = application.clone();
-        host.ledger.commit(vec![Record::VolumesMade { application }]).await?;
+        host.ledger
+            .commit(vec![Record::VolumesMade { application }])
+            .await?;
     }
     Ok(())
 }

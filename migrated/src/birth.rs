@@ -11,7 +11,7 @@ use std::time::Duration;
 use migrated_core::record::Record;
 use rehome_runtime::http_client::ClientError;
 use rehome_shared::api::cluster::Desired;
-use rehome_shared::api::peer::VolumeIdentity;
+use rehome_shared::api::peer::{HostReport, VolumeIdentity};
 use rehome_shared::config::model::Application;
 use rehome_shared::ids::{AppName, HostAddr};
 use tokio::time::Instant;
@@ -25,7 +25,9 @@ use crate::reconcile::identity;
 #[derive(Debug, thiserror::Error)]
 pub enum BirthError {
     /// A host cannot say whether it has it.
-    #[error("it is not known whether {host} has {application}: it starts here when {host} answers, or when the deployment no longer names {host}")]
+    #[error(
+        "it is not known whether {host} has {application}: it starts here when {host} answers, or when the deployment no longer names {host}"
+    )]
     Silent {
         /// The application.
         application: AppName,
@@ -85,6 +87,28 @@ pub(crate) async fn give(
     }
 }
 
+/// What another host's word says against a birth under a deployment.
+fn objection(
+    report: &HostReport,
+    desired: &Desired,
+    hash: &str,
+    application: &AppName,
+) -> Option<BirthError> {
+    let host = report.host.clone();
+    if report.generation != desired.generation || report.desired_hash != hash {
+        return Some(BirthError::Behind(host));
+    }
+    let owned = report
+        .owned
+        .iter()
+        .any(|owned| owned.application == *application);
+    let held = owned || report.incoming.contains(application);
+    held.then(|| BirthError::Held {
+        application: application.clone(),
+        host,
+    })
+}
+
 async fn try_give(
     host: &Arc<Host>,
     desired: &Desired,
@@ -93,30 +117,79 @@ async fn try_give(
 ) -> Result<(), BirthError> {
     let hash = desired::hash(desired);
     for other in host.other_hosts() {
-        let report = host.peers.report(&other).await.map_err(|source| BirthError::Silent {
-            application: application.clone(),
-            host: other.clone(),
-            source: Box::new(source),
-        })?;
-        if report.generation != desired.generation || report.desired_hash != hash {
-            if desired::hash(&host.desired.get()) != hash {
+        let report = host
+            .peers
+            .report(&other)
+            .await
+            .map_err(|source| BirthError::Silent {
+                application: application.clone(),
+                host: other.clone(),
+                source: Box::new(source),
+            })?;
+        match objection(&report, desired, &hash, application) {
+            None => {}
+            Some(BirthError::Behind(_)) if desired::hash(&host.desired.get()) != hash => {
                 return Err(BirthError::Superseded);
             }
-            return Err(BirthError::Behind(other));
-        }
-        let owned = report.owned.iter().any(|owned| owned.application == *application);
-        if owned || report.incoming.contains(application) {
-            return Err(BirthError::Held { application: application.clone(), host: other });
+            Some(objection) => return Err(objection),
         }
     }
     let volumes: Vec<VolumeIdentity> = spec.volumes.iter().map(identity).collect();
-    let record = Record::Born { application: application.clone(), volumes };
+    let record = Record::Born {
+        application: application.clone(),
+        volumes,
+    };
     let name = application.clone();
     let born = host.ledger.transact(move |registry| {
-        let known = registry.applications().contains_key(&name) || registry.incoming(&name).is_some();
+        let known =
+            registry.applications().contains_key(&name) || registry.incoming(&name).is_some();
         (if known { Vec::new() } else { vec![record] }, ())
     });
-    host.desired.while_following(desired, born).await.ok_or(BirthError::Superseded)??;
+    host.desired
+        .while_following(desired, born)
+        .await
+        .ok_or(BirthError::Superseded)??;
     tracing::info!(%application, "an application is this host's from its beginning");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures::{app, deployment, report};
+
+    fn against(report: &HostReport) -> Option<BirthError> {
+        let desired = deployment(2, &[("h1", &["db"]), ("h2", &[])]);
+        objection(report, &desired, &desired::hash(&desired), &app("db"))
+    }
+
+    #[test]
+    fn a_host_that_follows_and_has_nothing_of_it_does_not_object() {
+        let desired = deployment(2, &[("h1", &["db"]), ("h2", &[])]);
+        assert!(against(&report("h2", &desired, &[("web", 1)])).is_none());
+    }
+
+    #[test]
+    fn who_owns_it_or_has_it_on_the_way_objects() {
+        let desired = deployment(2, &[("h1", &["db"]), ("h2", &[])]);
+        let owner = report("h2", &desired, &[("db", 4)]);
+        assert!(matches!(against(&owner), Some(BirthError::Held { .. })));
+        let mut taking = report("h2", &desired, &[]);
+        taking.incoming.push(app("db"));
+        assert!(matches!(against(&taking), Some(BirthError::Held { .. })));
+    }
+
+    #[test]
+    fn the_word_of_a_host_that_follows_another_deployment_does_not_count() {
+        let older = deployment(1, &[("h1", &["db"]), ("h2", &[])]);
+        assert!(matches!(
+            against(&report("h2", &older, &[])),
+            Some(BirthError::Behind(_))
+        ));
+        let rival = deployment(2, &[("h1", &[]), ("h2", &["db"])]);
+        assert!(matches!(
+            against(&report("h2", &rival, &[])),
+            Some(BirthError::Behind(_))
+        ));
+    }
 }

@@ -7,13 +7,17 @@ use migrated_core::UnixMillis;
 /// Now. A clock before 1970 counts as 1970.
 #[must_use]
 pub fn now() -> UnixMillis {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or(Duration::ZERO);
     UnixMillis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
 /// RFC 3339 with milliseconds.
 #[must_use]
 pub fn rfc3339(at: UnixMillis) -> String {
-    let time = UNIX_EPOCH.checked_add(Duration::from_millis(at.0)).unwrap_or(UNIX_EPOCH);
+    let time = UNIX_EPOCH
+        .checked_add(Duration::from_millis(at.0))
+        .unwrap_or(UNIX_EPOCH);
     humantime::format_rfc3339_millis(time).to_string()
 }

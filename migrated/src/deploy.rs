@@ -43,8 +43,10 @@ pub enum DeployError {
 }
 
 fn join(failures: &[Failure]) -> String {
-    let all: Vec<String> =
-        failures.iter().map(|failure| format!("{}: {}", failure.host, failure.reason)).collect();
+    let all: Vec<String> = failures
+        .iter()
+        .map(|failure| format!("{}: {}", failure.host, failure.reason))
+        .collect();
     all.join("; ")
 }
 
@@ -64,7 +66,11 @@ async fn make(host: &Arc<Host>, request: DeployRequest) -> Result<DeployReply, D
     let current = host.desired.get();
     let hosts = hosts_of(host, &current, &request);
     let reports = reports(host, &hosts).await?;
-    let newest = reports.values().map(|r| r.generation).max().unwrap_or_default();
+    let newest = reports
+        .values()
+        .map(|r| r.generation)
+        .max()
+        .unwrap_or_default();
     if newest > current.generation {
         return Err(DeployError::Invalid(
             "a newer deployment is on its way to this host: run it again in a moment".to_owned(),
@@ -78,9 +84,13 @@ async fn make(host: &Arc<Host>, request: DeployRequest) -> Result<DeployReply, D
         placement: request.placement,
     };
     let changes = plan::changes(&current, &desired, &owners, &reports);
-    let same = desired.applications == current.applications && desired.placement == current.placement;
+    let same =
+        desired.applications == current.applications && desired.placement == current.placement;
     if same && changes.is_empty() {
-        return Ok(DeployReply { generation: current.generation, changes });
+        return Ok(DeployReply {
+            generation: current.generation,
+            changes,
+        });
     }
     desired.generation = current.generation.next();
     for (name, born) in &mut desired.births {
@@ -90,10 +100,16 @@ async fn make(host: &Arc<Host>, request: DeployRequest) -> Result<DeployReply, D
     }
     preflight(host, &hosts, &desired).await?;
     if request.dry_run {
-        return Ok(DeployReply { generation: current.generation, changes });
+        return Ok(DeployReply {
+            generation: current.generation,
+            changes,
+        });
     }
     spread(host, &hosts, &desired).await?;
-    Ok(DeployReply { generation: desired.generation, changes })
+    Ok(DeployReply {
+        generation: desired.generation,
+        changes,
+    })
 }
 
 /// One move: the deployment in force with the application on another host.
@@ -111,9 +127,20 @@ pub async fn relocate(host: &Arc<Host>, request: MoveRequest) -> Result<DeployRe
     for names in placement.values_mut() {
         names.retain(|name| *name != request.application);
     }
-    placement.entry(request.to).or_default().push(request.application);
+    placement
+        .entry(request.to)
+        .or_default()
+        .push(request.application);
     let applications = current.applications.clone();
-    make(host, DeployRequest { applications, placement, dry_run: false }).await
+    make(
+        host,
+        DeployRequest {
+            applications,
+            placement,
+            dry_run: false,
+        },
+    )
+    .await
 }
 
 fn check_move(current: &Desired, request: &MoveRequest) -> Result<(), DeployError> {
@@ -126,8 +153,12 @@ fn check_move(current: &Desired, request: &MoveRequest) -> Result<(), DeployErro
         )));
     }
     if current.host_of(application).is_none() {
-        let known: Vec<&str> =
-            current.placement.values().flatten().map(AppName::as_str).collect();
+        let known: Vec<&str> = current
+            .placement
+            .values()
+            .flatten()
+            .map(AppName::as_str)
+            .collect();
         return Err(DeployError::Invalid(format!(
             "{application} is not placed on any host; the deployment places {}",
             known.join(", ")
@@ -166,7 +197,13 @@ pub async fn predict(host: &Arc<Host>, request: &MoveRequest) -> Result<Predicti
 fn hosts_of(host: &Host, current: &Desired, request: &DeployRequest) -> BTreeSet<HostAddr> {
     let mut hosts: BTreeSet<HostAddr> = request.placement.keys().cloned().collect();
     let still_used = host.other_hosts();
-    hosts.extend(current.placement.keys().filter(|h| still_used.contains(*h)).cloned());
+    hosts.extend(
+        current
+            .placement
+            .keys()
+            .filter(|h| still_used.contains(*h))
+            .cloned(),
+    );
     hosts.insert(host.address.clone());
     hosts
 }
@@ -189,15 +226,25 @@ async fn reports(
             Err(error) => failures.push(failure(&peer, &error)),
         }
     }
-    if failures.is_empty() { Ok(reports) } else { Err(DeployError::Refused(failures)) }
+    if failures.is_empty() {
+        Ok(reports)
+    } else {
+        Err(DeployError::Refused(failures))
+    }
 }
 
 fn failure(peer: &HostAddr, error: &ClientError) -> Failure {
-    Failure { host: peer.clone(), application: None, reason: Report(error).to_string() }
+    Failure {
+        host: peer.clone(),
+        application: None,
+        reason: Report(error).to_string(),
+    }
 }
 
 /// The owner of each application; of one that is between two owners, the next.
-fn owners(reports: &BTreeMap<HostAddr, HostReport>) -> Result<BTreeMap<AppName, HostAddr>, DeployError> {
+fn owners(
+    reports: &BTreeMap<HostAddr, HostReport>,
+) -> Result<BTreeMap<AppName, HostAddr>, DeployError> {
     let mut owners: BTreeMap<AppName, HostAddr> = BTreeMap::new();
     for (peer, report) in reports {
         for owned in &report.owned {
@@ -211,8 +258,12 @@ fn owners(reports: &BTreeMap<HostAddr, HostReport>) -> Result<BTreeMap<AppName, 
         }
     }
     let moving = reports.values().flat_map(|report| &report.migrations);
-    for migration in moving.filter(|m| matches!(m.state, MigrationState::Running | MigrationState::Blocked)) {
-        owners.entry(migration.application.clone()).or_insert_with(|| migration.to.clone());
+    for migration in
+        moving.filter(|m| matches!(m.state, MigrationState::Running | MigrationState::Blocked))
+    {
+        owners
+            .entry(migration.application.clone())
+            .or_insert_with(|| migration.to.clone());
     }
     Ok(owners)
 }
@@ -246,16 +297,23 @@ async fn preflight(
         }
         let client = host.peers.client(peer);
         let limit = std::time::Duration::from_secs(30);
-        let answer: Result<PreflightReply, ClientError> =
-            client.request_json(Method::POST, "/peer/v1/preflight", Some(desired), limit).await;
-        answer.unwrap_or_else(|error| PreflightReply { problems: vec![failure(peer, &error)] })
+        let answer: Result<PreflightReply, ClientError> = client
+            .request_json(Method::POST, "/peer/v1/preflight", Some(desired), limit)
+            .await;
+        answer.unwrap_or_else(|error| PreflightReply {
+            problems: vec![failure(peer, &error)],
+        })
     });
     let problems: Vec<Failure> = futures_util::future::join_all(asked)
         .await
         .into_iter()
         .flat_map(|reply| reply.problems)
         .collect();
-    if problems.is_empty() { Ok(()) } else { Err(DeployError::Refused(problems)) }
+    if problems.is_empty() {
+        Ok(())
+    } else {
+        Err(DeployError::Refused(problems))
+    }
 }
 
 /// Every host follows. This host first: what it has taken it tells the others for ever.
@@ -266,12 +324,27 @@ async fn spread(
 ) -> Result<(), DeployError> {
     host.desired.accept_own(desired.clone()).await?;
     host.kick();
-    let others = hosts.iter().filter(|peer| **peer != host.address).map(|peer| async move {
-        let answer: Result<Accepted, ClientError> =
-            host.peers.request(peer, Method::PUT, "/peer/v1/desired", Some(desired)).await;
-        answer.err().map(|error| failure(peer, &error))
-    });
-    let failures: Vec<Failure> =
-        futures_util::future::join_all(others).await.into_iter().flatten().collect();
-    if failures.is_empty() { Ok(()) } else { Err(DeployError::Partial(failures)) }
+    let others = hosts
+        .iter()
+        .filter(|peer| **peer != host.address)
+        .map(|peer| async move {
+            let answer: Result<Accepted, ClientError> = host
+                .peers
+                .request(peer, Method::PUT, "/peer/v1/desired", Some(desired))
+                .await;
+            answer.err().map(|error| failure(peer, &error))
+        });
+    let failures: Vec<Failure> = futures_util::future::join_all(others)
+        .await
+        .into_iter()
+        .flatten()
+        .collect();
+    if failures.is_empty() {
+        Ok(())
+    } else {
+        Err(DeployError::Partial(failures))
+    }
 }
+
+#[cfg(test)]
+mod tests;

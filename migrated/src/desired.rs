@@ -12,7 +12,9 @@ use tokio::sync::{Mutex, watch};
 #[derive(Debug, thiserror::Error)]
 pub enum AcceptError {
     /// This host follows a newer one, or another one of the same generation.
-    #[error("this host follows generation {known} already: another deployment came first; run it again")]
+    #[error(
+        "this host follows generation {known} already: another deployment came first; run it again"
+    )]
     Older {
         /// The generation that it follows.
         known: DeploymentGeneration,
@@ -79,7 +81,9 @@ impl DesiredStore {
         let known = self.get();
         let (ours, theirs) = (rank(&known), rank(&desired));
         if theirs < ours {
-            return Err(AcceptError::Older { known: known.generation });
+            return Err(AcceptError::Older {
+                known: known.generation,
+            });
         }
         let generation = desired.generation;
         if theirs > ours {
@@ -106,7 +110,9 @@ impl DesiredStore {
     }
 
     async fn follow(&self, desired: Desired) -> Result<(), AcceptError> {
-        store::save(&self.path, &desired).await.map_err(AcceptError::Save)?;
+        store::save(&self.path, &desired)
+            .await
+            .map_err(AcceptError::Save)?;
         self.current.send_replace(Arc::new(desired));
         Ok(())
     }
@@ -122,7 +128,11 @@ impl DesiredStore {
         work: impl Future<Output = T>,
     ) -> Option<T> {
         let _writing = self.writing.lock().await;
-        if rank(&self.get()) == rank(desired) { Some(work.await) } else { None }
+        if rank(&self.get()) == rank(desired) {
+            Some(work.await)
+        } else {
+            None
+        }
     }
 }
 
@@ -135,5 +145,13 @@ fn rank(desired: &Desired) -> (DeploymentGeneration, String) {
 #[must_use]
 pub fn hash(desired: &Desired) -> String {
     let json = serde_json::to_vec(desired).unwrap_or_default();
-    blake3::hash(&json).to_hex().as_str().chars().take(16).collect()
+    blake3::hash(&json)
+        .to_hex()
+        .as_str()
+        .chars()
+        .take(16)
+        .collect()
 }
+
+#[cfg(test)]
+mod tests;

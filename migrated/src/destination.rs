@@ -123,7 +123,10 @@ impl Taking {
             }
             None => Arc::default(),
         };
-        let turn = Turn { over: CancellationToken::new(), writing };
+        let turn = Turn {
+            over: CancellationToken::new(),
+            writing,
+        };
         turns.insert(dataset.clone(), turn.clone());
         turn
     }
@@ -133,7 +136,10 @@ impl Taking {
     }
 
     fn silent_for(&self) -> Duration {
-        self.heard.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+        self.heard
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .elapsed()
     }
 }
 
@@ -167,7 +173,10 @@ async fn step(host: &Host, id: &MigrationId, event: Event) -> Result<(), TakeErr
                     let records = step
                         .records
                         .into_iter()
-                        .map(|step| Record::Destination { migration: id.clone(), step })
+                        .map(|step| Record::Destination {
+                            migration: id.clone(),
+                            step,
+                        })
                         .collect();
                     (records, Ok(()))
                 }
@@ -180,13 +189,23 @@ async fn step(host: &Host, id: &MigrationId, event: Event) -> Result<(), TakeErr
 /// How a handoff stands.
 #[must_use]
 pub fn view(host: &Host, id: &MigrationId) -> HandoffView {
-    let handoff = host.ledger.read(|registry| registry.destinations().get(id).cloned());
+    let handoff = host
+        .ledger
+        .read(|registry| registry.destinations().get(id).cloned());
     let taking = host.takings.known().get(id).cloned();
-    let phases = taking
-        .as_ref()
-        .map(|taking| taking.phases.lock().unwrap_or_else(PoisonError::into_inner).clone());
+    let phases = taking.as_ref().map(|taking| {
+        taking
+            .phases
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    });
     let trouble = taking.and_then(|taking| {
-        taking.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        taking
+            .trouble
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     });
     let (attempt, state, reason) = match &handoff {
         None => (Attempt(0), HandoffState::Unknown, None),
@@ -270,9 +289,15 @@ pub async fn verify(
     for wanted in &request.finals {
         let info = host.storage.inspect(&wanted.dataset).await?;
         let here = info.is_some_and(|info| {
-            info.snapshots.iter().any(|s| s.name == wanted.name && s.guid == wanted.guid)
+            info.snapshots
+                .iter()
+                .any(|s| s.name == wanted.name && s.guid == wanted.guid)
         });
-        let offered = known.reservation.volumes.iter().any(|v| v.identity.dataset == wanted.dataset);
+        let offered = known
+            .reservation
+            .volumes
+            .iter()
+            .any(|v| v.identity.dataset == wanted.dataset);
         if !here || !offered {
             return Err(TakeError::Refused(format!(
                 "snapshot {} of volume {} did not arrive here",
@@ -280,8 +305,21 @@ pub async fn verify(
             )));
         }
     }
-    let VerifyRequest { attempt, epoch, finals } = request;
-    step(host, id, Event::Verified { attempt, epoch, finals }).await?;
+    let VerifyRequest {
+        attempt,
+        epoch,
+        finals,
+    } = request;
+    step(
+        host,
+        id,
+        Event::Verified {
+            attempt,
+            epoch,
+            finals,
+        },
+    )
+    .await?;
     Ok(view(host, id))
 }
 
@@ -402,7 +440,11 @@ pub async fn close(
 /// Takes up the handoffs that the journal knows: after a restart.
 pub fn recover(host: &Arc<Host>) {
     let open: Vec<(MigrationId, HandoffState)> = host.ledger.read(|registry| {
-        registry.destinations().iter().map(|(id, handoff)| (id.clone(), handoff.state())).collect()
+        registry
+            .destinations()
+            .iter()
+            .map(|(id, handoff)| (id.clone(), handoff.state()))
+            .collect()
     });
     for (id, state) in open {
         match state {
@@ -415,5 +457,26 @@ pub fn recover(host: &Arc<Host>) {
             | HandoffState::Verified
             | HandoffState::Unknown => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_newer_stream_of_a_volume_ends_the_older_and_waits_for_its_end() {
+        let takings = Takings::default();
+        let taking = takings.get(&MigrationId::generate());
+        let (volume, other) = (DatasetId::generate(), DatasetId::generate());
+        let older = taking.next_turn(&volume);
+        let writing = older.writing.lock().await;
+        let beside = taking.next_turn(&other);
+        assert!(!older.over.is_cancelled() && beside.writing.try_lock().is_ok());
+        let newer = taking.next_turn(&volume);
+        assert!(older.over.is_cancelled() && !newer.over.is_cancelled());
+        assert!(newer.writing.try_lock().is_err());
+        drop(writing);
+        assert!(newer.writing.try_lock().is_ok());
     }
 }

@@ -43,9 +43,14 @@ fn list(problems: &[Problem]) -> String {
 /// # Errors
 /// [`FilesError::Read`].
 pub fn source(path: &Path) -> Result<Source, FilesError> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|source| FilesError::Read { path: path.to_owned(), source })?;
-    Ok(Source { name: path.display().to_string(), text })
+    let text = std::fs::read_to_string(path).map_err(|source| FilesError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    Ok(Source {
+        name: path.display().to_string(),
+        text,
+    })
 }
 
 /// Applies the files, as `rehome deploy` would.
@@ -91,17 +96,32 @@ pub async fn apply_at_start(host: Arc<Host>, files: DeploymentFiles) {
         }
         match apply(&host, &files).await {
             Ok(()) => return,
+            Err(FilesError::Deploy(error @ DeployError::Partial(_))) => {
+                let error = Report(&error).to_string();
+                tracing::warn!(
+                    error,
+                    "the deployment files are applied, and not on every host yet"
+                );
+                return;
+            }
             Err(error @ FilesError::Deploy(_)) => {
                 let error = Report(&error).to_string();
                 tracing::warn!(error, "the deployment files are not applied yet");
             }
             Err(error) => {
                 let error = Report(&error).to_string();
-                tracing::error!(error, "the deployment files are wrong; what was in force stays");
+                tracing::error!(
+                    error,
+                    "the deployment files are wrong; what was in force stays"
+                );
                 return;
             }
         }
-        if stop.run_until_cancelled(tokio::time::sleep(pause.next_delay())).await.is_none() {
+        if stop
+            .run_until_cancelled(tokio::time::sleep(pause.next_delay()))
+            .await
+            .is_none()
+        {
             return;
         }
     }

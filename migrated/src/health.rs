@@ -79,7 +79,10 @@ pub async fn wait(
         }
         exited(host, application).await?;
         if started.elapsed() >= limit {
-            return Err(Unhealthy::Failing { waited: limit, reason });
+            return Err(Unhealthy::Failing {
+                waited: limit,
+                reason,
+            });
         }
         tokio::time::sleep(pause.next_delay()).await;
     }
@@ -100,7 +103,10 @@ pub async fn probe(
     since: Instant,
 ) -> Result<(), String> {
     let limit = spec.healthcheck.timeout;
-    let default = spec.ports.iter().find(|port| port.protocol != Protocol::Udp);
+    let default = spec
+        .ports
+        .iter()
+        .find(|port| port.protocol != Protocol::Udp);
     let address = || address.ok_or_else(|| "it has no address".to_owned());
     let attempt = async {
         match (&spec.healthcheck.probe, default) {
@@ -118,20 +124,26 @@ pub async fn probe(
             (None, None) => Err("it has just started".to_owned()),
         }
     };
-    timeout(limit, attempt).await.unwrap_or_else(|_| Err(format!("no answer within {limit:?}")))
+    timeout(limit, attempt)
+        .await
+        .unwrap_or_else(|_| Err(format!("no answer within {limit:?}")))
 }
 
 async fn tcp(address: IpAddr, port: u16) -> Result<(), String> {
     let address = SocketAddr::new(address, port);
-    TcpStream::connect(address).await.map(drop).map_err(|error| format!("{address}: {error}"))
+    TcpStream::connect(address)
+        .await
+        .map(drop)
+        .map_err(|error| format!("{address}: {error}"))
 }
 
 async fn get(address: IpAddr, port: u16, path: &str) -> Result<(), String> {
     let address = SocketAddr::new(address, port);
     let failed = |error: &dyn std::error::Error| format!("http://{address}{path}: {error}");
     let stream = TcpStream::connect(address).await.map_err(|e| failed(&e))?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| failed(&e))?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(|e| failed(&e))?;
     let request = Request::get(path)
         .header("host", address.to_string())
         .body(Empty::<bytes::Bytes>::new())
@@ -164,14 +176,27 @@ async fn until_exit(host: &Host, application: &AppName) -> Unhealthy {
 
 async fn exited(host: &Host, application: &AppName) -> Result<(), Unhealthy> {
     // A runtime that does not answer says nothing about the application.
-    let Ok(instances) = host.runtime.list().await else { return Ok(()) };
-    match instances.into_iter().find(|i| i.application == *application).map(|i| i.state) {
+    let Ok(instances) = host.runtime.list().await else {
+        return Ok(());
+    };
+    match instances
+        .into_iter()
+        .find(|i| i.application == *application)
+        .map(|i| i.state)
+    {
         Some(InstanceState::Running | InstanceState::Created) => Ok(()),
         Some(InstanceState::Exited { code, reason }) => {
-            let tail = host.runtime.log_tail(application, 5).await.unwrap_or_default();
+            let tail = host
+                .runtime
+                .log_tail(application, 5)
+                .await
+                .unwrap_or_default();
             let output = [reason.unwrap_or_default(), tail.trim().to_owned()];
             let output: Vec<String> = output.into_iter().filter(|t| !t.is_empty()).collect();
-            Err(Unhealthy::Exited { code, output: output.join("; ") })
+            Err(Unhealthy::Exited {
+                code,
+                output: output.join("; "),
+            })
         }
         None => Err(Unhealthy::Gone),
     }

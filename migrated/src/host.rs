@@ -79,12 +79,18 @@ impl Host {
     /// Takes an application in hand, unless somebody has it. Who takes it vacates it.
     #[must_use]
     pub fn occupy(&self, application: &AppName) -> bool {
-        self.busy.lock().unwrap_or_else(PoisonError::into_inner).insert(application.clone())
+        self.busy
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(application.clone())
     }
 
     /// Lets an application out of hand.
     pub fn vacate(&self, application: &AppName) {
-        self.busy.lock().unwrap_or_else(PoisonError::into_inner).remove(application);
+        self.busy
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(application);
     }
 
     /// Takes an application in hand as soon as nobody else has it, until the guard is dropped.
@@ -96,12 +102,16 @@ impl Host {
         while !self.occupy(application) {
             tokio::time::sleep(HOLD_PAUSE).await;
         }
-        Held { host: self, application: application.clone() }
+        Held {
+            host: self,
+            application: application.clone(),
+        }
     }
 
     /// Makes the reconcile loop look again now.
     pub fn kick(&self) {
-        self.wake.send_modify(|count| *count = count.wrapping_add(1));
+        self.wake
+            .send_modify(|count| *count = count.wrapping_add(1));
     }
 
     /// The host's file as it was read last.
@@ -119,7 +129,11 @@ impl Host {
     /// The instance of an application that was seen last.
     #[must_use]
     pub fn instance(&self, application: &AppName) -> Option<Instance> {
-        self.instances.borrow().iter().find(|i| i.application == *application).cloned()
+        self.instances
+            .borrow()
+            .iter()
+            .find(|i| i.application == *application)
+            .cloned()
     }
 
     /// Looks at the runtime's instances now.

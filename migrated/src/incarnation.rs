@@ -17,7 +17,10 @@ pub fn current() -> String {
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let init = std::fs::read_to_string("/proc/1/stat").unwrap_or_default();
     // The fields behind the name; the start time is the 22nd of all, the 20th of these.
-    let started = init.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(19));
+    let started = init
+        .rsplit(')')
+        .next()
+        .and_then(|rest| rest.split_whitespace().nth(19));
     format!("{} {}", boot.trim(), started.unwrap_or_default())
 }
 

@@ -5,10 +5,11 @@
 //! applies them, and only then answers. So decisions are serial, a record is durable before
 //! anybody acts on it, and a caller that goes away cannot leave a record half taken.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use migrated_core::journal::{self, Corrupt, EncodeError, MAGIC, Position};
 use migrated_core::record::Record;
@@ -17,6 +18,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 /// Decisions that may wait for the disk; more callers than this wait to enqueue.
 const QUEUE: usize = 64;
+
+/// A daemon that holds the journal gets so long to end, with pauses of so long.
+const LOCK_PATIENCE: Duration = Duration::from_secs(3);
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
 /// Why the journal cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -90,7 +95,11 @@ impl Ledger {
                 path: dir.to_owned(),
                 source,
             })?;
-        Ok(Self { requests, registry, changed })
+        Ok(Self {
+            requests,
+            registry,
+            changed,
+        })
     }
 
     /// Looks at what the journal means now.
@@ -124,7 +133,10 @@ impl Ledger {
             drop(answer.send(value));
             records
         });
-        self.requests.send(Request { decide, done }).await.map_err(|_| LedgerError::Closed)?;
+        self.requests
+            .send(Request { decide, done })
+            .await
+            .map_err(|_| LedgerError::Closed)?;
         durable.await.map_err(|_| LedgerError::Closed)??;
         outcome.await.map_err(|_| LedgerError::Closed)
     }
@@ -176,7 +188,11 @@ impl Writer {
     fn open(path: PathBuf) -> Result<(Self, Registry), LedgerError> {
         let io = |attempt| {
             let path = path.clone();
-            move |source| LedgerError::Io { attempt, path, source }
+            move |source| LedgerError::Io {
+                attempt,
+                path,
+                source,
+            }
         };
         let mut file = OpenOptions::new()
             .read(true)
@@ -185,10 +201,13 @@ impl Writer {
             .truncate(false)
             .open(&path)
             .map_err(io("open"))?;
+        lock(&file).map_err(io("lock"))?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).map_err(io("read"))?;
-        let scan = journal::scan(&bytes)
-            .map_err(|source| LedgerError::Corrupt { path: path.clone(), source })?;
+        let scan = journal::scan(&bytes).map_err(|source| LedgerError::Corrupt {
+            path: path.clone(),
+            source,
+        })?;
         if scan.torn {
             tracing::warn!(
                 journal.path = %path.display(),
@@ -207,7 +226,16 @@ impl Writer {
         file.sync_all().map_err(io("sync"))?;
         sync_parent(&path).map_err(io("sync the directory of"))?;
         let registry = Registry::replay(&scan.records);
-        Ok((Self { path, file, position: scan.position, length, failed: false }, registry))
+        Ok((
+            Self {
+                path,
+                file,
+                position: scan.position,
+                length,
+                failed: false,
+            },
+            registry,
+        ))
     }
 
     fn append(&mut self, records: &[Record]) -> Result<(), LedgerError> {
@@ -226,17 +254,27 @@ impl Writer {
         }
         if let Err(source) = self.file.write_all(&bytes) {
             self.undo();
-            return Err(LedgerError::Io { attempt: "append to", path: self.path.clone(), source });
+            return Err(LedgerError::Io {
+                attempt: "append to",
+                path: self.path.clone(),
+                source,
+            });
         }
         if let Err(source) = self.file.sync_data() {
             // After a failed sync the kernel may call the pages clean: only a new start, which
             // reads the file again, knows what is on the disk.
             self.undo();
             self.failed = true;
-            return Err(LedgerError::Io { attempt: "sync", path: self.path.clone(), source });
+            return Err(LedgerError::Io {
+                attempt: "sync",
+                path: self.path.clone(),
+                source,
+            });
         }
         self.position = position;
-        self.length = self.length.saturating_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
+        self.length = self
+            .length
+            .saturating_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
         Ok(())
     }
 
@@ -251,6 +289,22 @@ impl Writer {
         if let Err(error) = undone {
             tracing::error!(%error, "cannot take a failed append to the journal back");
             self.failed = true;
+        }
+    }
+}
+
+/// A journal has one writer: another one would cut off what this one is just appending. A daemon
+/// that is just ending is waited for.
+fn lock(file: &File) -> io::Result<()> {
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::Error(error)) => return Err(error),
+            Err(TryLockError::WouldBlock) if Instant::now() >= deadline => {
+                return Err(io::Error::other("another migrated has it open"));
+            }
+            Err(TryLockError::WouldBlock) => std::thread::park_timeout(LOCK_PAUSE),
         }
     }
 }

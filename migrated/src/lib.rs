@@ -29,6 +29,8 @@ pub mod deploy;
 pub mod desired;
 pub mod destination;
 pub mod files;
+#[cfg(test)]
+mod fixtures;
 pub mod health;
 pub mod host;
 pub mod incarnation;

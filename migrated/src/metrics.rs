@@ -104,12 +104,20 @@ impl Metrics {
         self.bytes.inc_by(report.bytes.0);
         for phase in PHASES {
             if let Some(seconds) = report.phases.get(phase) {
-                self.phases.get_or_create(&PhaseLabel { phase }).observe(*seconds);
+                self.phases
+                    .get_or_create(&PhaseLabel { phase })
+                    .observe(*seconds);
             }
         }
         if let Some(window) = report.window_seconds {
-            self.window.get_or_create(&PartLabel { part: "platform" }).observe(window.platform);
-            self.window.get_or_create(&PartLabel { part: "application" }).observe(window.application);
+            self.window
+                .get_or_create(&PartLabel { part: "platform" })
+                .observe(window.platform);
+            self.window
+                .get_or_create(&PartLabel {
+                    part: "application",
+                })
+                .observe(window.application);
         }
     }
 
@@ -143,7 +151,11 @@ impl Collector for HostCollector {
             prometheus_client::metrics::MetricType::Gauge,
         )?;
         for state in STATES {
-            let count = report.applications.iter().filter(|a| a.state == state).count();
+            let count = report
+                .applications
+                .iter()
+                .filter(|a| a.state == state)
+                .count();
             let gauge = ConstGauge::new(i64::try_from(count).unwrap_or(i64::MAX));
             gauge.encode(family.encode_family(&[("state", state.as_str())])?)?;
         }
@@ -156,8 +168,10 @@ impl Collector for HostCollector {
         for application in &report.applications {
             for volume in &application.volumes {
                 let gauge = ConstGauge::new(i64::try_from(volume.bytes.0).unwrap_or(i64::MAX));
-                let labels =
-                    [("application", application.name.as_str()), ("volume", volume.name.as_str())];
+                let labels = [
+                    ("application", application.name.as_str()),
+                    ("volume", volume.name.as_str()),
+                ];
                 gauge.encode(family.encode_family(&labels)?)?;
             }
         }

@@ -58,7 +58,10 @@ impl Run {
     /// A new stream begins.
     pub fn stream_begins(&self) {
         self.meter.reset();
-        *self.stream_began.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        *self
+            .stream_began
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
 
     /// A phase begins.
@@ -91,10 +94,15 @@ impl Run {
     #[must_use]
     pub fn view(&self) -> Migration {
         let mut report = self.report().clone();
-        let began = *self.stream_began.lock().unwrap_or_else(PoisonError::into_inner);
+        let began = *self
+            .stream_began
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if let Some(now) = report.now.as_mut() {
             now.bytes = self.meter.bytes();
-            let millis = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX).max(1);
+            let millis = u64::try_from(began.elapsed().as_millis())
+                .unwrap_or(u64::MAX)
+                .max(1);
             now.rate = Bytes(now.bytes.0.saturating_mul(1000) / millis);
             now.elapsed = self.began.elapsed();
         }
@@ -161,7 +169,11 @@ pub enum BeginError {
 ///
 /// # Cancel safety
 /// A dropped call may leave a plan in the journal without a driver until the next start.
-pub async fn begin(host: &Arc<Host>, application: &AppName, to: &HostAddr) -> Result<(), BeginError> {
+pub async fn begin(
+    host: &Arc<Host>,
+    application: &AppName,
+    to: &HostAddr,
+) -> Result<(), BeginError> {
     let desired = host.desired.get();
     let Some(spec) = desired.applications.get(application) else {
         return Err(BeginError::Unknown(application.clone()));
@@ -198,8 +210,10 @@ pub async fn begin(host: &Arc<Host>, application: &AppName, to: &HostAddr) -> Re
                 if let Err(cannot) = admission::may_give(registry, &here, &id, &plan) {
                     return (Vec::new(), Err(cannot.into()));
                 }
-                let record =
-                    Record::Source { migration: id.clone(), step: SourceRecord::Planned(plan.clone()) };
+                let record = Record::Source {
+                    migration: id.clone(),
+                    step: SourceRecord::Planned(plan.clone()),
+                };
                 (vec![record], Ok(SourceMigration::begin(id, plan)))
             })
             .await?
@@ -210,8 +224,9 @@ pub async fn begin(host: &Arc<Host>, application: &AppName, to: &HostAddr) -> Re
 
 /// Takes up the migrations that the journal knows: after a restart.
 pub fn recover(host: &Arc<Host>) {
-    let open: Vec<SourceMigration> =
-        host.ledger.read(|registry| registry.sources().values().cloned().collect());
+    let open: Vec<SourceMigration> = host
+        .ledger
+        .read(|registry| registry.sources().values().cloned().collect());
     for migration in open {
         tracing::info!(
             migration.id = %migration.id,
@@ -225,7 +240,9 @@ pub fn recover(host: &Arc<Host>) {
 
 fn start(host: &Arc<Host>, migration: SourceMigration) {
     let run = Arc::new(Run::new(report(host, &migration)));
-    host.live.runs().insert(migration.id.clone(), Arc::clone(&run));
+    host.live
+        .runs()
+        .insert(migration.id.clone(), Arc::clone(&run));
     host.spawn("migration", source::drive(Arc::clone(host), migration, run));
 }
 
@@ -285,10 +302,15 @@ pub enum AbortError {
 /// # Errors
 /// [`AbortError`].
 pub fn abort(host: &Host, id: &MigrationId, reason: &str) -> Result<Migration, AbortError> {
-    let phase = host.ledger.read(|registry| registry.sources().get(id).map(|m| m.phase.clone()));
+    let phase = host
+        .ledger
+        .read(|registry| registry.sources().get(id).map(|m| m.phase.clone()));
     match phase {
         Some(Phase::Before(_)) => {
-            let run = host.live.get(id).ok_or_else(|| AbortError::Unknown(id.clone()))?;
+            let run = host
+                .live
+                .get(id)
+                .ok_or_else(|| AbortError::Unknown(id.clone()))?;
             run.abort.send_replace(Some(reason.to_owned()));
             Ok(run.view())
         }
@@ -296,7 +318,10 @@ pub fn abort(host: &Host, id: &MigrationId, reason: &str) -> Result<Migration, A
         Some(Phase::Ended(_)) | None => {
             let known = all(host).into_iter().find(|known| known.id == *id);
             Err(match known {
-                Some(known) => AbortError::Over { id: id.clone(), state: known.state.as_str() },
+                Some(known) => AbortError::Over {
+                    id: id.clone(),
+                    state: known.state.as_str(),
+                },
                 None => AbortError::Unknown(id.clone()),
             })
         }

@@ -46,8 +46,7 @@ impl Peers {
     /// A client of one host, which must prove that it is that host.
     #[must_use]
     pub fn client(&self, host: &HostAddr) -> HttpClient {
-        HttpClient::tls(host, self.port, &self.tls)
-            .with_connect_timeout(Duration::from_secs(3))
+        HttpClient::tls(host, self.port, &self.tls).with_connect_timeout(Duration::from_secs(3))
     }
 
     /// A short request.
@@ -68,7 +67,9 @@ impl Peers {
         Req: Serialize + Sync,
         Res: DeserializeOwned,
     {
-        self.client(host).request_json(method, path, body, DEADLINE).await
+        self.client(host)
+            .request_json(method, path, body, DEADLINE)
+            .await
     }
 
     /// What a host says of itself.
@@ -79,7 +80,8 @@ impl Peers {
     /// # Cancel safety
     /// Cancel safe.
     pub async fn report(&self, host: &HostAddr) -> Result<HostReport, ClientError> {
-        self.request(host, Method::GET, "/peer/v1/host", None::<&()>).await
+        self.request(host, Method::GET, "/peer/v1/host", None::<&()>)
+            .await
     }
 }
 
@@ -174,11 +176,13 @@ async fn exchange(host: &Host, peer: &HostAddr) -> Result<(), ClientError> {
 pub async fn hear(host: &Host, peer: &HostAddr, theirs: &Gossip) -> Result<(), ClientError> {
     host.routes.hear(&theirs.adverts);
     let ours = host.desired.get();
-    let newer = (theirs.generation, theirs.desired_hash.clone())
-        > (ours.generation, desired::hash(&ours));
+    let newer =
+        (theirs.generation, theirs.desired_hash.clone()) > (ours.generation, desired::hash(&ours));
     if newer && theirs.generation.0 > 0 {
-        let newer: Desired =
-            host.peers.request(peer, Method::GET, "/peer/v1/desired", None::<&()>).await?;
+        let newer: Desired = host
+            .peers
+            .request(peer, Method::GET, "/peer/v1/desired", None::<&()>)
+            .await?;
         if let Err(error) = host.desired.accept(newer).await {
             let error = Report(&error).to_string();
             tracing::warn!(error, peer.host = %peer, "a newer deployment cannot be taken up");

@@ -22,7 +22,9 @@ impl Proxy {
     /// Of the `proxyd` behind a socket.
     #[must_use]
     pub fn new(socket: &Path) -> Self {
-        Self { client: HttpClient::unix(socket) }
+        Self {
+            client: HttpClient::unix(socket),
+        }
     }
 
     /// Tells it all routes.
@@ -33,7 +35,9 @@ impl Proxy {
     /// # Cancel safety
     /// May have taken effect; say it again.
     pub async fn set_routes(&self, routes: &SetRoutes) -> Result<RoutesReply, ClientError> {
-        self.client.request_json(Method::PUT, "/v1/routes", Some(routes), DEADLINE).await
+        self.client
+            .request_json(Method::PUT, "/v1/routes", Some(routes), DEADLINE)
+            .await
     }
 
     /// Holds new connections of an application.
@@ -44,7 +48,9 @@ impl Proxy {
     /// # Cancel safety
     /// May have taken effect; say it again.
     pub async fn prepare(&self, gate: &Prepare) -> Result<GateCounts, ClientError> {
-        self.client.request_json(Method::POST, "/v1/gates/prepare", Some(gate), DEADLINE).await
+        self.client
+            .request_json(Method::POST, "/v1/gates/prepare", Some(gate), DEADLINE)
+            .await
     }
 
     /// Lets what flows finish, until its deadline.
@@ -56,7 +62,9 @@ impl Proxy {
     /// May have taken effect; say it again.
     pub async fn drain(&self, gate: &Drain) -> Result<GateCounts, ClientError> {
         let deadline = DEADLINE.saturating_add(gate.deadline);
-        self.client.request_json(Method::POST, "/v1/gates/drain", Some(gate), deadline).await
+        self.client
+            .request_json(Method::POST, "/v1/gates/drain", Some(gate), deadline)
+            .await
     }
 
     /// Ends what remains.
@@ -67,7 +75,9 @@ impl Proxy {
     /// # Cancel safety
     /// May have taken effect; say it again.
     pub async fn freeze(&self, gate: &GateRef) -> Result<GateCounts, ClientError> {
-        self.client.request_json(Method::POST, "/v1/gates/freeze", Some(gate), DEADLINE).await
+        self.client
+            .request_json(Method::POST, "/v1/gates/freeze", Some(gate), DEADLINE)
+            .await
     }
 
     /// Which of these ports it could not listen on.
@@ -78,6 +88,8 @@ impl Proxy {
     /// # Cancel safety
     /// Cancel safe.
     pub async fn check_ports(&self, ports: &CheckPorts) -> Result<CheckPortsReply, ClientError> {
-        self.client.request_json(Method::POST, "/v1/ports/check", Some(ports), DEADLINE).await
+        self.client
+            .request_json(Method::POST, "/v1/ports/check", Some(ports), DEADLINE)
+            .await
     }
 }

@@ -55,7 +55,10 @@ pub async fn follow(host: Arc<Host>) {
             Err(error) if !runtime_fails => {
                 runtime_fails = true;
                 let error = Report(&error).to_string();
-                tracing::error!(error, "the runtime does not answer; nothing is started or stopped");
+                tracing::error!(
+                    error,
+                    "the runtime does not answer; nothing is started or stopped"
+                );
             }
             Err(_) => {}
         }
@@ -114,9 +117,19 @@ fn note_fault(host: &Host, application: &AppName, reason: String) {
         .get(application)
         .filter(|fault| fault.generation == generation)
         .map_or(1, |fault| fault.tries.saturating_add(1));
-    let pause = Duration::from_secs(1).saturating_mul(1 << tries.min(6)).min(LONGEST_PAUSE);
+    let pause = Duration::from_secs(1)
+        .saturating_mul(1 << tries.min(6))
+        .min(LONGEST_PAUSE);
     let retry_at = Instant::now() + pause;
-    memory.faults.insert(application.clone(), Fault { generation, reason, tries, retry_at });
+    memory.faults.insert(
+        application.clone(),
+        Fault {
+            generation,
+            reason,
+            tries,
+            retry_at,
+        },
+    );
 }
 
 fn is_paused(host: &Host, application: &AppName) -> bool {
@@ -131,8 +144,16 @@ fn is_paused(host: &Host, application: &AppName) -> bool {
 /// Every application that this host may have to do something for.
 fn names(host: &Host) -> BTreeSet<AppName> {
     let mut names: BTreeSet<AppName> = host.desired.get().applications.keys().cloned().collect();
-    names.extend(host.instances.borrow().iter().map(|instance| instance.application.clone()));
-    names.extend(host.ledger.read(|registry| registry.applications().keys().cloned().collect::<Vec<_>>()));
+    names.extend(
+        host.instances
+            .borrow()
+            .iter()
+            .map(|instance| instance.application.clone()),
+    );
+    names.extend(
+        host.ledger
+            .read(|registry| registry.applications().keys().cloned().collect::<Vec<_>>()),
+    );
     names
 }
 
@@ -140,9 +161,8 @@ fn names(host: &Host) -> BTreeSet<AppName> {
 pub fn next_action(host: &Host, application: &AppName) -> Action {
     let desired = host.desired.get();
     let instance = host.instance(application);
-    host.ledger.read(|registry| {
-        plan_one(host, registry, &desired, application, instance.as_ref())
-    })
+    host.ledger
+        .read(|registry| plan_one(host, registry, &desired, application, instance.as_ref()))
 }
 
 fn plan_one(
@@ -158,15 +178,19 @@ fn plan_one(
         instance_spec(host, application, owned.epoch, spec, &owned.volumes).config_hash
     });
     let volumes_missing = spec.zip(owned).is_some_and(|(spec, owned)| {
-        spec.volumes.iter().any(|v| owned.volumes.iter().all(|known| known.name != v.name))
+        spec.volumes
+            .iter()
+            .any(|v| owned.volumes.iter().all(|known| known.name != v.name))
     });
     let memory = host.memory();
     // A new deployment gives what failed another chance.
-    let failed = instance.is_some_and(|i| {
-        matches!(i.state, InstanceState::Exited { code, .. } if code != Some(0))
-    });
+    let failed = instance
+        .is_some_and(|i| matches!(i.state, InstanceState::Exited { code, .. } if code != Some(0)));
     let retry = failed
-        && memory.started_under.get(application).is_some_and(|then| *then < desired.generation);
+        && memory
+            .started_under
+            .get(application)
+            .is_some_and(|then| *then < desired.generation);
     reconcile::plan(&Seen {
         application,
         here: &host.address,
@@ -183,7 +207,10 @@ fn plan_one(
         exits: memory.exits.get(application).copied().unwrap_or_default(),
         move_failed: migrations::failed_under(registry.history(), application, desired.generation),
         host_restarted: retry
-            || memory.owed.get(application).is_some_and(|until| Instant::now() < *until)
+            || memory
+                .owed
+                .get(application)
+                .is_some_and(|until| Instant::now() < *until)
             || (memory.host_restarted && !memory.revived.contains(application)),
     })
 }
@@ -192,7 +219,9 @@ fn phase(state: &InstanceState) -> InstancePhase {
     match state {
         InstanceState::Created => InstancePhase::Created,
         InstanceState::Running => InstancePhase::Running,
-        InstanceState::Exited { code, .. } => InstancePhase::Exited { success: *code == Some(0) },
+        InstanceState::Exited { code, .. } => InstancePhase::Exited {
+            success: *code == Some(0),
+        },
     }
 }
 
@@ -201,9 +230,18 @@ fn phase(state: &InstanceState) -> InstancePhase {
 pub fn is_settled(host: &Host) -> bool {
     let open = host.ledger.read(|registry| {
         !registry.sources().is_empty()
-            || registry.applications().keys().any(|name| registry.incoming(name).is_some())
+            || registry
+                .applications()
+                .keys()
+                .any(|name| registry.incoming(name).is_some())
     });
-    if open || !host.busy.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
+    if open
+        || !host
+            .busy
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_empty()
+    {
         return false;
     }
     names(host).iter().all(|application| {

@@ -68,8 +68,10 @@ impl Routes {
                 .map(|advert| advert.version.generation)
                 .unwrap_or_default(),
         };
-        let version =
-            RouteVersion { epoch, generation: routes::next_generation(last, clock::now()) };
+        let version = RouteVersion {
+            epoch,
+            generation: routes::next_generation(last, clock::now()),
+        };
         book.locals.insert(application.clone(), (version, route));
         drop(book);
         self.touch();
@@ -95,14 +97,19 @@ impl Routes {
         let mut book = self.book();
         let mut grew = false;
         for status in statuses {
-            let Some((version, route)) = book.locals.get_mut(&status.application) else { continue };
+            let Some((version, route)) = book.locals.get_mut(&status.application) else {
+                continue;
+            };
             // A parked gate is a handoff's, whose verbs go by the version as it is.
             let ignored = status.version == *version
                 && *route != LocalRoute::Park
                 && status.gate != gate_of(*route);
             if status.version.epoch == version.epoch && (status.version > *version || ignored) {
                 let generation = routes::next_generation(status.version.generation, clock::now());
-                *version = RouteVersion { epoch: version.epoch, generation };
+                *version = RouteVersion {
+                    epoch: version.epoch,
+                    generation,
+                };
                 grew = true;
             }
         }
@@ -139,7 +146,11 @@ impl Routes {
     /// The hosts that adverts name.
     #[must_use]
     pub fn advertised_hosts(&self) -> BTreeSet<HostAddr> {
-        self.book().adverts.values().map(|advert| advert.host.clone()).collect()
+        self.book()
+            .adverts
+            .values()
+            .map(|advert| advert.host.clone())
+            .collect()
     }
 
     /// Counts up with every change, to wait on.
@@ -160,11 +171,15 @@ impl Routes {
     #[must_use]
     pub fn listen_errors(&self) -> Vec<(RouteKey, String)> {
         let statuses = self.statuses().unwrap_or_default();
-        statuses.into_iter().filter_map(|s| s.listen_error.map(|error| (s.key, error))).collect()
+        statuses
+            .into_iter()
+            .filter_map(|s| s.listen_error.map(|error| (s.key, error)))
+            .collect()
     }
 
     fn touch(&self) {
-        self.changed.send_modify(|count| *count = count.wrapping_add(1));
+        self.changed
+            .send_modify(|count| *count = count.wrapping_add(1));
     }
 }
 
@@ -195,7 +210,12 @@ pub async fn push(host: &Host) -> Result<(), ClientError> {
         adverts.retain(|_, advert| advert.host != host.address);
         SetRoutes {
             host: host.address.clone(),
-            peers: desired.placement.keys().filter(|h| **h != host.address).cloned().collect(),
+            peers: desired
+                .placement
+                .keys()
+                .filter(|h| **h != host.address)
+                .cloned()
+                .collect(),
             routes: routes::compute(
                 &desired,
                 &book.locals,
@@ -233,7 +253,10 @@ pub async fn follow(host: std::sync::Arc<Host>) {
             Err(error) if !failing => {
                 failing = true;
                 let error = rehome_runtime::report::Report(&error).to_string();
-                tracing::warn!(error, "proxyd cannot be told its routes; it goes on with the last");
+                tracing::warn!(
+                    error,
+                    "proxyd cannot be told its routes; it goes on with the last"
+                );
             }
             Err(_) => {}
         }
@@ -246,3 +269,6 @@ pub async fn follow(host: std::sync::Arc<Host>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

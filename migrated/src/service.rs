@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use anyhow::Context;
 use rehome_runtime::http_server::HttpServer;
+use rehome_runtime::notify;
 use rehome_runtime::report::Report;
 use rehome_runtime::signals::{self, Reloads};
 use rehome_runtime::supervise::{Criticality, Supervisor};
 use rehome_runtime::telemetry::{self, Readiness};
 use rehome_runtime::tls::{Tls, TlsFiles};
-use rehome_runtime::notify;
 use rehome_shared::config::daemon::{self, MigratedConfig, Runtime as RuntimeKind};
 use tokio::sync::watch;
 
@@ -62,7 +62,11 @@ pub async fn run(path: PathBuf, config: MigratedConfig) -> anyhow::Result<()> {
     let host = build(config, tls.clone(), supervisor.clone()).await?;
     listen(&host, &tls, &readiness).await?;
     begin(&host);
-    supervisor.spawn("reload", Criticality::Critical, reload(Arc::clone(&host), path, tls, reloads));
+    supervisor.spawn(
+        "reload",
+        Criticality::Critical,
+        reload(Arc::clone(&host), path, tls, reloads),
+    );
     notify::spawn_watchdog(&supervisor);
     notify::ready();
     readiness.clear("start");
@@ -70,7 +74,10 @@ pub async fn run(path: PathBuf, config: MigratedConfig) -> anyhow::Result<()> {
     let failure = supervisor.wait().await;
     notify::stopping();
     if let rehome_runtime::supervise::Stop::Dropped(tasks) = supervisor.stop(GRACE).await {
-        tracing::warn!(tasks, "tasks did not end in time; the journal knows how far they came");
+        tracing::warn!(
+            tasks,
+            "tasks did not end in time; the journal knows how far they came"
+        );
     }
     match failure {
         None => Ok(()),
@@ -86,11 +93,14 @@ async fn build(
     std::fs::create_dir_all(&config.state)
         .with_context(|| format!("cannot make {}", config.state.display()))?;
     let ledger = Ledger::open(&config.state)?;
-    let desired = DesiredStore::open(&config.state).context("cannot read the deployment in force")?;
+    let desired =
+        DesiredStore::open(&config.state).context("cannot read the deployment in force")?;
     let storage: Arc<dyn Storage> = Arc::new(open_storage(&config).await?);
     let runtime = open_runtime(&config);
-    let memory =
-        Memory { host_restarted: incarnation::is_new(&config.state), ..Memory::default() };
+    let memory = Memory {
+        host_restarted: incarnation::is_new(&config.state),
+        ..Memory::default()
+    };
     Ok(Arc::new(Host {
         address: config.address.clone(),
         ledger,
@@ -115,13 +125,14 @@ async fn build(
 async fn open_storage(config: &MigratedConfig) -> anyhow::Result<Btrfs> {
     let pool = PoolConfig {
         path: config.storage.path.clone(),
-        image: config
-            .storage
-            .image
-            .as_ref()
-            .map(|image| PoolImage { path: image.path.clone(), size: image.size }),
+        image: config.storage.image.as_ref().map(|image| PoolImage {
+            path: image.path.clone(),
+            size: image.size,
+        }),
     };
-    Btrfs::open(pool).await.context("cannot open the pool of volumes")
+    Btrfs::open(pool)
+        .await
+        .context("cannot open the pool of volumes")
 }
 
 fn open_runtime(config: &MigratedConfig) -> Arc<dyn Runtime> {
@@ -163,12 +174,31 @@ fn begin(host: &Arc<Host>) {
     migrations::recover(host);
     destination::recover(host);
     let supervisor = &host.supervisor;
-    supervisor.spawn("routes", Criticality::Critical, routes::follow(Arc::clone(host)));
-    supervisor.spawn("peers", Criticality::Critical, peers::follow(Arc::clone(host)));
-    supervisor.spawn("reconcile", Criticality::Critical, reconcile::follow(Arc::clone(host)));
-    supervisor.spawn("promises", Criticality::Critical, destination::watch_promises(Arc::clone(host)));
+    supervisor.spawn(
+        "routes",
+        Criticality::Critical,
+        routes::follow(Arc::clone(host)),
+    );
+    supervisor.spawn(
+        "peers",
+        Criticality::Critical,
+        peers::follow(Arc::clone(host)),
+    );
+    supervisor.spawn(
+        "reconcile",
+        Criticality::Critical,
+        reconcile::follow(Arc::clone(host)),
+    );
+    supervisor.spawn(
+        "promises",
+        Criticality::Critical,
+        destination::watch_promises(Arc::clone(host)),
+    );
     if let Some(files) = host.config().files.clone() {
-        host.spawn("deployment files", files::apply_at_start(Arc::clone(host), files));
+        host.spawn(
+            "deployment files",
+            files::apply_at_start(Arc::clone(host), files),
+        );
     }
 }
 
@@ -191,13 +221,17 @@ async fn reload_once(host: &Arc<Host>, path: &Path, tls: &Tls) -> anyhow::Result
     let new = load(path)?;
     let old = host.config();
     if let Some(key) = needs_restart(&old, &new) {
-        anyhow::bail!("{key} cannot change while migrated runs: restart it, applications go on running");
+        anyhow::bail!(
+            "{key} cannot change while migrated runs: restart it, applications go on running"
+        );
     }
     tls.reload().context("the TLS files")?;
     let files = new.files.clone();
     host.config.send_replace(Arc::new(new));
     if let Some(files) = files {
-        files::apply(host, &files).await.map_err(|error| anyhow::anyhow!("{}", Report(&error)))?;
+        files::apply(host, &files)
+            .await
+            .map_err(|error| anyhow::anyhow!("{}", Report(&error)))?;
     }
     host.kick();
     Ok(())
@@ -241,7 +275,10 @@ pub fn main(config: PathBuf, check: Option<PathBuf>) -> ExitCode {
     if let Err(error) = telemetry::init_logs(format, &loaded.log.filter) {
         return complain(&error.into(), ExitCode::from(2));
     }
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(error) => return complain(&error.into(), ExitCode::FAILURE),
     };

@@ -62,9 +62,13 @@ pub(crate) async fn drive(host: Arc<Host>, migration: SourceMigration, run: Arc<
     );
     let stop = host.supervisor.token().clone();
     let id = migration.id.clone();
-    let driving = Driver { host: Arc::clone(&host), run, track: Track::default() }
-        .drive(migration)
-        .instrument(span);
+    let driving = Driver {
+        host: Arc::clone(&host),
+        run,
+        track: Track::default(),
+    }
+    .drive(migration)
+    .instrument(span);
     if stop.run_until_cancelled(driving).await.is_some() {
         host.live.remove(&id);
         host.kick();
@@ -80,8 +84,10 @@ struct Driver {
 impl Driver {
     async fn drive(mut self, mut migration: SourceMigration) {
         tracing::info!(phase = migration.phase.name(), "migration is under way");
-        self.track.found_aborting =
-            matches!(migration.phase, Phase::Before(BeforeRelease::Aborting { .. }));
+        self.track.found_aborting = matches!(
+            migration.phase,
+            Phase::Before(BeforeRelease::Aborting { .. })
+        );
         if let Some(event) = migration.resumed() {
             self.track.stopping = true;
             migration = self.advance(migration, event).await;
@@ -132,7 +138,11 @@ impl Driver {
         };
         let began = Instant::now();
         self.persist(&migration, &step.records).await;
-        if step.records.iter().any(|r| matches!(r, SourceRecord::Released { .. })) {
+        if step
+            .records
+            .iter()
+            .any(|r| matches!(r, SourceRecord::Released { .. }))
+        {
             self.run.spent("release", began.elapsed().as_secs_f64());
             self.run.report().epoch = migration.plan.epoch.next();
         }
@@ -150,7 +160,10 @@ impl Driver {
         }
         let records: Vec<Record> = steps
             .iter()
-            .map(|step| Record::Source { migration: migration.id.clone(), step: step.clone() })
+            .map(|step| Record::Source {
+                migration: migration.id.clone(),
+                step: step.clone(),
+            })
             .collect();
         while let Err(error) = self.host.ledger.commit(records.clone()).await {
             let error = Report(&error).to_string();
@@ -204,10 +217,13 @@ impl Driver {
     /// cap after the stop less what start and health took the last time.
     fn time_left(&self, migration: &SourceMigration) -> Option<Duration> {
         let left = clock::now().until(migration.deadline()?);
-        let Some(stopped_at) = self.track.stopped_at else { return Some(left) };
-        let there = self.host.ledger.read(|registry| {
-            copy::measured_start(registry.history(), &migration.plan.application)
-        });
+        let Some(stopped_at) = self.track.stopped_at else {
+            return Some(left);
+        };
+        let there = self
+            .host
+            .ledger
+            .read(|registry| copy::measured_start(registry.history(), &migration.plan.application));
         let window = migration.plan.limits.hard_cap.saturating_sub(there);
         Some(left.min(window.saturating_sub(stopped_at.elapsed())))
     }
@@ -227,9 +243,11 @@ impl Driver {
             Effect::AwaitOutcome { attempt } => self.await_outcome(migration, attempt).await,
             Effect::Finish { attempt } => self.finish(migration, attempt).await,
             Effect::Restore { reason } => self.restore(migration, reason).await,
-            Effect::Reclaim { attempt, epoch, reason } => {
-                self.reclaim(migration, attempt, epoch, reason).await
-            }
+            Effect::Reclaim {
+                attempt,
+                epoch,
+                reason,
+            } => self.reclaim(migration, attempt, epoch, reason).await,
         }
     }
 
@@ -241,19 +259,24 @@ impl Driver {
             report.error = error;
             report.now = None;
         }
-        Event::Closed { report: Box::new(self.run.view()) }
+        Event::Closed {
+            report: Box::new(self.run.view()),
+        }
     }
 
     /// The destination serves: the window is over.
     fn window_ends(&self) {
-        let Some(stopped_at) = self.track.stopped_at else { return };
+        let Some(stopped_at) = self.track.stopped_at else {
+            return;
+        };
         let window = stopped_at.elapsed();
         let mut report = self.run.report();
         let there = report.phases.get("health").copied().unwrap_or_default();
-        let application =
-            (self.track.application.as_secs_f64() + there).min(window.as_secs_f64());
-        report.window_seconds =
-            Some(Window { platform: window.as_secs_f64() - application, application });
+        let application = (self.track.application.as_secs_f64() + there).min(window.as_secs_f64());
+        report.window_seconds = Some(Window {
+            platform: window.as_secs_f64() - application,
+            application,
+        });
     }
 }
 
@@ -285,16 +308,16 @@ async fn abort_requested(abort: &mut tokio::sync::watch::Receiver<Option<String>
 }
 
 /// Returns when a newer deployment does not want the application where it is going.
-async fn unwanted(
-    mut desired: tokio::sync::watch::Receiver<Arc<Desired>>,
-    plan: &Plan,
-) -> String {
+async fn unwanted(mut desired: tokio::sync::watch::Receiver<Arc<Desired>>, plan: &Plan) -> String {
     loop {
         let now = Arc::clone(&desired.borrow_and_update());
         let known = now.applications.contains_key(&plan.application);
         let wanted = known && now.host_of(&plan.application) == Some(&plan.to);
         if now.generation > plan.generation && !wanted {
-            return format!("deployment {} does not want it on {} any more", now.generation, plan.to);
+            return format!(
+                "deployment {} does not want it on {} any more",
+                now.generation, plan.to
+            );
         }
         if desired.changed().await.is_err() {
             std::future::pending::<()>().await;
@@ -306,5 +329,66 @@ async fn sleep_or_never(limit: Option<Duration>) {
     match limit {
         Some(limit) => tokio::time::sleep(limit).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::task::Poll;
+
+    use migrated_core::UnixMillis;
+    use rehome_shared::config::model::MigrationLimits;
+    use rehome_shared::ids::{DeploymentGeneration, Epoch};
+    use tokio::sync::watch;
+
+    use super::*;
+    use crate::fixtures::{app, deployment, host};
+
+    /// A move of `db` to `h2` that generation 2 asked for.
+    fn plan() -> Plan {
+        Plan {
+            application: app("db"),
+            to: host("h2"),
+            epoch: Epoch(1),
+            generation: DeploymentGeneration(2),
+            volumes: Vec::new(),
+            limits: MigrationLimits::default(),
+            was_running: true,
+            started_at: UnixMillis(0),
+        }
+    }
+
+    async fn answers_to(desired: Desired) -> bool {
+        let now = watch::Sender::new(Arc::new(desired));
+        let plan = plan();
+        let mut asked = std::pin::pin!(unwanted(now.subscribe(), &plan));
+        poll_fn(|cx| Poll::Ready(asked.as_mut().poll(cx).is_ready())).await
+    }
+
+    #[tokio::test]
+    async fn a_newer_deployment_that_wants_it_elsewhere_calls_it_off() {
+        assert!(answers_to(deployment(3, &[("h1", &["db"]), ("h2", &[])])).await);
+        assert!(
+            answers_to(deployment(3, &[("h1", &[]), ("h2", &[])])).await,
+            "not placed"
+        );
+    }
+
+    #[tokio::test]
+    async fn the_deployment_that_asked_for_it_and_one_that_still_wants_it_do_not() {
+        assert!(!answers_to(deployment(2, &[("h1", &[]), ("h2", &["db"])])).await);
+        assert!(!answers_to(deployment(3, &[("h1", &["web"]), ("h2", &["db"])])).await);
+    }
+
+    #[tokio::test]
+    async fn a_deployment_that_comes_later_is_heard() {
+        let now = watch::Sender::new(Arc::new(deployment(2, &[("h2", &["db"])])));
+        let (plan, desired) = (plan(), now.subscribe());
+        let (reason, ()) = tokio::join!(unwanted(desired, &plan), async {
+            tokio::task::yield_now().await;
+            now.send_replace(Arc::new(deployment(3, &[("h1", &["db"])])));
+        });
+        assert!(reason.contains("deployment 3"), "{reason}");
     }
 }

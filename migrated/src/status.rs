@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::Method;
+use migrated_core::reconcile::Action;
 use migrated_core::source::{BeforeRelease, Phase};
 use rehome_runtime::report::Report;
 use rehome_shared::api::cluster::{
     ApplicationState, ApplicationStatus, ConnectionGauge, Desired, Failure, HostStatus, Migration,
     MigrationState, MoveRequest, Prediction, Progress, Status, VolumeStatus,
 };
-use rehome_shared::api::peer::{HostReport, OwnedApplication, PreflightReply};
+use rehome_shared::api::peer::{Advert, HostReport, OwnedApplication, PreflightReply};
 use rehome_shared::api::proxy::{CheckPorts, RouteKey};
 use rehome_shared::ids::{AppName, HostAddr, MigrationId};
 use rehome_shared::units::Bytes;
@@ -56,7 +57,10 @@ pub fn report(host: &Host) -> HostReport {
         let incoming: BTreeSet<AppName> = coming.chain(going).collect();
         (owned, incoming.into_iter().collect())
     });
-    let applications = owned.iter().map(|owned| application(host, &desired, owned)).collect();
+    let applications = owned
+        .iter()
+        .map(|owned| application(host, &desired, owned))
+        .collect();
     HostReport {
         host: host.address.clone(),
         version: VERSION.to_owned(),
@@ -87,7 +91,11 @@ fn application(host: &Host, desired: &Desired, owned: &OwnedApplication) -> Appl
         .iter()
         .map(|volume| VolumeStatus {
             name: volume.name.to_string(),
-            bytes: memory.sizes.get(&volume.dataset).copied().unwrap_or_default(),
+            bytes: memory
+                .sizes
+                .get(&volume.dataset)
+                .copied()
+                .unwrap_or_default(),
             maximum_size: spec
                 .and_then(|spec| spec.volumes.iter().find(|v| v.name == volume.name))
                 .and_then(|volume| volume.maximum_size),
@@ -107,13 +115,18 @@ fn application(host: &Host, desired: &Desired, owned: &OwnedApplication) -> Appl
         instance: running.as_ref().map(|instance| instance.id.clone()),
         started_at: running.and_then(|instance| instance.started_at),
         connections: connections(host, name),
-        reason: blocked.or(fault).or(unproven).or_else(|| last_move_failure(host, desired, name)),
+        reason: blocked
+            .or(fault)
+            .or(unproven)
+            .or_else(|| last_move_failure(host, desired, name)),
     }
 }
 
 fn state(host: &Host, name: &AppName) -> (ApplicationState, Option<String>) {
     let moving = host.ledger.read(|registry| {
-        registry.source_of(name).map(|m| (m.id.clone(), m.phase.clone()))
+        registry
+            .source_of(name)
+            .map(|m| (m.id.clone(), m.phase.clone()))
     });
     match moving {
         None => (reconcile::state_of(host, name), None),
@@ -161,15 +174,22 @@ fn failures(host: &Host, desired: &Desired) -> Vec<Failure> {
         application,
         reason,
     };
-    let mut failures: Vec<Failure> = host
-        .memory()
-        .faults
-        .iter()
-        .filter(|(_, fault)| fault.generation == desired.generation)
-        .map(|(name, fault)| failure(Some(name.clone()), fault.reason.clone()))
+    let faults = host.memory().faults.clone();
+    let mut failures: Vec<Failure> = faults
+        .into_iter()
+        .filter(|(name, fault)| {
+            // What this host neither has nor has anything left to do for is not its failure.
+            let concerned = host.ledger.read(|registry| registry.owned(name).is_some())
+                || reconcile::next_action(host, name) != Action::None;
+            fault.generation == desired.generation && concerned
+        })
+        .map(|(name, fault)| failure(Some(name), fault.reason))
         .collect();
     let moved = host.ledger.read(|registry| registry.history().to_vec());
-    for past in moved.iter().filter(|past| past.generation == desired.generation) {
+    for past in moved
+        .iter()
+        .filter(|past| past.generation == desired.generation)
+    {
         if migrations::failed_under(&moved, &past.application, desired.generation)
             && let Some(error) = &past.error
         {
@@ -177,7 +197,10 @@ fn failures(host: &Host, desired: &Desired) -> Vec<Failure> {
         }
     }
     for (key, error) in host.routes.listen_errors() {
-        failures.push(failure(None, format!("external port {key} cannot be listened on: {error}")));
+        failures.push(failure(
+            None,
+            format!("external port {key} cannot be listened on: {error}"),
+        ));
     }
     failures
 }
@@ -190,7 +213,11 @@ const CHECK: Duration = Duration::from_secs(20);
 pub async fn preflight(host: &Host, desired: &Desired) -> PreflightReply {
     let mut problems = Vec::new();
     let mut add = |application: Option<AppName>, reason: String| {
-        problems.push(Failure { host: host.address.clone(), application, reason });
+        problems.push(Failure {
+            host: host.address.clone(),
+            application,
+            reason,
+        });
     };
     if let Err(error) = host.runtime.ping().await {
         add(None, Report(&error).to_string());
@@ -209,10 +236,19 @@ pub async fn preflight(host: &Host, desired: &Desired) -> PreflightReply {
     match host.proxy.check_ports(&CheckPorts { keys }).await {
         Ok(reply) => {
             for problem in reply.problems {
-                add(None, format!("external port {} cannot be listened on: {}", problem.key, problem.reason));
+                add(
+                    None,
+                    format!(
+                        "external port {} cannot be listened on: {}",
+                        problem.key, problem.reason
+                    ),
+                );
             }
         }
-        Err(error) => add(None, format!("its proxyd cannot be asked: {}", Report(&error))),
+        Err(error) => add(
+            None,
+            format!("its proxyd cannot be asked: {}", Report(&error)),
+        ),
     }
     for (name, spec) in placed {
         let here = desired.host_of(name) == Some(&host.address);
@@ -232,7 +268,9 @@ pub async fn preflight(host: &Host, desired: &Desired) -> PreflightReply {
 
 /// What a move of an application of this host would take.
 pub async fn predict(host: &Host, request: &MoveRequest) -> Prediction {
-    let owned = host.ledger.read(|registry| registry.owned(&request.application).cloned());
+    let owned = host
+        .ledger
+        .read(|registry| registry.owned(&request.application).cloned());
     let mut bytes = Bytes(0);
     for volume in owned.map(|owned| owned.volumes).unwrap_or_default() {
         let info = host.storage.inspect(&volume.dataset).await.ok().flatten();
@@ -240,27 +278,35 @@ pub async fn predict(host: &Host, request: &MoveRequest) -> Prediction {
     }
     let (cost, moved_before) = host.ledger.read(|registry| {
         let history = registry.history();
-        let before = history.iter().any(|p| p.application == request.application && p.window_seconds.is_some());
+        let before = history
+            .iter()
+            .any(|p| p.application == request.application && p.window_seconds.is_some());
         (source::measured_cost(history, &request.application), before)
     });
     let delta = host.ledger.read(|registry| {
         registry.destinations().values().any(|handoff| {
             handoff.reservation.application == request.application
                 && handoff.reservation.from == request.to
-        }) || registry.history().iter().any(|past| {
-            past.application == request.application && past.to == request.to
-        })
+        }) || registry
+            .history()
+            .iter()
+            .any(|past| past.application == request.application && past.to == request.to)
     });
     let basis = if moved_before {
         "stop, start and the handoff as in its last move; the final difference is added when the rounds show how much it writes"
     } else {
         "an application that was never moved; the rounds of the move predict better"
     };
-    Prediction { bytes, delta, window_seconds: cost.as_secs_f64(), basis: basis.to_owned() }
+    Prediction {
+        bytes,
+        delta,
+        window_seconds: cost.as_secs_f64(),
+        basis: basis.to_owned(),
+    }
 }
 
 /// What every host of the deployment says; `None` for those that do not answer.
-async fn reports(host: &Arc<Host>) -> BTreeMap<HostAddr, Option<HostReport>> {
+async fn reports(host: &Arc<Host>) -> Reports {
     let mut hosts: BTreeSet<HostAddr> = host.other_hosts();
     hosts.insert(host.address.clone());
     let asked = hosts.into_iter().map(|peer| async move {
@@ -271,7 +317,10 @@ async fn reports(host: &Arc<Host>) -> BTreeMap<HostAddr, Option<HostReport>> {
         let answer = tokio::time::timeout(limit, host.peers.report(&peer)).await;
         (peer, answer.ok().and_then(Result::ok))
     });
-    futures_util::future::join_all(asked).await.into_iter().collect()
+    futures_util::future::join_all(asked)
+        .await
+        .into_iter()
+        .collect()
 }
 
 /// The cluster, as its hosts tell it now.
@@ -293,61 +342,84 @@ pub async fn cluster(host: &Arc<Host>) -> Status {
     Status {
         generation: desired.generation,
         hosts,
-        applications: merge(&desired, reports.values().flatten()),
+        applications: merge(&desired, &reports, &host.routes.tell(&host.address)),
     }
 }
 
+/// What the hosts that were asked said; `None` of those that did not answer.
+type Reports = BTreeMap<HostAddr, Option<HostReport>>;
+
 /// One entry for each application: its owner's, or what the deployment says where no owner
 /// speaks.
-fn merge<'a>(
-    desired: &Desired,
-    reports: impl Iterator<Item = &'a HostReport>,
-) -> Vec<ApplicationStatus> {
+fn merge(desired: &Desired, reports: &Reports, adverts: &[Advert]) -> Vec<ApplicationStatus> {
+    let unowned = |name: &AppName| {
+        let advert = adverts.iter().find(|advert| advert.application == *name);
+        let last = advert
+            .map(|advert| &advert.host)
+            .or_else(|| desired.host_of(name));
+        let silent = last.filter(|last| matches!(reports.get(*last), Some(None)));
+        unowned(desired, name, silent)
+    };
     let mut all: BTreeMap<AppName, ApplicationStatus> = BTreeMap::new();
     let mut moving: BTreeMap<AppName, Migration> = BTreeMap::new();
-    for report in reports {
+    for report in reports.values().flatten() {
         for status in &report.applications {
-            let newer = all.get(&status.name).is_none_or(|known| known.epoch < status.epoch);
+            let newer = all
+                .get(&status.name)
+                .is_none_or(|known| known.epoch < status.epoch);
             if newer {
                 all.insert(status.name.clone(), status.clone());
             }
         }
         for migration in &report.migrations {
-            if matches!(migration.state, MigrationState::Running | MigrationState::Blocked) {
+            if matches!(
+                migration.state,
+                MigrationState::Running | MigrationState::Blocked
+            ) {
                 moving.insert(migration.application.clone(), migration.clone());
             }
         }
     }
     for (name, migration) in moving {
         // Between release and adoption nobody owns it.
-        let entry = all.entry(name.clone()).or_insert_with(|| unowned(desired, &name));
+        let entry = all.entry(name.clone()).or_insert_with(|| unowned(&name));
         let blocked = migration.state == MigrationState::Blocked;
-        entry.state = if blocked { ApplicationState::Blocked } else { ApplicationState::Migrating };
+        entry.state = if blocked {
+            ApplicationState::Blocked
+        } else {
+            ApplicationState::Migrating
+        };
         if blocked {
             entry.reason = migration.error;
         }
     }
     for name in desired.applications.keys() {
         if !all.contains_key(name) && desired.host_of(name).is_some() {
-            all.insert(name.clone(), unowned(desired, name));
+            all.insert(name.clone(), unowned(name));
         }
     }
     all.into_values().collect()
 }
 
-fn unowned(desired: &Desired, name: &AppName) -> ApplicationStatus {
+/// An application that no host that answers owns; `silent` is the host that may own it.
+fn unowned(desired: &Desired, name: &AppName, silent: Option<&HostAddr>) -> ApplicationStatus {
     ApplicationStatus {
         name: name.clone(),
-        state: ApplicationState::Starting,
+        state: silent.map_or(ApplicationState::Starting, |_| ApplicationState::Blocked),
         host: None,
         desired_host: desired.host_of(name).cloned(),
         epoch: rehome_shared::ids::Epoch(0),
-        ports: desired.applications.get(name).map(|spec| spec.ports.clone()).unwrap_or_default(),
+        ports: desired
+            .applications
+            .get(name)
+            .map(|spec| spec.ports.clone())
+            .unwrap_or_default(),
         volumes: Vec::new(),
         instance: None,
         started_at: None,
         connections: ConnectionGauge::default(),
-        reason: None,
+        reason: silent
+            .map(|host| format!("{host} does not answer: nobody else may run it meanwhile")),
     }
 }
 
@@ -359,7 +431,7 @@ pub async fn progress(host: &Arc<Host>) -> Progress {
     let desired = host.desired.get();
     let reports = reports(host).await;
     let hash = desired::hash(&desired);
-    let applications = merge(&desired, reports.values().flatten());
+    let applications = merge(&desired, &reports, &host.routes.tell(&host.address));
     let mut failures = Vec::new();
     let mut migrations: Vec<Migration> = Vec::new();
     let mut settled = true;
@@ -377,20 +449,34 @@ pub async fn progress(host: &Arc<Host>) -> Progress {
             && report.generation == desired.generation
             && report.desired_hash == hash;
         failures.extend(report.failures.iter().cloned());
-        let ours = report.migrations.iter().filter(|m| m.generation == desired.generation);
+        let ours = report
+            .migrations
+            .iter()
+            .filter(|m| m.generation == desired.generation);
         migrations.extend(ours.cloned());
     }
     migrations.sort_by(|a, b| a.id.cmp(&b.id));
     let unborn = applications.iter().any(|application| {
         application.host.is_none()
-            && !failures.iter().any(|f| f.application.as_ref() == Some(&application.name))
+            && !failures
+                .iter()
+                .any(|f| f.application.as_ref() == Some(&application.name))
     });
-    for status in applications.iter().filter(|s| s.state == ApplicationState::Failed) {
-        if !failures.iter().any(|f| f.application.as_ref() == Some(&status.name)) {
+    for status in applications
+        .iter()
+        .filter(|s| s.state == ApplicationState::Failed)
+    {
+        if !failures
+            .iter()
+            .any(|f| f.application.as_ref() == Some(&status.name))
+        {
             failures.push(Failure {
                 host: status.host.clone().unwrap_or_else(|| host.address.clone()),
                 application: Some(status.name.clone()),
-                reason: status.reason.clone().unwrap_or_else(|| "it has exited".to_owned()),
+                reason: status
+                    .reason
+                    .clone()
+                    .unwrap_or_else(|| "it has exited".to_owned()),
             });
         }
     }
@@ -409,8 +495,11 @@ pub async fn progress(host: &Arc<Host>) -> Progress {
 /// Cancel safe.
 pub async fn all_migrations(host: &Arc<Host>) -> Vec<Migration> {
     let reports = reports(host).await;
-    let mut all: Vec<Migration> =
-        reports.into_values().flatten().flat_map(|report| report.migrations).collect();
+    let mut all: Vec<Migration> = reports
+        .into_values()
+        .flatten()
+        .flat_map(|report| report.migrations)
+        .collect();
     all.sort_by(|a, b| a.id.cmp(&b.id));
     all
 }
@@ -423,15 +512,26 @@ pub async fn all_migrations(host: &Arc<Host>) -> Vec<Migration> {
 /// # Cancel safety
 /// May have taken effect.
 pub async fn abort(host: &Arc<Host>, id: &MigrationId) -> Result<Migration, AbortError> {
-    let known = all_migrations(host).await.into_iter().find(|known| known.id == *id);
-    let Some(known) = known else { return Err(AbortError::Unknown(id.clone())) };
+    let known = all_migrations(host)
+        .await
+        .into_iter()
+        .find(|known| known.id == *id);
+    let Some(known) = known else {
+        return Err(AbortError::Unknown(id.clone()));
+    };
     if known.from == host.address {
         return migrations::abort(host, id, "an operator called it off");
     }
     let path = format!("/peer/v1/migrations/{id}/abort");
-    let answer = host.peers.request(&known.from, Method::POST, &path, None::<&()>).await;
+    let answer = host
+        .peers
+        .request(&known.from, Method::POST, &path, None::<&()>)
+        .await;
     answer.map_err(|error| AbortError::Coordinator {
         host: known.from.clone(),
         reason: Report(&error).to_string(),
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -166,7 +166,11 @@ pub trait Storage: std::fmt::Debug + Send + Sync {
     async fn list(&self) -> Result<Vec<VolumeInfo>, StorageError>;
 
     /// Changes the limit of a live volume.
-    async fn set_limit(&self, dataset: &DatasetId, limit: Option<Bytes>) -> Result<(), StorageError>;
+    async fn set_limit(
+        &self,
+        dataset: &DatasetId,
+        limit: Option<Bytes>,
+    ) -> Result<(), StorageError>;
 
     /// Writes the stamp, durably.
     async fn stamp(&self, dataset: &DatasetId, stamp: &Stamp) -> Result<(), StorageError>;

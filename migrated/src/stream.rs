@@ -51,12 +51,20 @@ const SLICE: Duration = Duration::from_millis(50);
 impl<R> Metered<R> {
     /// Counts `inner` on `meter` and holds it to `rate`.
     pub fn new(inner: R, meter: Meter, rate: Option<Bytes>) -> Self {
-        Self { inner, meter, rate, due: Instant::now(), pause: None }
+        Self {
+            inner,
+            meter,
+            rate,
+            due: Instant::now(),
+            pause: None,
+        }
     }
 
     fn account(&mut self, bytes: u64) {
         self.meter.add(bytes);
-        let Some(rate) = self.rate.filter(|rate| rate.0 > 0) else { return };
+        let Some(rate) = self.rate.filter(|rate| rate.0 > 0) else {
+            return;
+        };
         let now = Instant::now();
         let nanos = u128::from(bytes) * 1_000_000_000 / u128::from(rate.0);
         let cost = Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));
@@ -69,7 +77,10 @@ impl<R> Metered<R> {
 
 impl<R> std::fmt::Debug for Metered<R> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Metered").field("meter", &self.meter).field("rate", &self.rate).finish_non_exhaustive()
+        f.debug_struct("Metered")
+            .field("meter", &self.meter)
+            .field("rate", &self.rate)
+            .finish_non_exhaustive()
     }
 }
 

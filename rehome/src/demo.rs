@@ -41,6 +41,9 @@ use crate::stop::{Stop, Waited, interruptible, wait_until};
 /// Lines that the store holds before the load begins, so that there is something to move.
 const ARCHIVE: u32 = 50_000;
 
+/// How long a deployment may take: many times what it takes on a slow machine.
+const DEPLOY_LIMIT: &str = "3m";
+
 /// The arguments of `rehome demo`.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct DemoArgs {
@@ -264,6 +267,8 @@ impl Demo {
             "--",
             "rehome",
             "deploy",
+            "--timeout",
+            DEPLOY_LIMIT,
             &deployment,
             &application,
         ];

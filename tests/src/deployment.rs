@@ -25,7 +25,10 @@ impl Deployment {
     pub fn with(&self, name: &str, host: usize, body: &Value) -> Self {
         let mut next = self.without(name);
         next.applications.insert(name.to_owned(), body.clone());
-        next.placement.entry(host).or_default().push(name.to_owned());
+        next.placement
+            .entry(host)
+            .or_default()
+            .push(name.to_owned());
         next
     }
 
@@ -45,12 +48,20 @@ impl Deployment {
     ///
     /// # Errors
     /// When they cannot be written.
-    pub fn write(&self, directory: &Path, addresses: &[&str]) -> anyhow::Result<(PathBuf, PathBuf)> {
+    pub fn write(
+        &self,
+        directory: &Path,
+        addresses: &[&str],
+    ) -> anyhow::Result<(PathBuf, PathBuf)> {
         let nodes: Map<String, Value> = addresses
             .iter()
             .enumerate()
             .map(|(index, address)| {
-                let names = self.placement.get(&(index + 1)).cloned().unwrap_or_default();
+                let names = self
+                    .placement
+                    .get(&(index + 1))
+                    .cloned()
+                    .unwrap_or_default();
                 ((*address).to_owned(), json!(names))
             })
             .collect();

@@ -30,7 +30,7 @@ const LIMIT: Duration = Duration::from_mins(3);
 /// What runs the applications of a lab.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Runtime {
-    /// A Docker Engine in every host, with the images that the tests use.
+    /// A Docker Engine in every host, with the image of busybox.
     Docker,
     /// Plain commands of this machine.
     Process,
@@ -96,9 +96,17 @@ impl Lab {
             .collect::<anyhow::Result<_>>()?;
         ensure!(lab.hosts.len() == 3, "not three hosts: {made}");
         if runtime == Runtime::Docker {
-            images::load(&lab)?;
+            images::load_busybox(&lab).context("the image of busybox")?;
         }
         Ok(lab)
+    }
+
+    /// Gives every host the image of PostgreSQL.
+    ///
+    /// # Errors
+    /// When it cannot be built or loaded.
+    pub fn load_postgres(&self) -> anyhow::Result<()> {
+        images::load_postgres(self).context("the image of PostgreSQL")
     }
 
     /// Its name.
@@ -133,6 +141,20 @@ impl Lab {
     #[must_use]
     pub fn addresses(&self) -> Vec<&str> {
         self.hosts.iter().map(Host::address).collect()
+    }
+
+    /// The first process of a host, as this machine numbers it.
+    ///
+    /// # Errors
+    /// When the host is down.
+    pub fn first_process(&self, host: &Host) -> anyhow::Result<u32> {
+        let status = self.command(&["status", "--json"])?.ok()?.json()?;
+        let mut hosts = status["hosts"].as_array().into_iter().flatten();
+        let entry = hosts.find(|entry| entry["name"] == host.name());
+        let pid = entry.and_then(|entry| entry["pid"].as_u64());
+        Ok(u32::try_from(
+            pid.with_context(|| format!("no process in {status}"))?,
+        )?)
     }
 
     /// An external port on every host.
@@ -172,7 +194,12 @@ impl Lab {
     pub fn deploy_arguments(&self, deployment: &Deployment) -> anyhow::Result<Vec<String>> {
         let (placed, described) = deployment.write(self.files.path(), &self.addresses())?;
         let path = |path: PathBuf| path.display().to_string();
-        Ok(vec!["deploy".to_owned(), path(placed), path(described), "--json".to_owned()])
+        Ok(vec![
+            "deploy".to_owned(),
+            path(placed),
+            path(described),
+            "--json".to_owned(),
+        ])
     }
 
     /// Runs `rehome deploy` in the first host.
@@ -199,7 +226,8 @@ impl Lab {
     /// When it cannot be run.
     pub fn begin_move(&self, application: &str, host: usize) -> anyhow::Result<Running> {
         let to = self.host(host)?.address();
-        self.host(3)?.begin(&["rehome", "move", application, "--to", to, "--json"])
+        self.host(3)?
+            .begin(&["rehome", "move", application, "--to", to, "--json"])
     }
 
     /// The document of `rehome status --json`.
@@ -216,7 +244,9 @@ impl Lab {
     /// When it is not there.
     pub fn application(&self, name: &str) -> anyhow::Result<Application> {
         let status = self.status()?;
-        let all = status["applications"].as_array().context("no applications")?;
+        let all = status["applications"]
+            .as_array()
+            .context("no applications")?;
         let entry = all.iter().find(|entry| entry["name"] == name);
         Application::read(entry.with_context(|| format!("no application {name} in {status}"))?)
     }

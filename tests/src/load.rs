@@ -41,8 +41,16 @@ impl Tally {
     /// # Errors
     /// When one was not.
     pub fn all_served(&self) -> anyhow::Result<()> {
-        ensure!(self.failures.is_empty(), "requests failed: {:#?}", self.failures);
-        ensure!(self.unanswered == 0, "{} requests had no answer", self.unanswered);
+        ensure!(
+            self.failures.is_empty(),
+            "requests failed: {:#?}",
+            self.failures
+        );
+        ensure!(
+            self.unanswered == 0,
+            "{} requests had no answer",
+            self.unanswered
+        );
         ensure!(!self.acknowledged.is_empty(), "there were no requests");
         Ok(())
     }
@@ -104,17 +112,18 @@ impl<S: Store> Load<S> {
         let served = || self.shared.tally().acknowledged.len();
         let goal = served() + more;
         let limit = PARK_TIMEOUT + Duration::from_secs(30);
-        wait_until(&format!("{more} more answers"), limit, || Ok(served() >= goal))
-            .with_context(|| format!("failures: {:#?}", self.shared.tally().failures))
+        wait_until(&format!("{more} more answers"), limit, || {
+            Ok(served() >= goal)
+        })
+        .with_context(|| format!("failures: {:#?}", self.shared.tally().failures))
     }
 
     /// Lets the clients finish and tells what became of all requests.
     #[must_use]
     pub fn stop(mut self) -> Tally {
         self.shared.stop.store(true, Ordering::Relaxed);
-        self.runtime.block_on(async {
-            while self.clients.join_next().await.is_some() {}
-        });
+        self.runtime
+            .block_on(async { while self.clients.join_next().await.is_some() {} });
         self.shared.tally().clone()
     }
 
@@ -175,7 +184,11 @@ impl<S: Store> Client<S> {
             if self.shared.stop.load(Ordering::Relaxed) {
                 return;
             }
-            let door = self.doors.iter().cycle().nth((self.number + turn) % self.doors.len().max(1));
+            let door = self
+                .doors
+                .iter()
+                .cycle()
+                .nth((self.number + turn) % self.doors.len().max(1));
             let Some(door) = door else { return };
             let word = format!("w-{}-{turn}", self.number);
             self.shared.tally().sent.insert(word.clone());

@@ -21,7 +21,7 @@ pub fn body(external: u16, says: &str) -> Value {
         "command": ["busybox", "sh", "-c", script],
         "ports": [{"internal": 8080, "external": external}],
         "environment": {"SAYS": says},
-        "healthcheck": {"http": "8080/", "interval": "100ms"},
+        "healthcheck": {"http": "8080/", "interval": "100ms", "retries": 600},
     })
 }
 
@@ -35,7 +35,9 @@ pub fn fetch(at: SocketAddr) -> anyhow::Result<String> {
     stream.set_read_timeout(Some(limit))?;
     stream.write_all(b"GET / HTTP/1.0\r\n\r\n").context("ask")?;
     let mut answer = String::new();
-    stream.read_to_string(&mut answer).context("read the answer")?;
+    stream
+        .read_to_string(&mut answer)
+        .context("read the answer")?;
     let (head, page) = answer.split_once("\r\n\r\n").context("no whole head")?;
     ensure!(head.contains(" 200 "), "{head}");
     Ok(page.to_owned())

@@ -2,7 +2,8 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io::{Read as _, Seek as _};
+use std::io;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -152,6 +153,14 @@ impl Running {
         Ok(self.child.try_wait()?.is_some())
     }
 
+    /// What it has written to standard output so far.
+    ///
+    /// # Errors
+    /// Those of the kernel.
+    pub fn said(&self) -> anyhow::Result<String> {
+        Ok(self.output()?.stdout)
+    }
+
     /// Waits for its end.
     ///
     /// # Errors
@@ -174,24 +183,22 @@ impl Running {
         Ok(outcome)
     }
 
-    fn output(&mut self) -> anyhow::Result<Outcome> {
-        let mut outcome = Outcome {
+    fn output(&self) -> anyhow::Result<Outcome> {
+        Ok(Outcome {
             command: self.name.clone(),
             status: -1,
-            stdout: String::new(),
-            stderr: String::new(),
-        };
-        for (file, text) in [
-            (&mut self.stdout, &mut outcome.stdout),
-            (&mut self.stderr, &mut outcome.stderr),
-        ] {
-            let mut bytes = Vec::new();
-            file.rewind()?;
-            file.read_to_end(&mut bytes)?;
-            *text = String::from_utf8_lossy(&bytes).into_owned();
-        }
-        Ok(outcome)
+            stdout: whole(&self.stdout)?,
+            stderr: whole(&self.stderr)?,
+        })
     }
+}
+
+/// What is in a file. Its position stays as it is: the program that writes shares it.
+fn whole(file: &File) -> io::Result<String> {
+    let length = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
+    let mut bytes = vec![0; length];
+    file.read_exact_at(&mut bytes, 0)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 impl Drop for Running {

@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 
 use serde_json::Value;
 
-use crate::lab::Runtime;
+use crate::lab::{Lab, Runtime};
 
 pub use postgres::{IMAGE as POSTGRES_IMAGE, Postgres};
 pub use redis::Redis;
@@ -36,6 +36,12 @@ pub trait Store: Copy + std::fmt::Debug + Send + Sync + 'static {
     /// What runs it.
     const RUNTIME: Runtime;
 
+    /// Gives the lab what the store is made of.
+    ///
+    /// # Errors
+    /// When it cannot.
+    fn provide(self, lab: &Lab) -> anyhow::Result<()>;
+
     /// The application, on an external port.
     fn body(self, external: u16) -> Value;
 
@@ -60,8 +66,11 @@ pub trait Store: Copy + std::fmt::Debug + Send + Sync + 'static {
     ) -> impl Future<Output = Result<BTreeSet<String>, Failure>> + Send;
 
     /// Adds data that cannot be compressed, besides the words.
-    fn ballast(self, at: SocketAddr, mebibytes: u32)
-    -> impl Future<Output = Result<(), Failure>> + Send;
+    fn ballast(
+        self,
+        at: SocketAddr,
+        mebibytes: u32,
+    ) -> impl Future<Output = Result<(), Failure>> + Send;
 }
 
 async fn connect(at: SocketAddr) -> Result<tokio::net::TcpStream, Failure> {

@@ -162,7 +162,10 @@ fn bandwidth(rounds: &[Round], limits: &MigrationLimits) -> f64 {
 /// What a round of nothing would take: no more than the shortest small one did.
 fn least(rounds: &[Round]) -> f64 {
     let small = rounds.iter().filter(|r| r.bytes < TELLING);
-    small.map(|r| r.seconds).reduce(f64::min).unwrap_or_default()
+    small
+        .map(|r| r.seconds)
+        .reduce(f64::min)
+        .unwrap_or_default()
 }
 
 /// Sizes are far below 2^52, so nothing is lost.

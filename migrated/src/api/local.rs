@@ -43,7 +43,9 @@ async fn take_deployment(
     Json(request): Json<DeployRequest>,
 ) -> Result<Json<DeployReply>, Failed> {
     let owner = host.clone();
-    Ok(Json(detached(&host, async move { deploy::deploy(&owner, request).await }).await??))
+    Ok(Json(
+        detached(&host, async move { deploy::deploy(&owner, request).await }).await??,
+    ))
 }
 
 async fn take_move(
@@ -51,7 +53,13 @@ async fn take_move(
     Json(request): Json<MoveRequest>,
 ) -> Result<Json<DeployReply>, Failed> {
     let owner = host.clone();
-    Ok(Json(detached(&host, async move { deploy::relocate(&owner, request).await }).await??))
+    Ok(Json(
+        detached(
+            &host,
+            async move { deploy::relocate(&owner, request).await },
+        )
+        .await??,
+    ))
 }
 
 async fn detached<T: Send + 'static>(
@@ -63,8 +71,12 @@ async fn detached<T: Send + 'static>(
         // The client may have gone; the work is done all the same.
         drop(answer.send(work.await));
     });
-    done.await
-        .map_err(|_| Failed(StatusCode::SERVICE_UNAVAILABLE, "migrated is stopping".to_owned()))
+    done.await.map_err(|_| {
+        Failed(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "migrated is stopping".to_owned(),
+        )
+    })
 }
 
 async fn predict(
@@ -83,9 +95,15 @@ async fn show_migration(
     Path(id): Path<MigrationId>,
 ) -> Result<Json<Migration>, Failed> {
     let all = status::all_migrations(&host).await;
-    all.into_iter().find(|known| known.id == id).map(Json).ok_or_else(|| {
-        Failed(StatusCode::NOT_FOUND, format!("no host that answers knows migration {id}"))
-    })
+    all.into_iter()
+        .find(|known| known.id == id)
+        .map(Json)
+        .ok_or_else(|| {
+            Failed(
+                StatusCode::NOT_FOUND,
+                format!("no host that answers knows migration {id}"),
+            )
+        })
 }
 
 async fn abort_migration(

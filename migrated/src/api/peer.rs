@@ -80,16 +80,15 @@ async fn gossip(
     if !identity(peer, &host).is(&theirs.host) {
         return Err(destination::TakeError::Forbidden.into());
     }
-    peers::hear(&host, &theirs.host, &theirs).await.map_err(|error: ClientError| {
-        Failed(StatusCode::BAD_GATEWAY, Report(&error).to_string())
-    })?;
+    peers::hear(&host, &theirs.host, &theirs)
+        .await
+        .map_err(|error: ClientError| {
+            Failed(StatusCode::BAD_GATEWAY, Report(&error).to_string())
+        })?;
     Ok(Json(peers::gossip(&host)))
 }
 
-async fn predict(
-    State(host): State<Shared>,
-    Json(request): Json<MoveRequest>,
-) -> Json<Prediction> {
+async fn predict(State(host): State<Shared>, Json(request): Json<MoveRequest>) -> Json<Prediction> {
     Json(status::predict(&host, &request).await)
 }
 
@@ -97,9 +96,14 @@ async fn migration(
     State(host): State<Shared>,
     Path(id): Path<MigrationId>,
 ) -> Result<Json<Migration>, Failed> {
-    let known = migrations::all(&host).into_iter().find(|known| known.id == id);
+    let known = migrations::all(&host)
+        .into_iter()
+        .find(|known| known.id == id);
     known.map(Json).ok_or_else(|| {
-        Failed(StatusCode::NOT_FOUND, format!("this host coordinates no migration {id}"))
+        Failed(
+            StatusCode::NOT_FOUND,
+            format!("this host coordinates no migration {id}"),
+        )
     })
 }
 
@@ -107,7 +111,11 @@ async fn abort_migration(
     State(host): State<Shared>,
     Path(id): Path<MigrationId>,
 ) -> Result<Json<Migration>, Failed> {
-    Ok(Json(migrations::abort(&host, &id, "an operator called it off")?))
+    Ok(Json(migrations::abort(
+        &host,
+        &id,
+        "an operator called it off",
+    )?))
 }
 
 #[derive(Debug, Deserialize)]
@@ -127,7 +135,9 @@ async fn view(
 ) -> Result<Json<HandoffView>, Failed> {
     let peer = identity(peer, &host);
     let wait = std::time::Duration::from_secs(query.wait.unwrap_or(0).min(LONGEST_WAIT));
-    Ok(Json(destination::view_after(&host, &peer, &id, query.seen, wait).await?))
+    Ok(Json(
+        destination::view_after(&host, &peer, &id, query.seen, wait).await?,
+    ))
 }
 
 async fn prepare(
@@ -151,7 +161,9 @@ async fn stream(
     let peer = identity(peer, &host);
     let bytes = body.into_data_stream().map_err(std::io::Error::other);
     let reader = tokio_util::io::StreamReader::new(bytes);
-    Ok(Json(destination::receive(&host, &peer, &id, query, reader).await?))
+    Ok(Json(
+        destination::receive(&host, &peer, &id, query, reader).await?,
+    ))
 }
 
 async fn verify(

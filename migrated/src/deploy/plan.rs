@@ -18,7 +18,9 @@ pub(super) fn changes(
 ) -> Vec<Change> {
     let mut changes = Vec::new();
     for (name, spec) in &desired.applications {
-        let Some(to) = desired.host_of(name) else { continue };
+        let Some(to) = desired.host_of(name) else {
+            continue;
+        };
         let kind = match owners.get(name) {
             None => Some(ChangeKind::Create { host: to.clone() }),
             Some(from) if from != to => Some(ChangeKind::Move {
@@ -30,14 +32,25 @@ pub(super) fn changes(
                 .get(owner)
                 .and_then(|report| in_place(current, name, spec, owner, report)),
         };
-        changes.extend(kind.map(|kind| Change { application: name.clone(), kind }));
+        changes.extend(kind.map(|kind| Change {
+            application: name.clone(),
+            kind,
+        }));
     }
     for (name, owner) in owners {
         let placed = desired.applications.contains_key(name) && desired.host_of(name).is_some();
-        let runs = reports.get(owner).and_then(|r| owned(r, name)).is_some_and(|o| o.config_hash.is_some());
+        let runs = reports
+            .get(owner)
+            .and_then(|r| owned(r, name))
+            .is_some_and(|o| o.config_hash.is_some());
         if !placed && runs {
-            let kind = ChangeKind::Stop { host: owner.clone() };
-            changes.push(Change { application: name.clone(), kind });
+            let kind = ChangeKind::Stop {
+                host: owner.clone(),
+            };
+            changes.push(Change {
+                application: name.clone(),
+                kind,
+            });
         }
     }
     changes.sort_by(|a, b| a.application.cmp(&b.application));
@@ -61,14 +74,24 @@ fn in_place(
     let Some(hash) = &known.config_hash else {
         return Some(ChangeKind::Start { host: host_addr });
     };
-    let new_volume = spec.volumes.iter().any(|v| known.volumes.iter().all(|k| k.name != v.name));
+    let new_volume = spec
+        .volumes
+        .iter()
+        .any(|v| known.volumes.iter().all(|k| k.name != v.name));
     let wanted = applications::config_hash(owner, spec, &known.volumes);
     if new_volume || *hash != wanted {
         return Some(ChangeKind::Restart { host: host_addr });
     }
-    let state = report.applications.iter().find(|a| a.name == *name).map(|a| a.state);
+    let state = report
+        .applications
+        .iter()
+        .find(|a| a.name == *name)
+        .map(|a| a.state);
     if matches!(state, Some(ApplicationState::Failed)) {
         return Some(ChangeKind::Start { host: host_addr });
     }
     (current.applications.get(name) != Some(spec)).then_some(ChangeKind::Update { host: host_addr })
 }
+
+#[cfg(test)]
+mod tests;

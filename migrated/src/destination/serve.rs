@@ -13,12 +13,15 @@ use rehome_shared::ids::{Attempt, MigrationId};
 use tokio::time::Instant;
 use tracing::Instrument;
 
-use super::{TakeError, step};
+use super::{TakeError, Taking, step};
 use crate::applications::{self, LaunchError};
 use crate::health;
 use crate::host::Host;
 use crate::routes;
-use crate::runtime::{Instance, InstanceState};
+use crate::runtime::{Instance, InstanceState, RuntimeError};
+
+/// A runtime that does not answer gets so long before the application goes back.
+const RUNTIME_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Starts the task that brings an adopted application to serve.
 pub(super) fn spawn(host: &Arc<Host>, id: &MigrationId) {
@@ -31,9 +34,13 @@ async fn run(host: Arc<Host>, id: MigrationId) {
     let taking = host.takings.get(&id);
     // Granted twice is started once.
     let _working = taking.working.lock().await;
-    let known = host.ledger.read(|registry| registry.destinations().get(&id).cloned());
+    let known = host
+        .ledger
+        .read(|registry| registry.destinations().get(&id).cloned());
     let Some(handoff) = known else { return };
-    let Phase::Owned { finals, .. } = &handoff.phase else { return };
+    let Phase::Owned { finals, .. } = &handoff.phase else {
+        return;
+    };
     // Whatever the reconcile loop still does about an earlier instance ends first.
     let _held = host.hold(&handoff.reservation.application).await;
     tracing::info!(application = %handoff.reservation.application, "this host is the owner now");
@@ -84,11 +91,11 @@ async fn bring_up(
     let taking = host.takings.get(&handoff.id);
     let application = &handoff.reservation.application;
     let began = Instant::now();
-    host.observe().await?;
+    observe(host, &taking).await?;
     let seen = host.instance(application);
-    let running = seen.as_ref().is_some_and(|i| {
-        i.state == InstanceState::Running && i.epoch == handoff.epoch_here()
-    });
+    let running = seen
+        .as_ref()
+        .is_some_and(|i| i.state == InstanceState::Running && i.epoch == handoff.epoch_here());
     let owned = ownership(handoff);
     if !running {
         if seen.is_some() {
@@ -102,10 +109,13 @@ async fn bring_up(
                 .iter()
                 .find(|volume| volume.identity.dataset == snapshot.dataset)
                 .and_then(|volume| volume.limit);
-            host.storage.promote(&snapshot.dataset, &snapshot.name, limit).await?;
+            host.storage
+                .promote(&snapshot.dataset, &snapshot.name, limit)
+                .await?;
         }
     }
-    let instance = applications::start(host, application, &owned, &handoff.reservation.spec).await?;
+    let instance =
+        applications::start(host, application, &owned, &handoff.reservation.spec).await?;
     taking.spent("start", began.elapsed());
     let began = Instant::now();
     health::wait(host, application, &handoff.reservation.spec, &instance).await?;
@@ -114,11 +124,32 @@ async fn bring_up(
     Ok(instance)
 }
 
+/// Looks at the instances; a runtime that is just being started, as after a restart of the host,
+/// is waited for.
+async fn observe(host: &Host, taking: &Taking) -> Result<(), RuntimeError> {
+    let deadline = Instant::now() + RUNTIME_PATIENCE;
+    let mut pause = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
+    while let Err(error) = host.observe().await {
+        if Instant::now() >= deadline {
+            return Err(error);
+        }
+        taking.set_trouble(Some(Report(&error).to_string()));
+        tokio::time::sleep(pause.next_delay()).await;
+    }
+    taking.set_trouble(None);
+    Ok(())
+}
+
 fn ownership(handoff: &DestinationHandoff) -> Ownership {
     Ownership {
         epoch: handoff.epoch_here(),
         role: Role::Owner,
-        volumes: handoff.reservation.volumes.iter().map(|v| v.identity.clone()).collect(),
+        volumes: handoff
+            .reservation
+            .volumes
+            .iter()
+            .map(|v| v.identity.clone())
+            .collect(),
         unmade: Vec::new(),
     }
 }
@@ -131,11 +162,15 @@ async fn open(host: &Host, handoff: &DestinationHandoff, instance: &Instance) {
         return;
     }
     if let Some(address) = instance.address {
-        host.routes.set(application, handoff.epoch_here(), LocalRoute::Open(address));
+        host.routes
+            .set(application, handoff.epoch_here(), LocalRoute::Open(address));
     }
     if let Err(error) = routes::push(host).await {
         let error = Report(&error).to_string();
-        tracing::warn!(error, "proxyd cannot be told that the application is here; the loop repeats it");
+        tracing::warn!(
+            error,
+            "proxyd cannot be told that the application is here; the loop repeats it"
+        );
     }
     host.takings.get(&handoff.id).spent("open", began.elapsed());
     tracing::info!("clients are served here");
@@ -146,12 +181,19 @@ async fn open(host: &Host, handoff: &DestinationHandoff, instance: &Instance) {
 /// what the failed start wrote, and no client was answered from them.
 async fn take_down(host: &Host, handoff: &DestinationHandoff) {
     let application = &handoff.reservation.application;
-    let grace = handoff.reservation.spec.stop_grace.min(Duration::from_secs(2));
+    let grace = handoff
+        .reservation
+        .spec
+        .stop_grace
+        .min(Duration::from_secs(2));
     let mut pause = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
     // The return may not be written before nothing runs, however long that takes.
     while let Err(error) = applications::remove(host, application, grace).await {
         let error = Report(&error).to_string();
-        tracing::error!(error, "what failed to start cannot be stopped yet; it is not given back before");
+        tracing::error!(
+            error,
+            "what failed to start cannot be stopped yet; it is not given back before"
+        );
         let trouble = format!("what failed to start there cannot be stopped: {error}");
         host.takings.get(&handoff.id).set_trouble(Some(trouble));
         tokio::time::sleep(pause.next_delay()).await;
@@ -160,7 +202,10 @@ async fn take_down(host: &Host, handoff: &DestinationHandoff) {
     for volume in &handoff.reservation.volumes {
         if let Err(error) = host.storage.retire(&volume.identity.dataset).await {
             let error = Report(&error).to_string();
-            tracing::warn!(error, "a tree that is not this host's any more cannot be dropped");
+            tracing::warn!(
+                error,
+                "a tree that is not this host's any more cannot be dropped"
+            );
         }
     }
 }
@@ -181,7 +226,16 @@ pub(super) async fn start_beside(
     match bring_up(&host, &handoff, &[]).await {
         Ok(_) => {
             let epoch = handoff.reservation.epoch;
-            step(&host, &handoff.id, Event::Verified { attempt, epoch, finals: Vec::new() }).await
+            step(
+                &host,
+                &handoff.id,
+                Event::Verified {
+                    attempt,
+                    epoch,
+                    finals: Vec::new(),
+                },
+            )
+            .await
         }
         Err(error) => {
             let reason = Report(&error).to_string();

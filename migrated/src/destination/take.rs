@@ -54,7 +54,10 @@ pub async fn prepare(
     match handoff(host, peer, id) {
         Ok(_) => {
             let snapshots = snapshots(host, &offer).await?;
-            return Ok(Ready { view: view(host, id), snapshots });
+            return Ok(Ready {
+                view: view(host, id),
+                snapshots,
+            });
         }
         Err(TakeError::Unknown(_)) => {}
         Err(error) => return Err(error),
@@ -68,7 +71,10 @@ pub async fn prepare(
     host.takings.get(id).hear();
     // What was superseded took its snapshots with it.
     let snapshots = snapshots(host, &wanted).await?;
-    Ok(Ready { view: view(host, id), snapshots })
+    Ok(Ready {
+        view: view(host, id),
+        snapshots,
+    })
 }
 
 async fn snapshots(
@@ -79,7 +85,11 @@ async fn snapshots(
     for volume in &offer.volumes {
         let dataset = &volume.identity.dataset;
         if let Some(info) = host.storage.inspect(dataset).await? {
-            let guids = info.snapshots.into_iter().map(|snapshot| snapshot.guid).collect();
+            let guids = info
+                .snapshots
+                .into_iter()
+                .map(|snapshot| snapshot.guid)
+                .collect();
             all.insert(dataset.clone(), guids);
         }
     }
@@ -94,7 +104,9 @@ async fn check_space(
     snapshots: &BTreeMap<DatasetId, Vec<String>>,
 ) -> Result<(), TakeError> {
     let fresh = offer.volumes.iter().filter(|volume| {
-        snapshots.get(&volume.identity.dataset).is_none_or(Vec::is_empty)
+        snapshots
+            .get(&volume.identity.dataset)
+            .is_none_or(Vec::is_empty)
     });
     let data: u64 = fresh.map(|volume| volume.used.0).sum();
     let slack = SLACK.0.max(data / 100 * SLACK_PERCENT);
@@ -102,7 +114,12 @@ async fn check_space(
     let available = host.storage.available().await?;
     if available < needed {
         let what = format!("the volumes of {}", offer.application);
-        return Err(StorageError::NoSpace { what, needed, available }.into());
+        return Err(StorageError::NoSpace {
+            what,
+            needed,
+            available,
+        }
+        .into());
     }
     Ok(())
 }
@@ -118,9 +135,13 @@ async fn check_ports(host: &Host, offer: &Offer) -> Result<(), TakeError> {
     if keys.is_empty() {
         return Ok(());
     }
-    let reply = host.proxy.check_ports(&CheckPorts { keys }).await.map_err(|error| {
-        TakeError::Refused(format!("its proxyd cannot be asked: {}", Report(&error)))
-    })?;
+    let reply = host
+        .proxy
+        .check_ports(&CheckPorts { keys })
+        .await
+        .map_err(|error| {
+            TakeError::Refused(format!("its proxyd cannot be asked: {}", Report(&error)))
+        })?;
     match reply.problems.first() {
         None => Ok(()),
         Some(problem) => Err(TakeError::Refused(format!(
@@ -133,10 +154,19 @@ async fn check_ports(host: &Host, offer: &Offer) -> Result<(), TakeError> {
 /// The runtime answers and has the image, or gets it.
 async fn check_runtime(host: &Host, offer: &Offer) -> Result<(), TakeError> {
     let identities: Vec<_> = offer.volumes.iter().map(|v| v.identity.clone()).collect();
-    let spec =
-        instance_spec(host, &offer.application, offer.epoch.next(), &offer.spec, &identities);
+    let spec = instance_spec(
+        host,
+        &offer.application,
+        offer.epoch.next(),
+        &offer.spec,
+        &identities,
+    );
     let progress = |pull: crate::runtime::PullProgress| {
-        tracing::debug!(current = pull.current.0, total = pull.total.0, "pulling the image");
+        tracing::debug!(
+            current = pull.current.0,
+            total = pull.total.0,
+            "pulling the image"
+        );
     };
     host.runtime
         .ensure_image(&spec, &progress)
@@ -159,7 +189,10 @@ async fn reserve(host: &Arc<Host>, id: &MigrationId, offer: Offer) -> Result<(),
     let patience = Instant::now() + STILL_GIVING;
     for _ in 0..SUPERSEDED {
         // A move back may come while the move before it is still being cleaned up after here.
-        while host.ledger.read(|registry| registry.source_of(&reservation.application).is_some()) {
+        while host
+            .ledger
+            .read(|registry| registry.source_of(&reservation.application).is_some())
+        {
             let changed = tokio::time::timeout_at(patience, changes.changed()).await;
             if !matches!(changed, Ok(Ok(()))) {
                 break;
@@ -173,12 +206,19 @@ async fn reserve(host: &Arc<Host>, id: &MigrationId, offer: Offer) -> Result<(),
                         Ok(Admission::Known) => (Vec::new(), Ok(Vec::new())),
                         Ok(Admission::Reserve { supersedes }) if supersedes.is_empty() => {
                             let step = DestinationRecord::Reserved(Box::new(reservation));
-                            (vec![Record::Destination { migration: id, step }], Ok(Vec::new()))
+                            (
+                                vec![Record::Destination {
+                                    migration: id,
+                                    step,
+                                }],
+                                Ok(Vec::new()),
+                            )
                         }
                         Ok(Admission::Reserve { supersedes }) => (Vec::new(), Ok(supersedes)),
-                        Err(cannot) => {
-                            (Vec::new(), Err(TakeError::Refused(Report(&cannot).to_string())))
-                        }
+                        Err(cannot) => (
+                            Vec::new(),
+                            Err(TakeError::Refused(Report(&cannot).to_string())),
+                        ),
                     }
                 })
                 .await??
@@ -190,7 +230,9 @@ async fn reserve(host: &Arc<Host>, id: &MigrationId, offer: Offer) -> Result<(),
             supersede(host, &old).await?;
         }
     }
-    Err(TakeError::Refused("earlier handoffs of it stand in the way".to_owned()))
+    Err(TakeError::Refused(
+        "earlier handoffs of it stand in the way".to_owned(),
+    ))
 }
 
 /// Brings an earlier handoff to its end: a newer offer of its source proves that it is over.
@@ -243,10 +285,15 @@ pub async fn receive(
     let _writing = turn.writing.lock().await;
     let meter = Meter::default();
     let mut metered = Metered::new(stream, meter.clone(), None);
-    let storing = host.storage.receive(&query.dataset, &query.snapshot, &query.guid, &mut metered);
-    turn.over.run_until_cancelled(storing).await.ok_or_else(|| {
-        TakeError::Refused("the source sends it again on another connection".to_owned())
-    })??;
+    let storing = host
+        .storage
+        .receive(&query.dataset, &query.snapshot, &query.guid, &mut metered);
+    turn.over
+        .run_until_cancelled(storing)
+        .await
+        .ok_or_else(|| {
+            TakeError::Refused("the source sends it again on another connection".to_owned())
+        })??;
     receiving(host, peer, id)?;
     let stamp = Stamp {
         application: known.reservation.application.clone(),
@@ -258,7 +305,9 @@ pub async fn receive(
     host.storage.stamp(&query.dataset, &stamp).await?;
     discard::drop_rounds(host, &query.dataset, &prefix, &query.snapshot).await?;
     taking.hear();
-    Ok(Received { bytes: meter.bytes() })
+    Ok(Received {
+        bytes: meter.bytes(),
+    })
 }
 
 /// Rounds come only before the grant, and not after it was called off.
@@ -274,8 +323,10 @@ fn receiving(
         | HandoffState::Owned
         | HandoffState::Serving
         | HandoffState::Returned
-        | HandoffState::Dropped) => {
-            Err(migrated_core::destination::Stale { state, attempt: known.attempt() }.into())
+        | HandoffState::Dropped) => Err(migrated_core::destination::Stale {
+            state,
+            attempt: known.attempt(),
         }
+        .into()),
     }
 }

@@ -9,11 +9,20 @@ use rehome_shared::ids::AppName;
 use super::*;
 
 fn born(name: &str) -> Record {
-    Record::Born { application: AppName::try_new(name).unwrap(), volumes: Vec::new() }
+    Record::Born {
+        application: AppName::try_new(name).unwrap(),
+        volumes: Vec::new(),
+    }
 }
 
 fn owned(ledger: &Ledger) -> Vec<String> {
-    ledger.read(|registry| registry.applications().keys().map(AppName::to_string).collect())
+    ledger.read(|registry| {
+        registry
+            .applications()
+            .keys()
+            .map(AppName::to_string)
+            .collect()
+    })
 }
 
 async fn written(dir: &Path, names: &[&str]) -> PathBuf {
@@ -53,7 +62,10 @@ async fn damage_in_the_middle_is_refused_and_the_file_is_left_alone() {
     bytes[MAGIC.len() + 14] ^= 1;
     fs::write(&path, &bytes).unwrap();
     let refused = Ledger::open(dir.path());
-    assert!(matches!(refused, Err(LedgerError::Corrupt { .. })), "{refused:?}");
+    assert!(
+        matches!(refused, Err(LedgerError::Corrupt { .. })),
+        "{refused:?}"
+    );
     assert_eq!(fs::read(&path).unwrap(), bytes);
 }
 
@@ -90,4 +102,22 @@ async fn a_caller_that_goes_away_leaves_a_whole_decision() {
     assert_eq!(owned(&ledger), ["a"]);
     drop(ledger);
     assert_eq!(owned(&Ledger::open(dir.path()).unwrap()), ["a"]);
+}
+
+#[tokio::test]
+async fn a_second_daemon_cannot_open_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = Ledger::open(dir.path()).unwrap();
+    let refused = Ledger::open(dir.path());
+    assert!(
+        matches!(
+            refused,
+            Err(LedgerError::Io {
+                attempt: "lock",
+                ..
+            })
+        ),
+        "{refused:?}"
+    );
+    first.commit(vec![born("a")]).await.unwrap();
 }

@@ -65,7 +65,11 @@ pub(super) async fn apply(
         (Action::Run, Some(spec)) => run(host, application, &spec).await,
         (Action::Start { after }, Some(spec)) => {
             tokio::time::sleep(after).await;
-            launched(host, application, applications::restart(host, application, &spec).await)
+            launched(
+                host,
+                application,
+                applications::restart(host, application, &spec).await,
+            )
         }
         (Action::Stop | Action::Evict, _) => {
             host.routes.forget(application);
@@ -89,9 +93,15 @@ pub(super) async fn apply(
 
 async fn run(host: &Arc<Host>, application: &AppName, spec: &Application) -> Result<(), ActError> {
     add_volumes(host, application, spec).await?;
-    let owned = host.ledger.read(|registry| registry.owned(application).cloned());
+    let owned = host
+        .ledger
+        .read(|registry| registry.owned(application).cloned());
     let Some(owned) = owned else { return Ok(()) };
-    launched(host, application, applications::launch(host, application, &owned, spec).await)
+    launched(
+        host,
+        application,
+        applications::launch(host, application, &owned, spec).await,
+    )
 }
 
 fn launched<T>(
@@ -123,7 +133,13 @@ async fn add_volumes(
             if missing.is_empty() {
                 (Vec::new(), ())
             } else {
-                (vec![Record::VolumesAdded { application, volumes: missing }], ())
+                (
+                    vec![Record::VolumesAdded {
+                        application,
+                        volumes: missing,
+                    }],
+                    (),
+                )
             }
         })
         .await
@@ -138,6 +154,9 @@ fn missing(owned: &Ownership, wanted: Vec<VolumeIdentity>) -> Vec<VolumeIdentity
 pub(crate) fn identity(volume: &rehome_shared::config::model::Volume) -> VolumeIdentity {
     VolumeIdentity {
         name: volume.name.clone(),
-        dataset: volume.dataset_id.clone().unwrap_or_else(DatasetId::generate),
+        dataset: volume
+            .dataset_id
+            .clone()
+            .unwrap_or_else(DatasetId::generate),
     }
 }

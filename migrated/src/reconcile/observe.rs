@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use migrated_core::reconcile::Action;
-use migrated_core::registry::Role;
+use migrated_core::registry::Registry;
 use migrated_core::routes::LocalRoute;
 use rehome_runtime::report::Report;
 use rehome_shared::api::cluster::ApplicationState;
-use rehome_shared::ids::AppName;
+use rehome_shared::ids::{AppName, Epoch};
 use tokio::sync::oneshot;
 
 use super::{is_paused, next_action};
@@ -30,7 +30,10 @@ pub(super) async fn look(host: &Arc<Host>) {
     for instance in instances.iter() {
         count_exit(host, instance);
     }
-    let tried: Vec<_> = instances.iter().filter_map(|seen| begin_probe(host, seen)).collect();
+    let tried: Vec<_> = instances
+        .iter()
+        .filter_map(|seen| begin_probe(host, seen))
+        .collect();
     // A check that hangs holds up nobody but its own application.
     drop(tokio::time::timeout(PROBE_WAIT, futures_util::future::join_all(tried)).await);
     tend_volumes(host).await;
@@ -91,10 +94,20 @@ fn may_try(host: &Host, instance: &Instance) -> bool {
         .get(&instance.application)
         .filter(|known| known.run == run)
         .cloned()
-        .unwrap_or_else(|| Unproven { run, since: Instant::now(), reason: None, trying: false });
+        .unwrap_or_else(|| Unproven {
+            run,
+            since: Instant::now(),
+            reason: None,
+            trying: false,
+        });
     let free = !unproven.trying;
-    let unproven = Unproven { trying: true, ..unproven };
-    memory.unhealthy.insert(instance.application.clone(), unproven);
+    let unproven = Unproven {
+        trying: true,
+        ..unproven
+    };
+    memory
+        .unhealthy
+        .insert(instance.application.clone(), unproven);
     free
 }
 
@@ -103,7 +116,10 @@ fn note_probe(host: &Host, instance: &Instance, probe: Result<(), String>) {
     let run = applications::run_of(instance);
     {
         let mut memory = host.memory();
-        let Some(known) = memory.unhealthy.get_mut(application).filter(|known| known.run == run)
+        let Some(known) = memory
+            .unhealthy
+            .get_mut(application)
+            .filter(|known| known.run == run)
         else {
             // Another run has begun, or this one was found healthy by somebody else.
             return;
@@ -131,7 +147,9 @@ async fn tend_volumes(host: &Host) {
     };
     for info in volumes {
         host.memory().sizes.insert(info.dataset.clone(), info.used);
-        let Some(stamp) = info.stamp.filter(|_| info.live) else { continue };
+        let Some(stamp) = info.stamp.filter(|_| info.live) else {
+            continue;
+        };
         let here = desired.host_of(&stamp.application) == Some(&host.address);
         let wanted = desired
             .applications
@@ -149,15 +167,11 @@ async fn tend_volumes(host: &Host) {
 
 /// The gates of applications that this host owns and no handoff has in hand.
 fn tend_routes(host: &Host) {
-    let owned: Vec<(AppName, rehome_shared::ids::Epoch)> = host.ledger.read(|registry| {
+    let owned: Vec<(AppName, Epoch)> = host.ledger.read(|registry| {
         registry
             .applications()
-            .iter()
-            .filter(|(name, known)| {
-                let free = registry.source_of(name).is_none_or(|m| m.phase.leaves_serving());
-                known.role == Role::Owner && free && registry.incoming(name).is_none()
-            })
-            .map(|(name, known)| (name.clone(), known.epoch))
+            .keys()
+            .filter_map(|name| Some((name.clone(), tended(registry, name)?)))
             .collect()
     });
     let desired = host.desired.get();
@@ -169,7 +183,10 @@ fn tend_routes(host: &Host) {
             continue;
         }
         let instance = host.instance(&application);
-        if instance.as_ref().is_some_and(|seen| is_unjudged(host, seen)) {
+        if instance
+            .as_ref()
+            .is_some_and(|seen| is_unjudged(host, seen))
+        {
             // Right after a restart of this daemon: what the proxy has is better than a guess.
             continue;
         }
@@ -182,8 +199,27 @@ fn tend_routes(host: &Host) {
             (None, ApplicationState::Failed | ApplicationState::Stopped) => LocalRoute::Closed,
             (None, _) => LocalRoute::Park,
         };
-        host.routes.set(&application, epoch, route);
+        // While the journal is looked at no handoff can begin to park: what was true a moment
+        // ago must not open its gate again.
+        host.ledger.read(|registry| {
+            if tended(registry, &application) == Some(epoch) {
+                host.routes.set(&application, epoch, route);
+            }
+        });
     }
+}
+
+/// The epoch of an application whose gate is the loop's: this host owns it, and no handoff has
+/// it in hand.
+fn tended(registry: &Registry, application: &AppName) -> Option<Epoch> {
+    let free = registry
+        .source_of(application)
+        .is_none_or(|m| m.phase.leaves_serving())
+        && registry.incoming(application).is_none();
+    registry
+        .owned(application)
+        .filter(|_| free)
+        .map(|owned| owned.epoch)
 }
 
 /// Whether an instance runs that this daemon neither started nor has an answer of yet.
@@ -226,9 +262,11 @@ pub(crate) fn is_starting(host: &Host, application: &AppName) -> bool {
 pub(crate) fn state_of(host: &Host, application: &AppName) -> ApplicationState {
     let desired = host.desired.get();
     let instance = host.instance(application);
-    let wanted = desired.applications.contains_key(application)
-        && desired.host_of(application).is_some();
-    let running = instance.as_ref().is_some_and(|i| i.state == InstanceState::Running);
+    let wanted =
+        desired.applications.contains_key(application) && desired.host_of(application).is_some();
+    let running = instance
+        .as_ref()
+        .is_some_and(|i| i.state == InstanceState::Running);
     match &instance {
         Some(instance) if applications::is_healthy(host, instance) => ApplicationState::Running,
         _ if !wanted => ApplicationState::Stopped,
@@ -238,9 +276,10 @@ pub(crate) fn state_of(host: &Host, application: &AppName) -> ApplicationState {
         }
         Some(_) if running => ApplicationState::Starting,
         _ if next_action(host, application) != Action::None => ApplicationState::Starting,
-        Some(Instance { state: InstanceState::Exited { code: Some(0), .. }, .. }) => {
-            ApplicationState::Stopped
-        }
+        Some(Instance {
+            state: InstanceState::Exited { code: Some(0), .. },
+            ..
+        }) => ApplicationState::Stopped,
         Some(_) => ApplicationState::Failed,
         None => ApplicationState::Stopped,
     }

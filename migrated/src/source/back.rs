@@ -80,7 +80,11 @@ impl Driver {
                 }
                 Err(error) => {
                     let error = Report(&error).to_string();
-                    tracing::error!(error, attempt, "the application cannot be brought back here yet");
+                    tracing::error!(
+                        error,
+                        attempt,
+                        "the application cannot be brought back here yet"
+                    );
                 }
             }
             tokio::time::sleep(pause.next_delay()).await;
@@ -90,15 +94,24 @@ impl Driver {
     }
 
     fn owe_start(&self, application: &AppName, time: Duration) {
-        self.host.memory().owed.insert(application.clone(), std::time::Instant::now() + time);
+        self.host
+            .memory()
+            .owed
+            .insert(application.clone(), std::time::Instant::now() + time);
     }
 
     /// The instance that ran before is started again as it was: a configuration that came with
     /// the move may be what failed.
-    async fn run_again(&self, migration: &SourceMigration, epoch: Epoch) -> Result<(), LaunchError> {
+    async fn run_again(
+        &self,
+        migration: &SourceMigration,
+        epoch: Epoch,
+    ) -> Result<(), LaunchError> {
         let application = &migration.plan.application;
         let desired = self.host.desired.get();
-        let Some(spec) = spec_of(&desired, application) else { return Ok(()) };
+        let Some(spec) = spec_of(&desired, application) else {
+            return Ok(());
+        };
         if self.track.stopping {
             // Its end must come before its new beginning.
             self.host.runtime.stop(application, spec.stop_grace).await?;
@@ -107,10 +120,13 @@ impl Driver {
         self.host.observe().await?;
         let instance = match self.host.instance(application) {
             Some(instance) if instance.state == InstanceState::Running => {
-                // It never stopped for the move, or an earlier run of this daemon started it. One
-                // that is not healthy yet is the reconcile loop's, which opens the gate when it is.
-                if !self.is_healthy(&spec, &instance).await {
-                    return Ok(());
+                // It never stopped for the move, or an earlier run of this daemon started it.
+                if !applications::is_healthy(&self.host, &instance) {
+                    if self.track.gate.version.is_none() && !self.track.found_aborting {
+                        // Its gate is the reconcile loop's all the time.
+                        return Ok(());
+                    }
+                    self.prove(&spec, &instance).await?;
                 }
                 instance
             }
@@ -118,17 +134,7 @@ impl Driver {
                 let instance = self.host.runtime.start(application).await?;
                 applications::note_start(&self.host, application);
                 drop(self.host.observe().await);
-                match health::wait(&self.host, application, &spec, &instance).await {
-                    Ok(()) => {}
-                    // Its health check may be new as well; that it runs is what matters here.
-                    Err(error @ Unhealthy::Failing { .. }) => {
-                        let error = Report(&error).to_string();
-                        tracing::warn!(error, "it runs here again and its health check fails");
-                    }
-                    Err(ended @ (Unhealthy::Exited { .. } | Unhealthy::Gone)) => {
-                        return Err(ended.into());
-                    }
-                }
+                self.prove(&spec, &instance).await?;
                 instance
             }
             None => {
@@ -143,24 +149,34 @@ impl Driver {
         };
         applications::remember_healthy(&self.host, &instance);
         if let Some(address) = instance.address {
-            self.host.routes.set(application, epoch, LocalRoute::Open(address));
+            self.host
+                .routes
+                .set(application, epoch, LocalRoute::Open(address));
         }
         self.push_routes().await;
         Ok(())
     }
 
-    async fn is_healthy(&self, spec: &Application, instance: &Instance) -> bool {
-        if applications::is_healthy(&self.host, instance) {
-            return true;
+    /// Waits until it is healthy, or for as long as its health check allows: the check may be new
+    /// as well, and that it runs is what matters here.
+    async fn prove(&self, spec: &Application, instance: &Instance) -> Result<(), LaunchError> {
+        match health::wait(&self.host, &instance.application, spec, instance).await {
+            Ok(()) => Ok(()),
+            Err(error @ Unhealthy::Failing { .. }) => {
+                let error = Report(&error).to_string();
+                tracing::warn!(error, "it runs here again and its health check fails");
+                Ok(())
+            }
+            Err(ended @ (Unhealthy::Exited { .. } | Unhealthy::Gone)) => Err(ended.into()),
         }
-        let since = tokio::time::Instant::now();
-        let application = &instance.application;
-        health::probe(&self.host, application, spec, instance.address, since).await.is_ok()
     }
 
     /// Tells the destination. One that does not hear it asks by itself.
     async fn call_off(&self, migration: &SourceMigration) {
-        let message = HandoffRef { attempt: migration.attempt(), epoch: migration.plan.epoch };
+        let message = HandoffRef {
+            attempt: migration.attempt(),
+            epoch: migration.plan.epoch,
+        };
         let path = format!("/peer/v1/handoffs/{}/abort", migration.id);
         let mut pause = Backoff::new(Duration::from_millis(200), Duration::from_secs(1));
         for _ in 0..3 {
@@ -173,7 +189,10 @@ impl Driver {
                 Ok(_) => return,
                 Err(error) => {
                     let error = Report(&error).to_string();
-                    tracing::info!(error, "the destination was not told that the move is called off");
+                    tracing::info!(
+                        error,
+                        "the destination was not told that the move is called off"
+                    );
                 }
             }
             tokio::time::sleep(pause.next_delay()).await;
@@ -185,7 +204,11 @@ impl Driver {
         let prefix = snapshot_name(&migration.id, "");
         for volume in &migration.plan.volumes {
             let info = self.host.storage.inspect(&volume.dataset).await;
-            let snapshots = info.ok().flatten().map(|info| info.snapshots).unwrap_or_default();
+            let snapshots = info
+                .ok()
+                .flatten()
+                .map(|info| info.snapshots)
+                .unwrap_or_default();
             for snapshot in snapshots {
                 let ours = snapshot.name.starts_with(&prefix);
                 // With a new common base the older one is of no use any more.
@@ -193,7 +216,10 @@ impl Driver {
                 if (!ours && !stale) || keep == Some(snapshot.name.as_str()) {
                     continue;
                 }
-                let dropped = self.host.storage.delete_snapshot(&volume.dataset, &snapshot.name);
+                let dropped = self
+                    .host
+                    .storage
+                    .delete_snapshot(&volume.dataset, &snapshot.name);
                 if let Err(error) = dropped.await {
                     let error = Report(&error).to_string();
                     tracing::warn!(error, "a snapshot of the move cannot be dropped");

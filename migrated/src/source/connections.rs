@@ -39,7 +39,10 @@ impl Driver {
 
     pub(super) async fn park_gate(&mut self, migration: &SourceMigration) -> Result<(), String> {
         let plan = &migration.plan;
-        let version = self.host.routes.set(&plan.application, plan.epoch, LocalRoute::Park);
+        let version = self
+            .host
+            .routes
+            .set(&plan.application, plan.epoch, LocalRoute::Park);
         self.track.gate.version = Some(version);
         if !self.has_ports(migration) {
             return Ok(());
@@ -48,8 +51,12 @@ impl Driver {
             park_limit: plan.limits.park_limit,
             park_timeout: plan.limits.park_timeout,
         };
-        let gate =
-            Prepare { application: plan.application.clone(), version, lease: LEASE, limits };
+        let gate = Prepare {
+            application: plan.application.clone(),
+            version,
+            lease: LEASE,
+            limits,
+        };
         // A deployment that has just come may name routes that the proxy was not told of yet.
         self.push_routes().await;
         let counts = self
@@ -71,7 +78,12 @@ impl Driver {
     }
 
     pub(super) async fn drain_gate(&self, migration: &SourceMigration) -> Result<(), String> {
-        let Some(version) = self.track.gate.version.filter(|_| self.has_ports(migration)) else {
+        let Some(version) = self
+            .track
+            .gate
+            .version
+            .filter(|_| self.has_ports(migration))
+        else {
             return Ok(());
         };
         let gate = Drain {
@@ -79,12 +91,10 @@ impl Driver {
             version,
             deadline: migration.plan.limits.drain,
         };
-        let counts = self
-            .host
-            .proxy
-            .drain(&gate)
-            .await
-            .map_err(|error| format!("the connections cannot be drained: {}", Report(&error)))?;
+        let counts =
+            self.host.proxy.drain(&gate).await.map_err(|error| {
+                format!("the connections cannot be drained: {}", Report(&error))
+            })?;
         self.count(counts);
         Ok(())
     }
@@ -111,7 +121,11 @@ impl Driver {
         let desired = self.host.desired.get();
         let wanted = spec_of(&desired, &plan.application).map(|spec| spec.stop_grace);
         let most = plan.limits.hard_cap.mul_f64(STOP_SHARE);
-        let grace = if plan.volumes.is_empty() { wanted } else { wanted.map(|g| g.min(most)) };
+        let grace = if plan.volumes.is_empty() {
+            wanted
+        } else {
+            wanted.map(|g| g.min(most))
+        };
         let how = self
             .host
             .runtime
@@ -124,10 +138,18 @@ impl Driver {
     }
 
     pub(super) async fn freeze_gate(&self, migration: &SourceMigration) -> Result<(), String> {
-        let Some(version) = self.track.gate.version.filter(|_| self.has_ports(migration)) else {
+        let Some(version) = self
+            .track
+            .gate
+            .version
+            .filter(|_| self.has_ports(migration))
+        else {
             return Ok(());
         };
-        let gate = GateRef { application: migration.plan.application.clone(), version };
+        let gate = GateRef {
+            application: migration.plan.application.clone(),
+            version,
+        };
         let counts = self
             .host
             .proxy

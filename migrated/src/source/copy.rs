@@ -26,8 +26,10 @@ use crate::stream::Metered;
 const PREPARE_LIMIT: Duration = Duration::from_mins(30);
 
 /// A stream that stands still for so long is broken.
-const STREAM: StreamLimits =
-    StreamLimits { stall: Duration::from_secs(20), answer: Duration::from_mins(2) };
+const STREAM: StreamLimits = StreamLimits {
+    stall: Duration::from_secs(20),
+    answer: Duration::from_mins(2),
+};
 
 /// The pause before a round that failed is sent again; a daemon restarts in less.
 const ROUND_PAUSE: Duration = Duration::from_millis(250);
@@ -81,9 +83,9 @@ impl Driver {
     pub(super) async fn prepare(&mut self, migration: &SourceMigration) -> Event {
         match self.offer(migration).await {
             Ok(()) => Event::Ready,
-            Err(CopyError::Send(ClientError::Status { reply, .. })) => {
-                Event::Refused { reason: format!("{}: {}", migration.plan.to, reply.error) }
-            }
+            Err(CopyError::Send(ClientError::Status { reply, .. })) => Event::Refused {
+                reason: format!("{}: {}", migration.plan.to, reply.error),
+            },
             Err(error) => Event::Refused {
                 reason: format!("{} cannot take it: {}", migration.plan.to, Report(&error)),
             },
@@ -106,7 +108,11 @@ impl Driver {
                 .iter()
                 .find(|volume| volume.name == identity.name)
                 .map_or(info.limit, |volume| volume.maximum_size);
-            volumes.push(OfferedVolume { identity: identity.clone(), used: info.used, limit });
+            volumes.push(OfferedVolume {
+                identity: identity.clone(),
+                used: info.used,
+                limit,
+            });
         }
         let offer = Offer {
             application: plan.application.clone(),
@@ -119,8 +125,9 @@ impl Driver {
         };
         let path = format!("/peer/v1/handoffs/{}/prepare", migration.id);
         let client = self.host.peers.client(&plan.to);
-        let ready: Ready =
-            client.request_json(Method::POST, &path, Some(&offer), PREPARE_LIMIT).await?;
+        let ready: Ready = client
+            .request_json(Method::POST, &path, Some(&offer), PREPARE_LIMIT)
+            .await?;
         self.track.copy.bases = Some(self.common_bases(&plan.volumes, &ready).await?);
         Ok(())
     }
@@ -133,7 +140,11 @@ impl Driver {
     ) -> Result<BTreeMap<DatasetId, Snapshot>, CopyError> {
         let mut bases = BTreeMap::new();
         for VolumeIdentity { dataset, .. } in volumes {
-            let theirs = ready.snapshots.get(dataset).map(Vec::as_slice).unwrap_or_default();
+            let theirs = ready
+                .snapshots
+                .get(dataset)
+                .map(Vec::as_slice)
+                .unwrap_or_default();
             let info = self.host.storage.inspect(dataset).await?;
             let ours = info.map(|info| info.snapshots).unwrap_or_default();
             if let Some(base) = ours.into_iter().rev().find(|s| theirs.contains(&s.guid)) {
@@ -167,7 +178,11 @@ impl Driver {
             }
             Err(error) => {
                 let again = error.again();
-                let reason = format!("round {round} to {} failed: {}", migration.plan.to, Report(&error));
+                let reason = format!(
+                    "round {round} to {} failed: {}",
+                    migration.plan.to,
+                    Report(&error)
+                );
                 tracing::warn!(reason, again, "a round did not arrive");
                 Event::RoundFailed { reason, again }
             }
@@ -180,7 +195,12 @@ impl Driver {
         }
         let name = snapshot_name(&migration.id, &round.to_string());
         let snapped = Instant::now();
-        let gap = self.track.copy.snapped.replace(snapped).map(|before| (snapped - before).as_secs_f64());
+        let gap = self
+            .track
+            .copy
+            .snapped
+            .replace(snapped)
+            .map(|before| (snapped - before).as_secs_f64());
         self.run.stream_begins();
         let began = Instant::now();
         for volume in &migration.plan.volumes {
@@ -190,7 +210,10 @@ impl Driver {
         let seconds = began.elapsed().as_secs_f64();
         self.track.copy.gaps.resize(migration.rounds.len(), seconds);
         self.track.copy.gaps.push(gap.unwrap_or(seconds));
-        Ok(Round { bytes: self.run.meter.bytes(), seconds })
+        Ok(Round {
+            bytes: self.run.meter.bytes(),
+            seconds,
+        })
     }
 
     /// Snapshots a volume under `name` and sends the difference from the common base, unless
@@ -203,7 +226,13 @@ impl Driver {
     ) -> Result<Snapshot, CopyError> {
         let dataset = &volume.dataset;
         let snapshot = self.host.storage.snapshot(dataset, name).await?;
-        let base = self.track.copy.bases.as_ref().and_then(|bases| bases.get(dataset)).cloned();
+        let base = self
+            .track
+            .copy
+            .bases
+            .as_ref()
+            .and_then(|bases| bases.get(dataset))
+            .cloned();
         if base.as_ref().is_some_and(|base| base.guid == snapshot.guid) {
             return Ok(snapshot);
         }
@@ -216,14 +245,21 @@ impl Driver {
             migration.id, snapshot.guid
         );
         let client = self.host.peers.client(&migration.plan.to);
-        let _: Received = client.put_stream(&path, HeaderMap::new(), metered, STREAM).await?;
+        let _: Received = client
+            .put_stream(&path, HeaderMap::new(), metered, STREAM)
+            .await?;
         if let Some(bases) = self.track.copy.bases.as_mut() {
             bases.insert(dataset.clone(), snapshot.clone());
         }
         // The one before is no base any more, unless it is an earlier migration's: that one is
         // still needed if this migration does not come to its end.
-        if let Some(base) = base.filter(|base| base.name.starts_with(&snapshot_name(&migration.id, ""))) {
-            self.host.storage.delete_snapshot(dataset, &base.name).await?;
+        if let Some(base) =
+            base.filter(|base| base.name.starts_with(&snapshot_name(&migration.id, "")))
+        {
+            self.host
+                .storage
+                .delete_snapshot(dataset, &base.name)
+                .await?;
         }
         Ok(snapshot)
     }
@@ -237,8 +273,12 @@ impl Driver {
                 .host
                 .instance(&migration.plan.application)
                 .is_some_and(|instance| instance.state == InstanceState::Running);
-        let observed =
-            Observed { rounds: &rounds, gaps: &self.track.copy.gaps, running, fixed: self.fixed_cost(migration) };
+        let observed = Observed {
+            rounds: &rounds,
+            gaps: &self.track.copy.gaps,
+            running,
+            fixed: self.fixed_cost(migration),
+        };
         match convergence::decide(&observed, &migration.plan.limits) {
             Decision::Again { predicted } => {
                 self.run.predict(predicted.map(|p| p.as_secs_f64()));
@@ -255,7 +295,9 @@ impl Driver {
     /// What everything but the difference took in this application's last move.
     fn fixed_cost(&self, migration: &SourceMigration) -> Duration {
         let application = &migration.plan.application;
-        self.host.ledger.read(|registry| measured_cost(registry.history(), application))
+        self.host
+            .ledger
+            .read(|registry| measured_cost(registry.history(), application))
     }
 
     /// Takes the final snapshots, sends them, and has the destination promise to wait.
@@ -270,7 +312,11 @@ impl Driver {
                 reason: format!("{} says the handoff is {:?}", migration.plan.to, view.state),
             },
             Err(error) => Event::Failed {
-                reason: format!("the final difference to {} failed: {}", migration.plan.to, Report(&error)),
+                reason: format!(
+                    "the final difference to {} failed: {}",
+                    migration.plan.to,
+                    Report(&error)
+                ),
             },
         }
     }
@@ -297,7 +343,11 @@ impl Driver {
                 guid: snapshot.guid,
             });
         }
-        let request = VerifyRequest { attempt, epoch: migration.plan.epoch, finals };
+        let request = VerifyRequest {
+            attempt,
+            epoch: migration.plan.epoch,
+            finals,
+        };
         let path = format!("/peer/v1/handoffs/{}/verify", migration.id);
         let view = self
             .host
@@ -315,21 +365,23 @@ impl Driver {
 
 /// What the application's last good move took in these phases.
 fn measured(history: &[Migration], application: &AppName, phases: &[&str]) -> Option<Duration> {
-    let past = history
+    let past = history.iter().rev().find(|past| {
+        past.application == *application
+            && past.state == MigrationState::Done
+            && past.window_seconds.is_some()
+    })?;
+    let seconds: f64 = phases
         .iter()
-        .rev()
-        .find(|past| {
-            past.application == *application
-                && past.state == MigrationState::Done
-                && past.window_seconds.is_some()
-        })?;
-    let seconds: f64 = phases.iter().filter_map(|phase| past.phases.get(*phase)).sum();
+        .filter_map(|phase| past.phases.get(*phase))
+        .sum();
     Duration::try_from_secs_f64(seconds).ok()
 }
 
 /// The parts of a window that do not depend on how much was written.
 pub(crate) fn measured_cost(history: &[Migration], application: &AppName) -> Duration {
-    const FIXED: [&str; 7] = ["stop", "flush", "release", "adopt", "start", "health", "open"];
+    const FIXED: [&str; 7] = [
+        "stop", "flush", "release", "adopt", "start", "health", "open",
+    ];
     measured(history, application, &FIXED).unwrap_or(UNMEASURED)
 }
 

@@ -30,12 +30,16 @@ impl Driver {
         migration: &SourceMigration,
         attempt: Attempt,
     ) -> Event {
-        let message = HandoffRef { attempt, epoch: migration.plan.epoch };
+        let message = HandoffRef {
+            attempt,
+            epoch: migration.plan.epoch,
+        };
         let path = format!("/peer/v1/handoffs/{}/start", migration.id);
         let began = tokio::time::Instant::now();
         let client = self.host.peers.client(&migration.plan.to);
-        let answer: Result<HandoffView, ClientError> =
-            client.request_json(Method::POST, &path, Some(&message), START_LIMIT).await;
+        let answer: Result<HandoffView, ClientError> = client
+            .request_json(Method::POST, &path, Some(&message), START_LIMIT)
+            .await;
         self.run.spent("start", began.elapsed().as_secs_f64());
         match answer {
             Ok(view) if view.state == HandoffState::Verified => Event::StartedThere,
@@ -95,7 +99,12 @@ impl Driver {
         loop {
             let client = self.host.peers.client(&migration.plan.to);
             let answer: Result<HandoffView, ClientError> = client
-                .request_json(Method::GET, &path, None::<&()>, DEADLINE.saturating_add(WAIT))
+                .request_json(
+                    Method::GET,
+                    &path,
+                    None::<&()>,
+                    DEADLINE.saturating_add(WAIT),
+                )
                 .await;
             let trouble = answer.as_ref().ok().and_then(|view| view.reason.clone());
             match answer.map(|view| self.outcome(view)) {
@@ -103,7 +112,9 @@ impl Driver {
                     pause.reset();
                     match trouble {
                         None => self.unblocked(),
-                        Some(trouble) => self.blocked(migration, &format!("cannot go on: {trouble}")),
+                        Some(trouble) => {
+                            self.blocked(migration, &format!("cannot go on: {trouble}"))
+                        }
                     }
                     continue;
                 }
@@ -127,9 +138,9 @@ impl Driver {
         match view.state {
             HandoffState::Owned => Some(Event::Adopted),
             HandoffState::Serving => Some(Event::Served),
-            HandoffState::Returned => {
-                Some(Event::Returned { reason: view.reason.unwrap_or_default() })
-            }
+            HandoffState::Returned => Some(Event::Returned {
+                reason: view.reason.unwrap_or_default(),
+            }),
             // Its promise to wait is durable, so none of these can follow a release; who sees one
             // must not guess.
             HandoffState::Unknown
@@ -187,11 +198,7 @@ impl Driver {
 
     /// The destination serves: leads the routes there and drops what is no longer needed. None
     /// of this can fail the move any more; what cannot be dropped now is said.
-    pub(super) async fn finish(
-        &mut self,
-        migration: &SourceMigration,
-        attempt: Attempt,
-    ) -> Event {
+    pub(super) async fn finish(&mut self, migration: &SourceMigration, attempt: Attempt) -> Event {
         let plan = &migration.plan;
         let application = &plan.application;
         if plan.volumes.is_empty() && self.track.gate.version.is_none() {
@@ -213,7 +220,10 @@ impl Driver {
         self.lead_away(migration).await;
         if let Err(error) = applications::remove(&self.host, application, Duration::ZERO).await {
             let error = Report(&error).to_string();
-            tracing::warn!(error, "the old instance cannot be removed; the reconcile loop tries again");
+            tracing::warn!(
+                error,
+                "the old instance cannot be removed; the reconcile loop tries again"
+            );
         }
         self.drop_copies(migration, attempt).await;
         self.tell_closed(migration, attempt).await;
@@ -222,8 +232,10 @@ impl Driver {
 
     async fn lead_away(&self, migration: &SourceMigration) {
         let plan = &migration.plan;
-        let version =
-            RouteVersion { epoch: plan.epoch.next(), generation: Generation::default() };
+        let version = RouteVersion {
+            epoch: plan.epoch.next(),
+            generation: Generation::default(),
+        };
         self.host.routes.hear(&[Advert {
             application: plan.application.clone(),
             version,
@@ -252,14 +264,22 @@ impl Driver {
         keep: &str,
     ) -> Result<(), StorageError> {
         let storage = &self.host.storage;
-        let Some(info) = storage.inspect(&volume.dataset).await? else { return Ok(()) };
+        let Some(info) = storage.inspect(&volume.dataset).await? else {
+            return Ok(());
+        };
         if !info.snapshots.iter().any(|snapshot| snapshot.name == keep) {
             // Without the base nothing proves that the destination has all of it.
             return Ok(());
         }
         storage.retire(&volume.dataset).await?;
-        for snapshot in info.snapshots.iter().filter(|snapshot| snapshot.name != keep) {
-            storage.delete_snapshot(&volume.dataset, &snapshot.name).await?;
+        for snapshot in info
+            .snapshots
+            .iter()
+            .filter(|snapshot| snapshot.name != keep)
+        {
+            storage
+                .delete_snapshot(&volume.dataset, &snapshot.name)
+                .await?;
         }
         let mut stamp = applications::stamp(
             &self.host,
@@ -274,7 +294,10 @@ impl Driver {
     /// The destination need not remember the handoff any more; if it does not hear this, it
     /// forgets at the next one.
     pub(super) async fn tell_closed(&self, migration: &SourceMigration, attempt: Attempt) {
-        let message = HandoffRef { attempt, epoch: migration.plan.epoch };
+        let message = HandoffRef {
+            attempt,
+            epoch: migration.plan.epoch,
+        };
         let path = format!("/peer/v1/handoffs/{}/close", migration.id);
         let told: Result<HandoffView, ClientError> = self
             .host
@@ -283,7 +306,10 @@ impl Driver {
             .await;
         if let Err(error) = told {
             let error = Report(&error).to_string();
-            tracing::info!(error, "the destination was not told that the handoff is over");
+            tracing::info!(
+                error,
+                "the destination was not told that the handoff is over"
+            );
         }
     }
 }

@@ -31,6 +31,12 @@ impl Process {
         started(self.pid) == Some(self.started)
     }
 
+    /// Whether it still has its namespaces: a PID 1 that was killed stays for as long as the
+    /// kernel ends everything else in its host, and nothing can enter that host any more.
+    pub(crate) fn can_be_entered(&self) -> bool {
+        self.is_alive() && fs::read_link(format!("/proc/{}/ns/net", self.pid)).is_ok()
+    }
+
     /// Kills it, if it is alive.
     pub(crate) fn kill(&self) {
         if self.is_alive() {

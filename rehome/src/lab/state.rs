@@ -103,7 +103,9 @@ pub(crate) struct HostRecord {
 impl HostRecord {
     /// The first process, if it is alive.
     pub(crate) fn alive(&self) -> Option<&Process> {
-        self.process.as_ref().filter(|process| process.is_alive())
+        self.process
+            .as_ref()
+            .filter(|process| process.can_be_entered())
     }
 }
 

@@ -57,7 +57,9 @@ impl Host {
     /// When it cannot be run.
     pub fn begin(&self, words: &[&str]) -> anyhow::Result<Running> {
         let mut command = Command::new(program::built("rehome")?);
-        command.args(["lab", "--name", &self.lab, "exec", &self.name, "--"]).args(words);
+        command
+            .args(["lab", "--name", &self.lab, "exec", &self.name, "--"])
+            .args(words);
         program::start(&mut command, LIMIT)
     }
 
@@ -93,7 +95,9 @@ impl Host {
     /// When it does not run.
     pub fn daemon(&self, name: &str) -> anyhow::Result<u32> {
         let text = self.shell(&format!("cat /run/rehome/{name}.pid"))?;
-        text.trim().parse().with_context(|| format!("{name} of {} has no PID", self.name))
+        text.trim()
+            .parse()
+            .with_context(|| format!("{name} of {} has no PID", self.name))
     }
 
     /// Kills a daemon, as a crash would; init starts it again unless it is held down.
@@ -190,7 +194,11 @@ impl Host {
     /// When there is one.
     pub fn has_no_live_volume(&self) -> anyhow::Result<()> {
         let live = self.shell("ls /var/lib/rehome/pool/live")?;
-        ensure!(live.trim().is_empty(), "{} still has live {live}", self.name);
+        ensure!(
+            live.trim().is_empty(),
+            "{} still has live {live}",
+            self.name
+        );
         Ok(())
     }
 

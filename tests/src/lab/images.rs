@@ -15,17 +15,15 @@ use crate::store::POSTGRES_IMAGE;
 /// Building the images downloads packages the first time.
 const BUILD: Duration = Duration::from_mins(5);
 
-/// Gives both to every host of a lab.
-pub(super) fn load(lab: &Lab) -> anyhow::Result<()> {
-    load_postgres(lab).context("the image of PostgreSQL")?;
-    load_busybox(lab).context("the image of busybox")
-}
-
-fn load_postgres(lab: &Lab) -> anyhow::Result<()> {
+pub(super) fn load_postgres(lab: &Lab) -> anyhow::Result<()> {
     let mut command = Command::new(program::built("rehome")?);
-    let images = program::run(command.args(["demo-images", "--json"]), BUILD)?.ok()?.json()?;
+    let images = program::run(command.args(["demo-images", "--json"]), BUILD)?
+        .ok()?
+        .json()?;
     let all = images.as_array().context("no list of images")?;
-    let image = all.iter().find(|image| image["reference"] == POSTGRES_IMAGE);
+    let image = all
+        .iter()
+        .find(|image| image["reference"] == POSTGRES_IMAGE);
     let image = image.with_context(|| format!("no {POSTGRES_IMAGE} in {images}"))?;
     let mut arguments = vec!["load", POSTGRES_IMAGE];
     arguments.push(image["path"].as_str().context("no path")?);
@@ -36,7 +34,7 @@ fn load_postgres(lab: &Lab) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn load_busybox(lab: &Lab) -> anyhow::Result<()> {
+pub(super) fn load_busybox(lab: &Lab) -> anyhow::Result<()> {
     let directory = tempfile::tempdir()?;
     let root = directory.path().join("root");
     for name in ["bin", "run", "tmp", "etc"] {
@@ -47,7 +45,13 @@ fn load_busybox(lab: &Lab) -> anyhow::Result<()> {
     std::os::unix::fs::symlink("busybox", root.join("bin/sh"))?;
     let tar = directory.path().join("busybox.tar");
     let mut command = Command::new("tar");
-    command.arg("--create").arg("--file").arg(&tar).arg("--directory").arg(&root).arg(".");
+    command
+        .arg("--create")
+        .arg("--file")
+        .arg(&tar)
+        .arg("--directory")
+        .arg(&root)
+        .arg(".");
     program::run(&mut command, BUILD)?.ok()?;
     let tar = tar.to_str().context("a strange temporary directory")?;
     lab.command(&["load", page::IMAGE, tar])?.ok()?;

@@ -38,9 +38,12 @@ fn is_orphan(name: &str) -> bool {
         return false;
     };
     let mut numbers = rest.split('-').map(str::parse::<u64>);
-    let (Some(Ok(pid)), Some(Ok(start)), Some(Ok(_)), None) =
-        (numbers.next(), numbers.next(), numbers.next(), numbers.next())
-    else {
+    let (Some(Ok(pid)), Some(Ok(start)), Some(Ok(_)), None) = (
+        numbers.next(),
+        numbers.next(),
+        numbers.next(),
+        numbers.next(),
+    ) else {
         return false;
     };
     u32::try_from(pid).ok().and_then(start_of) != Some(start)
@@ -48,7 +51,8 @@ fn is_orphan(name: &str) -> bool {
 
 /// When a process began, in the kernel's ticks; `None` when there is no such process.
 fn start_of(pid: u32) -> Option<u64> {
-    let stat = std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("stat")).ok()?;
+    let stat =
+        std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("stat")).ok()?;
     // The second field is a name in parentheses that may hold anything.
     let (_, fields) = stat.rsplit_once(") ")?;
     fields.split(' ').nth(19)?.parse().ok()

@@ -9,7 +9,7 @@ use tokio_postgres::tls::NoTlsStream;
 use tokio_postgres::{Client, Config, Connection, Error, NoTls, SimpleQueryMessage};
 
 use super::{Failure, Store};
-use crate::lab::Runtime;
+use crate::lab::{Lab, Runtime};
 
 /// The name of its image.
 pub const IMAGE: &str = "rehome-demo/postgres";
@@ -21,6 +21,10 @@ pub struct Postgres;
 impl Store for Postgres {
     const RUNTIME: Runtime = Runtime::Docker;
 
+    fn provide(self, lab: &Lab) -> anyhow::Result<()> {
+        lab.load_postgres()
+    }
+
     fn body(self, external: u16) -> Value {
         let ready = "/usr/lib/postgresql/*/bin/pg_isready -q -h 127.0.0.1";
         json!({
@@ -28,7 +32,7 @@ impl Store for Postgres {
             "ports": [{"internal": 5432, "external": external}],
             "volume": {"mountpoint": "/var/lib/postgresql/data"},
             // It accepts connections while it still recovers.
-            "healthcheck": {"command": ["sh", "-c", ready], "interval": "100ms"},
+            "healthcheck": {"command": ["sh", "-c", ready], "interval": "100ms", "retries": 600},
         })
     }
 
@@ -101,9 +105,7 @@ async fn with_client<T>(
     result
 }
 
-async fn login(
-    stream: TcpStream,
-) -> Result<(Client, Connection<TcpStream, NoTlsStream>), Failure> {
+async fn login(stream: TcpStream) -> Result<(Client, Connection<TcpStream, NoTlsStream>), Failure> {
     let mut config = Config::new();
     config.user("postgres").dbname("postgres");
     let login = config.connect_raw(stream, NoTls).await;

@@ -9,7 +9,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, Buf
 use tokio::net::TcpStream;
 
 use super::{Failure, Store};
-use crate::lab::Runtime;
+use crate::lab::{Lab, Runtime};
 
 /// Redis, which keeps its words as keys.
 #[derive(Debug, Clone, Copy)]
@@ -17,6 +17,10 @@ pub struct Redis;
 
 impl Store for Redis {
     const RUNTIME: Runtime = Runtime::Process;
+
+    fn provide(self, _lab: &Lab) -> anyhow::Result<()> {
+        Ok(())
+    }
 
     fn body(self, external: u16) -> Value {
         json!({
@@ -29,7 +33,7 @@ impl Store for Redis {
             "ports": [{"internal": 6379, "external": external}],
             "volume": {"mountpoint": "/data"},
             // It accepts connections while it still loads its file.
-            "healthcheck": {"command": ["redis-cli", "-e", "ping"], "interval": "100ms"},
+            "healthcheck": {"command": ["redis-cli", "-e", "ping"], "interval": "100ms", "retries": 600},
         })
     }
 
@@ -60,7 +64,9 @@ impl Store for Redis {
         let mut connection = Connection::open(at).await?;
         for block in 0..mebibytes {
             let key = format!("ballast-{block}-{}", rand_word());
-            connection.expect(&["SET", &key, &noise(1 << 20)], "OK").await?;
+            connection
+                .expect(&["SET", &key, &noise(1 << 20)], "OK")
+                .await?;
         }
         Ok(())
     }
@@ -106,20 +112,28 @@ impl Connection {
             Ok(())
         } else {
             let verb = words.first().copied().unwrap_or_default();
-            Err(Failure::Wrong(format!("{verb}: {given:?} instead of {answer}")))
+            Err(Failure::Wrong(format!(
+                "{verb}: {given:?} instead of {answer}"
+            )))
         }
     }
 
     async fn ask(&mut self, words: &[&str]) -> Result<Vec<String>, Failure> {
         let answer = self.exchange(words).await;
-        let failed = if self.answered { Failure::MidQuery } else { Failure::AtConnect };
+        let failed = if self.answered {
+            Failure::MidQuery
+        } else {
+            Failure::AtConnect
+        };
         let answer = answer.map_err(|error| failed(error.to_string()))?;
         self.answered = true;
         answer.map_err(Failure::MidQuery)
     }
 
     async fn exchange(&mut self, words: &[&str]) -> io::Result<Result<Vec<String>, String>> {
-        let strings = words.iter().map(|word| format!("${}\r\n{word}\r\n", word.len()));
+        let strings = words
+            .iter()
+            .map(|word| format!("${}\r\n{word}\r\n", word.len()));
         let request = format!("*{}\r\n{}", words.len(), strings.collect::<String>());
         self.stream.write_all(request.as_bytes()).await?;
         let first = self.line().await?;

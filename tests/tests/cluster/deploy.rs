@@ -31,13 +31,21 @@ fn three_applications(runtime: Runtime) -> anyhow::Result<()> {
         lab.deploy(&deployment)?.ok()?;
         for (name, host) in [("one", 1), ("two", 2), ("three", 3)] {
             lab.wait_running(name, host)?;
-            answers(lab, 7000 + u16::try_from(host)?, &format!("SAYS=I am {name}\n"))?;
+            answers(
+                lab,
+                7000 + u16::try_from(host)?,
+                &format!("SAYS=I am {name}\n"),
+            )?;
         }
         for host in lab.hosts() {
             let processes = host.processes()?;
             let server = |line: &&str| line.starts_with("busybox httpd");
             let servers = processes.lines().filter(server).count();
-            ensure!(servers == 1, "{} runs {servers} of them:\n{processes}", host.name());
+            ensure!(
+                servers == 1,
+                "{} runs {servers} of them:\n{processes}",
+                host.name()
+            );
         }
         // A link leads through the linking application's own host.
         let own = lab.host(3)?.address();
@@ -86,8 +94,14 @@ fn the_same_files_again_do_nothing_and_a_change_restarts_what_it_is_about() -> a
         let mut before = runs(lab, &names)?;
 
         let again = lab.deploy(&base)?.ok()?.json()?;
-        ensure!(again["changes"] == json!([]) && again["generation"] == 1, "{again}");
-        ensure!(runs(lab, &names)? == before, "the second deployment did something");
+        ensure!(
+            again["changes"] == json!([]) && again["generation"] == 1,
+            "{again}"
+        );
+        ensure!(
+            runs(lab, &names)? == before,
+            "the second deployment did something"
+        );
 
         let link = json!([{"local_port": 80, "remote_port": 7003, "alias": "other"}]);
         for change in [
@@ -104,7 +118,10 @@ fn the_same_files_again_do_nothing_and_a_change_restarts_what_it_is_about() -> a
             ensure!(told["changes"] == kinds, "{change}: {told}");
             let after = runs(lab, &names)?;
             ensure!(after[0] != before[0], "{change} restarted nothing");
-            ensure!(after[1..] == before[1..], "{change} restarted others: {after:?}");
+            ensure!(
+                after[1..] == before[1..],
+                "{change} restarted others: {after:?}"
+            );
             before = after;
         }
         answers(lab, 7001, "OTHER_PORT_80_TCP_PORT=7003\n")
@@ -118,13 +135,16 @@ fn a_new_port_opens_and_an_old_one_closes_without_a_restart() -> anyhow::Result<
         lab.deploy(&base)?.ok()?;
         let before = runs(lab, &["page"])?;
 
-        lab.deploy(&base.with("page", 1, &page::body(7005, "here")))?.ok()?;
+        lab.deploy(&base.with("page", 1, &page::body(7005, "here")))?
+            .ok()?;
 
         answers(lab, 7005, "SAYS=here\n")?;
         for door in lab.doors(7001)? {
-            wait_until(&format!("{door} is closed"), Duration::from_secs(30), || {
-                Ok(std::net::TcpStream::connect(door).is_err())
-            })?;
+            wait_until(
+                &format!("{door} is closed"),
+                Duration::from_secs(30),
+                || Ok(std::net::TcpStream::connect(door).is_err()),
+            )?;
         }
         ensure!(runs(lab, &["page"])? == before, "it was restarted");
         Ok(())

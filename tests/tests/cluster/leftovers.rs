@@ -36,7 +36,9 @@ fn nothing_is_left_of_a_lab_with_a_container_and_a_volume() -> anyhow::Result<()
     let mut name = String::new();
     with_lab(Runtime::Docker, &[], |lab| {
         lab.name().clone_into(&mut name);
-        lab.deploy(&Deployment::new().with("store", 1, &Postgres.body(7000)))?.ok()?;
+        lab.load_postgres()?;
+        lab.deploy(&Deployment::new().with("store", 1, &Postgres.body(7000)))?
+            .ok()?;
         lab.wait_running("store", 1)?;
         let (found, _) = traces(lab.name())?;
         ensure!(found.len() > 10, "this test does not see a lab: {found:#?}");
@@ -44,7 +46,10 @@ fn nothing_is_left_of_a_lab_with_a_container_and_a_volume() -> anyhow::Result<()
     })?;
     let (left, after) = traces(&name)?;
     ensure!(left.is_empty(), "left: {left:#?}");
-    let new: Vec<_> = after.iter().filter(|name| !interfaces.contains(name)).collect();
+    let new: Vec<_> = after
+        .iter()
+        .filter(|name| !interfaces.contains(name))
+        .collect();
     ensure!(new.is_empty(), "interfaces left: {new:?}");
     Ok(())
 }
@@ -56,8 +61,14 @@ fn nothing_is_left_of_a_lab_whose_making_was_interrupted() -> anyhow::Result<()>
     command.args(["lab", "--name", &name, "up", "--runtime", "process"]);
     let making = program::start(&mut command, PATIENCE)?;
     let disk = format!("/var/lib/rehome-lab/{name}/h2");
-    wait_until("the second host is made", PATIENCE, || Ok(std::path::Path::new(&disk).exists()))?;
-    program::run(Command::new("kill").args(["-INT", &making.pid().to_string()]), PATIENCE)?.ok()?;
+    wait_until("the second host is made", PATIENCE, || {
+        Ok(std::path::Path::new(&disk).exists())
+    })?;
+    program::run(
+        Command::new("kill").args(["-INT", &making.pid().to_string()]),
+        PATIENCE,
+    )?
+    .ok()?;
     let outcome = making.wait().context("after SIGINT")?;
     ensure!(outcome.status != 0, "{outcome}");
     let (left, _) = traces(&name)?;
@@ -69,7 +80,11 @@ fn nothing_is_left_of_a_lab_whose_making_was_interrupted() -> anyhow::Result<()>
 fn two_labs_at_once_do_not_see_each_other() -> anyhow::Result<()> {
     with_lab(Runtime::Process, &[], |first| {
         with_lab(Runtime::Process, &[], |second| {
-            ensure!(first.addresses() != second.addresses(), "{:?}", first.addresses());
+            ensure!(
+                first.addresses() != second.addresses(),
+                "{:?}",
+                first.addresses()
+            );
             let deploy = |lab: &rehome_tests::lab::Lab, says| {
                 let body = rehome_tests::page::body(7001, says);
                 lab.deploy(&Deployment::new().with("page", 1, &body))?.ok()

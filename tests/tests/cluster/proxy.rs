@@ -27,7 +27,10 @@ fn a_proxy_that_was_killed_serves_as_before_even_without_migrated() -> anyhow::R
             let old = host.daemon("proxyd")?;
             host.kill_daemon("proxyd")?;
             host.wait_daemon("proxyd", old)?;
-            ensure!(host.daemon("migrated").is_err(), "migrated was to stay down");
+            ensure!(
+                host.daemon("migrated").is_err(),
+                "migrated was to stay down"
+            );
         }
         for door in lab.doors(7001)? {
             ensure!(page::fetch(door)?.contains("SAYS=still here\n"), "{door}");
@@ -65,18 +68,25 @@ fn while_fetching(
         Ok(())
     };
     thread::scope(|scope| {
-        let visitors: Vec<_> = (0..4).map(|first| scope.spawn(move || visit(first))).collect();
+        let visitors: Vec<_> = (0..4)
+            .map(|first| scope.spawn(move || visit(first)))
+            .collect();
         let more = || {
             let goal = served.load(Ordering::Relaxed) + 100;
             wait_until("a hundred more pages", PATIENCE, || {
-                ensure!(!visitors.iter().any(thread::ScopedJoinHandle::is_finished), "a visitor failed");
+                ensure!(
+                    !visitors.iter().any(thread::ScopedJoinHandle::is_finished),
+                    "a visitor failed"
+                );
                 Ok(served.load(Ordering::Relaxed) >= goal)
             })
         };
         let result = more().and_then(|()| happens()).and_then(|()| more());
         stop.store(true, Ordering::Relaxed);
         for visitor in visitors {
-            visitor.join().map_err(|_| anyhow!("a visitor panicked"))??;
+            visitor
+                .join()
+                .map_err(|_| anyhow!("a visitor panicked"))??;
         }
         result
     })
@@ -96,10 +106,16 @@ fn a_stateless_application_moves(runtime: Runtime) -> anyhow::Result<()> {
         })?;
         for number in [1, 2] {
             let processes = lab.host(number)?.processes()?;
-            ensure!(!processes.contains("httpd -f"), "h{number} still runs it:\n{processes}");
+            ensure!(
+                !processes.contains("httpd -f"),
+                "h{number} still runs it:\n{processes}"
+            );
         }
         let migration = lab.last_migration()?;
-        ensure!(migration.state() == "done" && migration.0["window_seconds"].is_null(), "{migration:?}");
+        ensure!(
+            migration.state() == "done" && migration.0["window_seconds"].is_null(),
+            "{migration:?}"
+        );
         Ok(())
     })
 }

@@ -12,7 +12,10 @@ const PATIENCE: Duration = Duration::from_mins(1);
 
 /// How many reloads a daemon counted by their result.
 fn reloads(host: &Host, daemon: &str, result: &str) -> anyhow::Result<f64> {
-    host.metric(daemon, &format!("rehome_config_reloads_total{{result=\"{result}\"}}"))
+    host.metric(
+        daemon,
+        &format!("rehome_config_reloads_total{{result=\"{result}\"}}"),
+    )
 }
 
 /// Sends SIGHUP and waits until it is counted with `result`.
@@ -25,15 +28,19 @@ fn reload(host: &Host, daemon: &str, result: &str) -> anyhow::Result<()> {
 }
 
 #[test]
-fn a_wrong_file_changes_nothing_and_is_counted_and_a_right_one_takes_effect() -> anyhow::Result<()> {
+fn a_wrong_file_changes_nothing_and_is_counted_and_a_right_one_takes_effect() -> anyhow::Result<()>
+{
     with_lab(Runtime::Process, &[], |lab| {
-        lab.deploy(&Deployment::new().with("page", 1, &page::body(7001, "here")))?.ok()?;
+        lab.deploy(&Deployment::new().with("page", 1, &page::body(7001, "here")))?
+            .ok()?;
         let before = lab.application("page")?;
         let host = lab.host(1)?;
         for daemon in ["migrated", "proxyd"] {
             let pid = host.daemon(daemon)?;
             let file = format!("/etc/rehome/{daemon}.yml");
-            host.shell(&format!("cp {file} {file}.right; echo 'colour: blue' >>{file}"))?;
+            host.shell(&format!(
+                "cp {file} {file}.right; echo 'colour: blue' >>{file}"
+            ))?;
             reload(host, daemon, "rejected")?;
             let page = page::fetch(host.door(7001)?)?;
             ensure!(page.contains("SAYS=here\n"), "{page}");
@@ -89,14 +96,19 @@ fn a_host_follows_the_deployment_files_that_its_configuration_names() -> anyhow:
 fn promtool_has_nothing_against_the_metrics_of_either_daemon() -> anyhow::Result<()> {
     with_lab(Runtime::Process, &[], |lab| {
         // After a move every metric has values.
-        lab.deploy(&Deployment::new().with("page", 1, &page::body(7001, "here")))?.ok()?;
+        lab.deploy(&Deployment::new().with("page", 1, &page::body(7001, "here")))?
+            .ok()?;
         page::fetch(lab.host(2)?.door(7001)?)?;
         lab.move_to("page", 2)?.ok()?;
         for host in lab.hosts() {
             for daemon in ["migrated", "proxyd"] {
                 let file = lab.path(&format!("{}-{daemon}.prom", host.name()));
                 std::fs::write(&file, host.metrics(daemon)?)?;
-                let line = format!("{} check metrics <{}", promtool()?.display(), file.display());
+                let line = format!(
+                    "{} check metrics <{}",
+                    promtool()?.display(),
+                    file.display()
+                );
                 host.exec(&["sh", "-c", &line])?.ok()?;
             }
         }

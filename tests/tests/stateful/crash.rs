@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use anyhow::ensure;
-use rehome_tests::cluster::Migration;
+use rehome_tests::cluster::{Application, Migration};
 use rehome_tests::deployment::{Deployment, changed};
-use rehome_tests::load::{Load, block_on};
+use rehome_tests::load::{Load, block_on, verify};
 use rehome_tests::store::Store;
 use rehome_tests::wait::wait_for;
 use serde_json::json;
@@ -26,24 +26,76 @@ pub(crate) fn migrated_dies_on_the_destination_in_the_middle_of_the_copy<S: Stor
     dies_in_the_middle_of_the_copy(scene, 2)
 }
 
+/// The command that submitted a move may go: the move does not. `rehome abort` calls it off.
+pub(crate) fn a_move_that_is_called_off_leaves_the_application_untouched<S: Store>(
+    scene: &Scene<'_, S>,
+) -> anyhow::Result<()> {
+    let before = open_with_a_slow_copy(scene)?;
+    let load = Load::start(scene.store, &scene.doors, 6)?;
+    load.wait_served(30)?;
+    let command = scene.lab.begin_move(NAME, 2)?;
+    let migration = in_the_middle_of_the_copy(scene)?;
+    drop(command);
+    load.wait_served(10)?;
+    let still = scene.lab.last_migration()?;
+    ensure!(
+        still.state() == "running",
+        "it went with its command: {still:?}"
+    );
+
+    let aborted = scene
+        .lab
+        .rehome(&["abort", migration.id(), "--json"])?
+        .ok()?
+        .json()?;
+
+    ensure!(aborted["state"] == "aborted", "{aborted}");
+    load.wait_served(30)?;
+    let tally = load.stop_and_verify(&scene.doors)?;
+    tally.all_served()?;
+    let after = scene.lab.wait_running(NAME, 1)?;
+    ensure!(
+        after.run() == before.run(),
+        "restarted for nothing: {after:?}"
+    );
+    scene.lab.host(2)?.has_no_live_volume()?;
+    let received = scene
+        .lab
+        .host(2)?
+        .shell("cd /var/lib/rehome/pool && find recv snap")?;
+    ensure!(!received.contains(migration.id()), "left on h2: {received}");
+    // Asked for again, it goes through: not by itself.
+    scene.lab.move_to(NAME, 2)?.ok()?;
+    scene.lab.wait_running(NAME, 2)?;
+    verify(scene.store, &scene.doors, &tally)
+}
+
+/// Deploys a store whose copy takes some seconds.
+fn open_with_a_slow_copy<S: Store>(scene: &Scene<'_, S>) -> anyhow::Result<Application> {
+    let slow = json!({"migration": {"bandwidth_limit": "8MiB"}});
+    let body = changed(&scene.store.body(PORT), &slow);
+    scene.open(&Deployment::new().with(NAME, 1, &body))?;
+    block_on(scene.store.ballast(scene.door(), 24))?;
+    scene.lab.application(NAME)
+}
+
+fn in_the_middle_of_the_copy<S: Store>(scene: &Scene<'_, S>) -> anyhow::Result<Migration> {
+    wait_for("the copy is in its middle", PATIENCE, || {
+        let running = |m: &Migration| m.phase() == "precopy" && m.streamed() > 4 << 20;
+        Ok(scene.lab.migrations()?.into_iter().find(running))
+    })
+}
+
 /// The move goes on or is called off; the application serves all the time.
 fn dies_in_the_middle_of_the_copy<S: Store>(
     scene: &Scene<'_, S>,
     victim: usize,
 ) -> anyhow::Result<()> {
-    // Slow enough to be met in the middle.
-    let slow = json!({"migration": {"bandwidth_limit": "8MiB"}});
-    let body = changed(&scene.store.body(PORT), &slow);
-    scene.open(&Deployment::new().with(NAME, 1, &body))?;
-    block_on(scene.store.ballast(scene.door(), 24))?;
-    let before = scene.lab.application(NAME)?;
+    let before = open_with_a_slow_copy(scene)?;
     let load = Load::start(scene.store, &scene.doors, 6)?;
     load.wait_served(30)?;
     let command = scene.lab.begin_move(NAME, 2)?;
-    wait_for("the copy is in its middle", PATIENCE, || {
-        let running = |m: &Migration| m.phase() == "precopy" && m.streamed() > 4 << 20;
-        Ok(scene.lab.migrations()?.into_iter().find(running))
-    })?;
+    in_the_middle_of_the_copy(scene)?;
 
     let host = scene.lab.host(victim)?;
     let old = host.daemon("migrated")?;
@@ -72,7 +124,10 @@ fn dies_in_the_middle_of_the_copy<S: Store>(
         "aborted" => {
             outcome.with_status(1)?;
             let after = scene.lab.wait_running(NAME, 1)?;
-            ensure!(after.run() == before.run(), "restarted for nothing: {after:?}");
+            ensure!(
+                after.run() == before.run(),
+                "restarted for nothing: {after:?}"
+            );
             scene.lab.host(2)?.has_no_live_volume()
         }
         other => anyhow::bail!("{other}: {migration:?}"),
@@ -90,12 +145,20 @@ pub(crate) fn the_owner_crashes_and_comes_back_with_its_data<S: Store>(
     let host = scene.lab.host(1)?;
 
     host.crash()?;
-    let seen = scene.lab.host(2)?.rehome(&["status", "--json"])?.ok()?.json()?;
+    let seen = scene
+        .lab
+        .host(2)?
+        .rehome(&["status", "--json"])?
+        .ok()?
+        .json()?;
     host.start()?;
 
     let silent = seen["hosts"].as_array().into_iter().flatten();
     let silent: Vec<_> = silent.filter(|entry| entry["reachable"] == false).collect();
-    ensure!(silent.len() == 1 && silent[0]["address"] == host.address(), "{seen}");
+    ensure!(
+        silent.len() == 1 && silent[0]["address"] == host.address(),
+        "{seen}"
+    );
     scene.lab.wait_running(NAME, 1)?;
     load.wait_served(30)?;
     // Requests in flight fail with their host; what was acknowledged is there.

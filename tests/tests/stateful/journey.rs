@@ -14,10 +14,11 @@ pub(crate) fn a_move_takes_the_data_along_and_disturbs_no_other_application<S: S
 ) -> anyhow::Result<()> {
     let mut linked = page::body(7001, "linked");
     linked["links"] = json!([{"local_port": 5432, "remote_port": 7000, "alias": "db"}]);
-    let deployment = scene
-        .alone(1)
-        .with("linked", 1, &linked)
-        .with("beside", 2, &page::body(7002, "beside"));
+    let deployment =
+        scene
+            .alone(1)
+            .with("linked", 1, &linked)
+            .with("beside", 2, &page::body(7002, "beside"));
     scene.open(&deployment)?;
     let runs = |name| scene.lab.application(name);
     let before = (runs("linked")?, runs("beside")?);
@@ -38,7 +39,10 @@ pub(crate) fn a_move_takes_the_data_along_and_disturbs_no_other_application<S: S
     let there = scene.lab.host(2)?.processes()?;
     ensure!(there.contains(scene.store.process()), "not on h2: {there}");
     for (old, new) in [(&before.0, runs("linked")?), (&before.1, runs("beside")?)] {
-        ensure!(old.instance.is_some() && old.run() == new.run(), "restarted: {old:?}, {new:?}");
+        ensure!(
+            old.instance.is_some() && old.run() == new.run(),
+            "restarted: {old:?}, {new:?}"
+        );
     }
     Ok(())
 }
@@ -55,16 +59,35 @@ pub(crate) fn fifty_clients_on_three_hosts_meet_a_wait_and_no_refusal<S: Store>(
     load.wait_served(200)?;
     let tally = load.stop_and_verify(&scene.doors)?;
     tally.all_served()?;
-    ensure!(tally.longest < PARK_TIMEOUT, "a client waited {:?}", tally.longest);
+    ensure!(
+        tally.longest < PARK_TIMEOUT,
+        "a client waited {:?}",
+        tally.longest
+    );
     let migration = scene.lab.last_migration()?;
     ensure!(migration.state() == "done", "{migration:?}");
     let window = migration.window()?;
     ensure!(window > 0.0, "{migration:?}");
     let connections = &migration.0["connections"];
     ensure!(connections["refused"] == 0, "{migration:?}");
-    ensure!(connections["parked"].as_u64() > Some(0), "nobody was parked: {migration:?}");
-    for phase in ["prepare", "precopy", "park", "stop", "final_delta", "adopt", "start", "health"] {
-        ensure!(migration.0["phases"][phase].is_f64(), "no {phase}: {migration:?}");
+    ensure!(
+        connections["parked"].as_u64() > Some(0),
+        "nobody was parked: {migration:?}"
+    );
+    for phase in [
+        "prepare",
+        "precopy",
+        "park",
+        "stop",
+        "final_delta",
+        "adopt",
+        "start",
+        "health",
+    ] {
+        ensure!(
+            migration.0["phases"][phase].is_f64(),
+            "no {phase}: {migration:?}"
+        );
     }
     Ok(())
 }
@@ -88,7 +111,10 @@ pub(crate) fn the_way_back_sends_a_difference<S: Store>(
     tally.all_served()?;
     scene.lab.wait_running(NAME, 1)?;
     ensure!(there.bytes()? > 24 << 20, "{there:?}");
-    ensure!(back.bytes()? * 3 < there.bytes()?, "not a difference: {back:?} after {there:?}");
+    ensure!(
+        back.bytes()? * 3 < there.bytes()?,
+        "not a difference: {back:?} after {there:?}"
+    );
     ensure!(back.0["epoch"] == 3, "{back:?}");
     Ok(())
 }
@@ -107,7 +133,10 @@ pub(crate) fn an_application_that_was_removed_finds_its_data_again<S: Store>(
     for host in [1, 2] {
         scene.lab.deploy(&scene.alone(1).without(NAME))?.ok()?;
         let kept = scene.lab.application(NAME)?;
-        ensure!(kept.state == "stopped" && !kept.volumes.is_empty(), "{kept:?}");
+        ensure!(
+            kept.state == "stopped" && !kept.volumes.is_empty(),
+            "{kept:?}"
+        );
         for door in &scene.doors {
             let answer = std::net::TcpStream::connect(door);
             ensure!(answer.is_err(), "{door} still listens");

@@ -40,7 +40,13 @@ pub(crate) fn a_volume_keeps_its_limit_when_it_moves<S: Store>(
     let said = format!("{complaint:#}");
     let known = ["No space left on device", "Disk quota exceeded"];
     ensure!(known.iter().any(|words| said.contains(words)), "{said}");
-    let used = scene.lab.host(2)?.shell("du -sm /var/lib/rehome/pool/live | cut -f1")?;
-    ensure!(used.trim().parse::<u64>()? <= (LIMIT >> 20) + 1, "{used} MiB are used");
+    let used = scene
+        .lab
+        .host(2)?
+        .shell("du -sm /var/lib/rehome/pool/live | cut -f1")?;
+    ensure!(
+        used.trim().parse::<u64>()? <= (LIMIT >> 20) + 1,
+        "{used} MiB are used"
+    );
     Ok(())
 }

@@ -12,6 +12,7 @@ mod journey;
 mod limits;
 mod refusal;
 mod scene;
+mod sweep;
 
 /// A test of each scenario, for one store.
 macro_rules! scenarios {
@@ -43,6 +44,7 @@ both_runtimes! {
     refusal::a_full_destination_is_refused_before_a_byte_moves,
     crash::migrated_dies_on_the_source_in_the_middle_of_the_copy,
     crash::migrated_dies_on_the_destination_in_the_middle_of_the_copy,
+    crash::a_move_that_is_called_off_leaves_the_application_untouched,
     crash::the_owner_crashes_and_comes_back_with_its_data,
     limits::a_volume_keeps_its_limit_when_it_moves,
 }

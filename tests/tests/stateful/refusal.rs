@@ -16,8 +16,14 @@ pub(crate) fn a_destination_that_cannot_start_it_gives_it_back<S: Store>(
     let load = Load::start(scene.store, &scene.doors, 6)?;
     load.wait_served(30)?;
 
-    let bad = changed(&scene.store.body(PORT), &json!({"command": ["sh", "-c", "exit 42"]}));
-    let refused = scene.lab.deploy(&Deployment::new().with(NAME, 2, &bad))?.with_status(1)?;
+    let bad = changed(
+        &scene.store.body(PORT),
+        &json!({"command": ["sh", "-c", "exit 42"]}),
+    );
+    let refused = scene
+        .lab
+        .deploy(&Deployment::new().with(NAME, 2, &bad))?
+        .with_status(1)?;
 
     load.wait_served(30)?;
     let tally = load.stop_and_verify(&scene.doors)?;
@@ -30,7 +36,10 @@ pub(crate) fn a_destination_that_cannot_start_it_gives_it_back<S: Store>(
     ensure!(store.epoch == 3, "{store:?}");
     let there = scene.lab.host(2)?;
     there.has_no_live_volume()?;
-    ensure!(!there.processes()?.contains(scene.store.process()), "it still runs on h2");
+    ensure!(
+        !there.processes()?.contains(scene.store.process()),
+        "it still runs on h2"
+    );
     Ok(())
 }
 
@@ -52,7 +61,10 @@ pub(crate) fn a_full_destination_is_refused_before_a_byte_moves<S: Store>(
     let migration = scene.lab.last_migration()?;
     ensure!(migration.state() == "aborted", "{migration:?}");
     ensure!(migration.bytes()? == 0, "{migration:?}");
-    ensure!(scene.lab.application(NAME)?.run() == before.run(), "it was restarted");
+    ensure!(
+        scene.lab.application(NAME)?.run() == before.run(),
+        "it was restarted"
+    );
     load.wait_served(30)?;
     let tally = load.stop_and_verify(&scene.doors)?;
     tally.all_served()?;

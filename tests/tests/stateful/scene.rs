@@ -29,6 +29,7 @@ pub(crate) fn on_stage<S: Store>(
     scenario: fn(&Scene<'_, S>) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     with_lab(S::RUNTIME, options, |lab| {
+        store.provide(lab)?;
         let doors = lab.doors(PORT)?;
         scenario(&Scene { lab, store, doors })
     })

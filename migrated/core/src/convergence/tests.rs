@@ -62,7 +62,10 @@ fn a_stopped_application_cuts_over_at_once() {
 #[test]
 fn the_first_round_says_nothing_of_the_dirty_rate() {
     let rounds = [round(1000, 10.0)];
-    assert_eq!(predict(&observed(&rounds, &[0.0]), &drained_in(Duration::ZERO)), None);
+    assert_eq!(
+        predict(&observed(&rounds, &[0.0]), &drained_in(Duration::ZERO)),
+        None
+    );
     let decision = decide(&observed(&rounds, &[0.0]), &MigrationLimits::default());
     assert_eq!(decision, Decision::Again { predicted: None });
 }
@@ -88,7 +91,11 @@ fn the_window_is_the_fixed_cost_and_the_difference_at_the_bandwidth() {
 fn the_newest_dirty_rate_weighs_half() {
     let rounds = [round(100, 1.0), round(10, 1.0), round(30, 1.0)];
     // Rates 10 and 30 MiB/s: 20. Bandwidth 10 MiB/s, exposed for 1 s.
-    let predicted = predict(&observed(&rounds, &[0.0, 1.0, 1.0]), &drained_in(Duration::ZERO)).unwrap();
+    let predicted = predict(
+        &observed(&rounds, &[0.0, 1.0, 1.0]),
+        &drained_in(Duration::ZERO),
+    )
+    .unwrap();
     assert!(
         (predicted.as_secs_f64() - 3.0).abs() < 1e-6,
         "{predicted:?}"

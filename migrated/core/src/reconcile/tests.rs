@@ -122,7 +122,9 @@ fn what_is_being_given_away_is_left_to_its_migration() {
 
 #[test]
 fn an_exit_during_the_copy_is_answered_as_ever_and_during_the_cut_over_not_at_all() {
-    let planned = born().into_iter().chain([source(1, SourceRecord::Planned(plan_of_move()))]);
+    let planned = born()
+        .into_iter()
+        .chain([source(1, SourceRecord::Planned(plan_of_move()))]);
     let copying = planned.collect::<Vec<_>>();
     let cut_over = SourceRecord::CutOver {
         attempt: Attempt(1),

@@ -194,18 +194,21 @@ async fn with_client<T>(
     let mut config = Config::new();
     config.user("postgres").dbname("postgres");
     let (client, mut connection) = config.connect_raw(stream, NoTls).await?;
-    let result = {
+    let (result, connection) = {
         let mut work = std::pin::pin!(work(&client));
-        // Neither arm loses anything: the work is awaited in both, and the connection is done
-        // when it ends.
+        // The work is awaited in both arms. A connection that has ended is dropped before,
+        // because as long as it is there the work waits for its answers.
         tokio::select! {
             biased;
-            result = &mut work => result,
-            _ = &mut connection => work.await,
+            result = &mut work => (result, Some(connection)),
+            _ = &mut connection => {
+                drop(connection);
+                (work.await, None)
+            }
         }
     };
     drop(client);
-    if result.is_ok() {
+    if let (Ok(_), Some(connection)) = (&result, connection) {
         // The farewell; a server that has closed already has no more to say.
         drop(connection.await);
     }

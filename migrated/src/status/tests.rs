@@ -1,0 +1,93 @@
+//! One word for each application, out of what all hosts say.
+
+use rehome_shared::ids::{Epoch, Generation, RouteVersion};
+
+use super::*;
+use crate::fixtures::{app, deployment, host, migration, report};
+
+fn now() -> Desired {
+    deployment(1, &[("h1", &["db"]), ("h2", &[])])
+}
+
+fn merged(reports: Vec<HostReport>, silent: &[&str], adverts: &[Advert]) -> ApplicationStatus {
+    let mut all: Reports = reports
+        .into_iter()
+        .map(|report| (report.host.clone(), Some(report)))
+        .collect();
+    all.extend(silent.iter().map(|name| (host(name), None)));
+    let mut merged = merge(&now(), &all, adverts);
+    assert_eq!(merged.len(), 1, "{merged:?}");
+    merged.remove(0)
+}
+
+#[test]
+fn of_two_that_say_they_own_it_the_larger_epoch_speaks() {
+    let hosts = vec![
+        report("h1", &now(), &[("db", 2)]),
+        report("h2", &now(), &[("db", 3)]),
+    ];
+    assert_eq!(merged(hosts, &[], &[]).host, Some(host("h2")));
+}
+
+#[test]
+fn a_migration_under_way_is_seen_whoever_owns_it_just_now() {
+    for owned in [&[("db", 1)][..], &[]] {
+        let mut giving = report("h1", &now(), owned);
+        giving
+            .migrations
+            .push(migration("db", MigrationState::Running));
+        let seen = merged(vec![giving, report("h2", &now(), &[])], &[], &[]);
+        assert_eq!(seen.state, ApplicationState::Migrating);
+    }
+}
+
+#[test]
+fn a_blocked_migration_says_why() {
+    let mut giving = report("h1", &now(), &[]);
+    let mut blocked = migration("db", MigrationState::Blocked);
+    blocked.error = Some("h2 does not answer".to_owned());
+    giving.migrations.push(blocked);
+    let seen = merged(vec![giving], &["h2"], &[]);
+    assert_eq!(seen.state, ApplicationState::Blocked);
+    assert_eq!(seen.reason.as_deref(), Some("h2 does not answer"));
+}
+
+#[test]
+fn a_migration_that_is_over_leaves_the_owners_word() {
+    let mut gave = report("h1", &now(), &[]);
+    gave.migrations.push(migration("db", MigrationState::Done));
+    let seen = merged(vec![gave, report("h2", &now(), &[("db", 2)])], &[], &[]);
+    assert_eq!(
+        (seen.state, seen.epoch),
+        (ApplicationState::Running, Epoch(2))
+    );
+}
+
+#[test]
+fn what_nobody_has_yet_is_starting() {
+    let seen = merged(vec![report("h1", &now(), &[])], &[], &[]);
+    assert_eq!((seen.state, seen.host), (ApplicationState::Starting, None));
+}
+
+#[test]
+fn what_a_silent_host_may_run_is_blocked_and_names_the_host() {
+    let seen = merged(vec![report("h2", &now(), &[])], &["h1"], &[]);
+    assert_eq!(seen.state, ApplicationState::Blocked);
+    assert!(seen.reason.unwrap().starts_with("h1 "));
+}
+
+#[test]
+fn the_host_that_had_it_last_counts_and_not_the_one_it_is_meant_for() {
+    let version = RouteVersion {
+        epoch: Epoch(2),
+        generation: Generation(1),
+    };
+    let advert = Advert {
+        application: app("db"),
+        version,
+        host: host("h2"),
+    };
+    let seen = merged(vec![report("h1", &now(), &[])], &["h2"], &[advert]);
+    assert_eq!(seen.state, ApplicationState::Blocked);
+    assert!(seen.reason.unwrap().starts_with("h2 "));
+}
