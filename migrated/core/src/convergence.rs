@@ -87,6 +87,16 @@ pub fn decide(observed: &Observed<'_>, limits: &MigrationLimits) -> Decision {
             predicted: Some(predicted),
         };
     }
+    if observed.fixed > limits.hard_cap && limits.on_stall == OnStall::Cutover {
+        // More rounds cannot help: this is not what the application writes.
+        return Decision::Abort {
+            reason: format!(
+                "stopping and starting it alone took {:.1} s the last time, over the hard cap of {:.1} s: raise migration.hard_cap",
+                observed.fixed.as_secs_f64(),
+                limits.hard_cap.as_secs_f64()
+            ),
+        };
+    }
     stalled(predicted, count, limits)
 }
 

@@ -227,3 +227,18 @@ fn measurements_that_make_no_sense_are_survived() {
         ));
     }
 }
+
+#[test]
+fn an_application_that_starts_slower_than_the_cap_is_told_apart_from_one_that_writes_a_lot() {
+    let quiet = [round(1000, 10.0), round(1, 0.1), round(1, 0.1)];
+    let slow = Observed {
+        fixed: Duration::from_secs(20),
+        ..observed(&quiet, &[10.0, 10.0, 10.0])
+    };
+    match decide(&slow, &limits(OnStall::Cutover)) {
+        Decision::Abort { reason } => {
+            assert!(reason.contains("raise migration.hard_cap"), "{reason}")
+        }
+        other => panic!("{other:?}"),
+    }
+}

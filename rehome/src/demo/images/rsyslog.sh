@@ -5,6 +5,8 @@
 # rsyslog wraps a batch of lines into one transaction, and when the connection breaks inside of it,
 # it sends only the rest of the batch again: the lines before are lost. So every line is committed
 # by itself. A line whose answer was lost is sent twice; its number makes the second one void.
+# What remains is a database that refuses new connections, as one that recovers from a crash does:
+# lines that rsyslog tries just then are lost. A move never shows it one, because it parks them.
 set -eu
 : "${DB_PORT_5432_TCP_ADDR:?a link with the alias DB and the port 5432 is needed}"
 mkdir -p /var/spool/rsyslog
