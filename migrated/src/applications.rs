@@ -15,7 +15,7 @@ use rehome_shared::units::Bytes;
 use crate::health::{self, Unhealthy};
 use crate::host::{ByApplication, Host};
 use crate::ledger::LedgerError;
-use crate::runtime::{Instance, InstanceSpec, InstanceState, Mount, RuntimeError};
+use crate::runtime::{Instance, InstanceSpec, InstanceState, Mount, PullProgress, RuntimeError};
 use crate::storage::StorageError;
 
 /// What this host remembers of applications while it runs; all of it can be found out again.
@@ -42,6 +42,8 @@ pub struct Memory {
     pub host_restarted: bool,
     /// Bytes of each volume, as measured last.
     pub sizes: std::collections::BTreeMap<DatasetId, Bytes>,
+    /// Images that are being fetched now.
+    pub pulls: ByApplication<PullProgress>,
 }
 
 /// A run of an instance that was not found healthy yet.
@@ -194,6 +196,25 @@ pub async fn launch(
     Ok(instance)
 }
 
+/// Makes sure that the image is here; while it is fetched, `status` shows how far that is.
+///
+/// # Errors
+/// [`RuntimeError`].
+///
+/// # Cancel safety
+/// May have fetched some of it; call it again.
+pub async fn fetch_image(host: &Host, spec: &InstanceSpec) -> Result<(), RuntimeError> {
+    let application = &spec.application;
+    let progress = |pull: PullProgress| {
+        host.memory().pulls.insert(application.clone(), pull);
+    };
+    let fetched = host.runtime.ensure_image(spec, &progress).await;
+    if let Some(pull) = host.memory().pulls.remove(application) {
+        tracing::info!(%application, image = %spec.image, bytes = pull.total.0, "the image was fetched");
+    }
+    fetched
+}
+
 /// The first half of [`launch`]: everything but the health.
 ///
 /// # Errors
@@ -209,7 +230,7 @@ pub async fn start(
 ) -> Result<Instance, LaunchError> {
     provide_volumes(host, application, owned, spec).await?;
     let wanted = instance_spec(host, application, owned.epoch, spec, &owned.volumes);
-    host.runtime.ensure_image(&wanted, &|_| {}).await?;
+    fetch_image(host, &wanted).await?;
     if let Some(instance) = current(host, application).await? {
         let differs = instance.config_hash != wanted.config_hash;
         if differs && instance.state == InstanceState::Running {

@@ -102,6 +102,10 @@ fn application(host: &Host, desired: &Desired, owned: &OwnedApplication) -> Appl
         })
         .collect();
     let fault = memory.faults.get(name).map(|fault| fault.reason.clone());
+    let pull = memory
+        .pulls
+        .get(name)
+        .map(|pull| format!("fetching its image: {} of {}", pull.current, pull.total));
     drop(memory);
     let (state, blocked) = state(host, name);
     ApplicationStatus {
@@ -116,6 +120,7 @@ fn application(host: &Host, desired: &Desired, owned: &OwnedApplication) -> Appl
         started_at: running.and_then(|instance| instance.started_at),
         connections: connections(host, name),
         reason: blocked
+            .or(pull)
             .or(fault)
             .or(unproven)
             .or_else(|| last_move_failure(host, desired, name)),

@@ -17,7 +17,7 @@ use tokio::io::AsyncRead;
 use tokio::time::Instant;
 
 use super::{TakeError, discard, handoff, step, view};
-use crate::applications::instance_spec;
+use crate::applications::{self, instance_spec};
 use crate::host::Host;
 use crate::storage::{Stamp, StorageError};
 use crate::stream::{Meter, Metered};
@@ -161,15 +161,7 @@ async fn check_runtime(host: &Host, offer: &Offer) -> Result<(), TakeError> {
         &offer.spec,
         &identities,
     );
-    let progress = |pull: crate::runtime::PullProgress| {
-        tracing::debug!(
-            current = pull.current.0,
-            total = pull.total.0,
-            "pulling the image"
-        );
-    };
-    host.runtime
-        .ensure_image(&spec, &progress)
+    applications::fetch_image(host, &spec)
         .await
         .map_err(|error| TakeError::Refused(Report(&error).to_string()))
 }
