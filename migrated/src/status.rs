@@ -461,36 +461,36 @@ pub async fn progress(host: &Arc<Host>) -> Progress {
         migrations.extend(ours.cloned());
     }
     migrations.sort_by(|a, b| a.id.cmp(&b.id));
-    let unborn = applications.iter().any(|application| {
-        application.host.is_none()
-            && !failures
-                .iter()
-                .any(|f| f.application.as_ref() == Some(&application.name))
-    });
-    for status in applications
+    let unborn = applications
         .iter()
-        .filter(|s| s.state == ApplicationState::Failed)
-    {
-        if !failures
-            .iter()
-            .any(|f| f.application.as_ref() == Some(&status.name))
-        {
-            failures.push(Failure {
-                host: status.host.clone().unwrap_or_else(|| host.address.clone()),
-                application: Some(status.name.clone()),
-                reason: status
-                    .reason
-                    .clone()
-                    .unwrap_or_else(|| "it has exited".to_owned()),
-            });
-        }
-    }
+        .any(|application| application.host.is_none() && !is_told(&failures, application));
+    let untold: Vec<Failure> = applications
+        .iter()
+        .filter(|s| s.state == ApplicationState::Failed && !is_told(&failures, s))
+        .map(|status| failed(host, status))
+        .collect();
+    failures.extend(untold);
     Progress {
         generation: desired.generation,
         settled: settled && !unborn,
         applications,
         migrations,
         failures,
+    }
+}
+
+fn is_told(failures: &[Failure], application: &ApplicationStatus) -> bool {
+    failures
+        .iter()
+        .any(|failure| failure.application.as_ref() == Some(&application.name))
+}
+
+fn failed(host: &Host, status: &ApplicationStatus) -> Failure {
+    let reason = status.reason.clone();
+    Failure {
+        host: status.host.clone().unwrap_or_else(|| host.address.clone()),
+        application: Some(status.name.clone()),
+        reason: reason.unwrap_or_else(|| "it has exited".to_owned()),
     }
 }
 

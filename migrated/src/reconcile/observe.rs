@@ -276,12 +276,12 @@ pub(crate) fn state_of(host: &Host, application: &AppName) -> ApplicationState {
         }
         Some(_) if running => ApplicationState::Starting,
         _ if next_action(host, application) != Action::None => ApplicationState::Starting,
-        Some(Instance {
+        None
+        | Some(Instance {
             state: InstanceState::Exited { code: Some(0), .. },
             ..
         }) => ApplicationState::Stopped,
         Some(_) => ApplicationState::Failed,
-        None => ApplicationState::Stopped,
     }
 }
 

@@ -113,7 +113,7 @@ impl Driver {
                     match trouble {
                         None => self.unblocked(),
                         Some(trouble) => {
-                            self.blocked(migration, &format!("cannot go on: {trouble}"))
+                            self.blocked(migration, &format!("cannot go on: {trouble}"));
                         }
                     }
                     continue;

@@ -237,7 +237,7 @@ fn an_application_that_starts_slower_than_the_cap_is_told_apart_from_one_that_wr
     };
     match decide(&slow, &limits(OnStall::Cutover)) {
         Decision::Abort { reason } => {
-            assert!(reason.contains("raise migration.hard_cap"), "{reason}")
+            assert!(reason.contains("raise migration.hard_cap"), "{reason}");
         }
         other => panic!("{other:?}"),
     }
