@@ -21,7 +21,8 @@ UNPACKED_PACKAGES := prometheus:promtool
 # Root makes the namespaces, mounts and loop devices of the lab; building needs no root.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E)
 # A config value for cargo and nextest that runs test programs as root.
-RUN_AS_ROOT := $(if $(AS_ROOT),--config 'target."cfg(unix)".runner=["sudo","-E"]')
+COMMA := ,
+RUN_AS_ROOT := $(if $(AS_ROOT),--config 'target."cfg(unix)".runner=["sudo"$(COMMA)"-E"]')
 NEXTEST := $(shell cargo nextest --version >/dev/null 2>&1 && echo yes)
 CARGO_FLAGS := --workspace --locked
 
