@@ -88,7 +88,7 @@ else
 endif
 
 .PHONY: install
-install: ## install a release build, the units and sample files (DESTDIR is honoured)
+install: ## install a release build and the units (DESTDIR is honoured)
 	cargo build $(CARGO_FLAGS) --bins --release
 	install -D -m 755 -t $(DESTDIR)/usr/local/bin target/release/rehome target/release/proxyd target/release/migrated
 	install -D -m 644 -t $(DESTDIR)/etc/systemd/system config/systemd/proxyd.service config/systemd/migrated.service

@@ -196,7 +196,8 @@ pub async fn launch(
     Ok(instance)
 }
 
-/// Makes sure that the image is here; while it is fetched, `status` shows how far that is.
+/// Makes sure that the image is here. While it is fetched for an application of this host,
+/// `status` shows how far that is; for one that comes by a move, the log does at its end.
 ///
 /// # Errors
 /// [`RuntimeError`].

@@ -25,9 +25,7 @@ use crate::reconcile::identity;
 #[derive(Debug, thiserror::Error)]
 pub enum BirthError {
     /// A host cannot say whether it has it.
-    #[error(
-        "it is not known whether {host} has {application}: it starts here when {host} answers, or when the deployment no longer names {host}"
-    )]
+    #[error("it is not known whether {host} has {application}: it starts here when {host} answers")]
     Silent {
         /// The application.
         application: AppName,

@@ -64,7 +64,7 @@ pub async fn deploy(host: &Arc<Host>, request: DeployRequest) -> Result<DeployRe
 
 async fn make(host: &Arc<Host>, request: DeployRequest) -> Result<DeployReply, DeployError> {
     let current = host.desired.get();
-    let hosts = hosts_of(host, &current, &request);
+    let hosts = hosts_of(host, &request);
     let reports = reports(host, &hosts).await?;
     let newest = reports
         .values()
@@ -80,6 +80,7 @@ async fn make(host: &Arc<Host>, request: DeployRequest) -> Result<DeployReply, D
     let mut desired = Desired {
         generation: current.generation,
         births: births(&current, &request, &owners),
+        kept: kept(&request, &owners),
         applications: request.applications,
         placement: request.placement,
     };
@@ -193,19 +194,25 @@ pub async fn predict(host: &Arc<Host>, request: &MoveRequest) -> Result<Predicti
     answer.map_err(|error| DeployError::Refused(vec![failure(owner, &error)]))
 }
 
-/// Every host that has a say: of both deployments, and those that hold something by hearsay.
-fn hosts_of(host: &Host, current: &Desired, request: &DeployRequest) -> BTreeSet<HostAddr> {
+/// Every host that has a say: of both deployments, and those that still hold something.
+fn hosts_of(host: &Host, request: &DeployRequest) -> BTreeSet<HostAddr> {
     let mut hosts: BTreeSet<HostAddr> = request.placement.keys().cloned().collect();
-    let still_used = host.other_hosts();
-    hosts.extend(
-        current
-            .placement
-            .keys()
-            .filter(|h| still_used.contains(*h))
-            .cloned(),
-    );
+    hosts.extend(host.other_hosts());
     hosts.insert(host.address.clone());
     hosts
+}
+
+/// The applications that nobody is to run, with the hosts that keep their volumes.
+fn kept(
+    request: &DeployRequest,
+    owners: &BTreeMap<AppName, HostAddr>,
+) -> BTreeMap<AppName, HostAddr> {
+    let placed = |name: &AppName| request.placement.values().any(|names| names.contains(name));
+    owners
+        .iter()
+        .filter(|(name, _)| !placed(name))
+        .map(|(name, owner)| (name.clone(), owner.clone()))
+        .collect()
 }
 
 async fn reports(

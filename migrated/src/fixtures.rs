@@ -44,6 +44,7 @@ pub(crate) fn deployment(generation: u64, placement: &[(&str, &[&str])]) -> Desi
             .map(|(at, names)| (host(at), placed(names)))
             .collect(),
         births: BTreeMap::new(),
+        kept: BTreeMap::new(),
     }
 }
 

@@ -149,12 +149,13 @@ impl Host {
         Ok(())
     }
 
-    /// The other hosts of the deployment, and those that the deployment forgot while they still
-    /// hold something that this host heard of.
+    /// The other hosts of the deployment, and those that it does not place anything on while
+    /// they still hold something.
     #[must_use]
     pub fn other_hosts(&self) -> BTreeSet<HostAddr> {
         let desired = self.desired.get();
         let mut hosts: BTreeSet<HostAddr> = desired.placement.keys().cloned().collect();
+        hosts.extend(desired.kept.values().cloned());
         hosts.extend(self.routes.advertised_hosts());
         hosts.remove(&self.address);
         hosts

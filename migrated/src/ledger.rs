@@ -7,6 +7,7 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -199,6 +200,8 @@ impl Writer {
             .write(true)
             .create(true)
             .truncate(false)
+            // Applications' environments stand in it.
+            .mode(0o600)
             .open(&path)
             .map_err(io("open"))?;
         lock(&file).map_err(io("lock"))?;

@@ -1,6 +1,7 @@
 //! The daemon: builds the host from its file, listens, recovers, serves, stops in order.
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
@@ -48,7 +49,11 @@ pub fn load(path: &Path) -> anyhow::Result<MigratedConfig> {
 ///
 /// # Errors
 /// When it cannot begin, or a part that it is worthless without has ended.
-pub async fn run(path: PathBuf, config: MigratedConfig) -> anyhow::Result<()> {
+pub async fn run(
+    path: PathBuf,
+    config: MigratedConfig,
+    logs: telemetry::LogHandle,
+) -> anyhow::Result<()> {
     let supervisor = Supervisor::new();
     let reloads = signals::listen(&supervisor).context("cannot listen for signals")?;
     let readiness = Readiness::new();
@@ -65,7 +70,7 @@ pub async fn run(path: PathBuf, config: MigratedConfig) -> anyhow::Result<()> {
     supervisor.spawn(
         "reload",
         Criticality::Critical,
-        reload(Arc::clone(&host), path, tls, reloads),
+        reload(Arc::clone(&host), path, (tls, logs), reloads),
     );
     notify::spawn_watchdog(&supervisor);
     notify::ready();
@@ -90,8 +95,7 @@ async fn build(
     tls: Tls,
     supervisor: Supervisor,
 ) -> anyhow::Result<Arc<Host>> {
-    std::fs::create_dir_all(&config.state)
-        .with_context(|| format!("cannot make {}", config.state.display()))?;
+    make_private(&config.state)?;
     let ledger = Ledger::open(&config.state)?;
     let desired =
         DesiredStore::open(&config.state).context("cannot read the deployment in force")?;
@@ -120,6 +124,13 @@ async fn build(
         config: watch::Sender::new(Arc::new(config)),
         supervisor,
     }))
+}
+
+/// The directory of what only root may read: deployments hold secrets.
+fn make_private(path: &Path) -> anyhow::Result<()> {
+    std::fs::create_dir_all(path).with_context(|| format!("cannot make {}", path.display()))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700))
+        .with_context(|| format!("cannot close {} to other users", path.display()))
 }
 
 async fn open_storage(config: &MigratedConfig) -> anyhow::Result<Btrfs> {
@@ -202,10 +213,15 @@ fn begin(host: &Arc<Host>) {
     }
 }
 
-async fn reload(host: Arc<Host>, path: PathBuf, tls: Tls, mut reloads: Reloads) {
+async fn reload(
+    host: Arc<Host>,
+    path: PathBuf,
+    (tls, logs): (Tls, telemetry::LogHandle),
+    mut reloads: Reloads,
+) {
     while reloads.next().await.is_some() {
         notify::reloading();
-        let applied = reload_once(&host, &path, &tls).await;
+        let applied = reload_once(&host, &path, &tls, &logs).await;
         host.metrics.reloaded(applied.is_ok());
         match applied {
             Ok(()) => tracing::info!("the files are read again and in force"),
@@ -215,9 +231,14 @@ async fn reload(host: Arc<Host>, path: PathBuf, tls: Tls, mut reloads: Reloads) 
     }
 }
 
-/// What can change without a restart changes: certificates, defaults, limits and deployment
-/// files. An address, a path or a backend cannot.
-async fn reload_once(host: &Arc<Host>, path: &Path, tls: &Tls) -> anyhow::Result<()> {
+/// What can change without a restart changes: certificates, the log's filter, defaults, limits
+/// and deployment files. An address, a path or a backend cannot.
+async fn reload_once(
+    host: &Arc<Host>,
+    path: &Path,
+    tls: &Tls,
+    logs: &telemetry::LogHandle,
+) -> anyhow::Result<()> {
     let new = load(path)?;
     let old = host.config();
     if let Some(key) = needs_restart(&old, &new) {
@@ -225,6 +246,8 @@ async fn reload_once(host: &Arc<Host>, path: &Path, tls: &Tls) -> anyhow::Result
             "{key} cannot change while migrated runs: restart it, applications go on running"
         );
     }
+    logs.set_filter(&new.log.filter)
+        .context("the log's filter")?;
     tls.reload().context("the TLS files")?;
     let files = new.files.clone();
     host.config.send_replace(Arc::new(new));
@@ -249,6 +272,11 @@ fn needs_restart(old: &MigratedConfig, new: &MigratedConfig) -> Option<&'static 
         (old.storage != new.storage, "storage"),
         (old.runtime != new.runtime, "runtime"),
         (old.proxy != new.proxy, "proxy"),
+        (old.log.format != new.log.format, "log.format"),
+        (
+            old.limits.request_bytes != new.limits.request_bytes,
+            "limits.request_bytes",
+        ),
     ]
     .into_iter()
     .find_map(|(changed, key)| changed.then_some(key))
@@ -272,9 +300,10 @@ pub fn main(config: PathBuf, check: Option<PathBuf>) -> ExitCode {
         daemon::LogFormat::Text => telemetry::LogFormat::Text,
         daemon::LogFormat::Json => telemetry::LogFormat::Json,
     };
-    if let Err(error) = telemetry::init_logs(format, &loaded.log.filter) {
-        return complain(&error.into(), ExitCode::from(2));
-    }
+    let logs = match telemetry::init_logs(format, &loaded.log.filter) {
+        Ok(logs) => logs,
+        Err(error) => return complain(&error.into(), ExitCode::from(2)),
+    };
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -282,7 +311,7 @@ pub fn main(config: PathBuf, check: Option<PathBuf>) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return complain(&error.into(), ExitCode::FAILURE),
     };
-    match runtime.block_on(run(path, loaded)) {
+    match runtime.block_on(run(path, loaded, logs)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => complain(&error, ExitCode::FAILURE),
     }

@@ -255,6 +255,7 @@ pub async fn preflight(host: &Host, desired: &Desired) -> PreflightReply {
             format!("its proxyd cannot be asked: {}", Report(&error)),
         ),
     }
+    let mut checks = Vec::new();
     for (name, spec) in placed {
         let here = desired.host_of(name) == Some(&host.address);
         let ours = host.ledger.read(|registry| registry.owned(name).is_some());
@@ -262,10 +263,15 @@ pub async fn preflight(host: &Host, desired: &Desired) -> PreflightReply {
             continue;
         }
         let wanted = instance_spec(host, name, rehome_shared::ids::Epoch(1), spec, &[]);
-        // A registry that takes longer is asked again when the image is needed.
-        let checked = tokio::time::timeout(CHECK, host.runtime.check_image(&wanted));
-        if let Ok(Err(error)) = checked.await {
-            add(Some(name.clone()), Report(&error).to_string());
+        checks.push(async move {
+            // A registry that takes longer is asked again when the image is needed.
+            let checked = tokio::time::timeout(CHECK, host.runtime.check_image(&wanted)).await;
+            (name.clone(), checked)
+        });
+    }
+    for (name, checked) in futures_util::future::join_all(checks).await {
+        if let Ok(Err(error)) = checked {
+            add(Some(name), Report(&error).to_string());
         }
     }
     PreflightReply { problems }

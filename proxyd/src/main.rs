@@ -104,7 +104,12 @@ async fn serve(path: &Path, config: &ProxydConfig, logs: LogHandle) -> anyhow::R
     let supervisor = Supervisor::new();
     let reloads = signals::listen(&supervisor)?;
     let proxy = Proxyd::start(config, &supervisor).await?;
-    let reload = reload_forever(path.to_owned(), proxy.clone(), logs, reloads);
+    let reload = reload_forever(
+        path.to_owned(),
+        config.clone(),
+        (proxy.clone(), logs),
+        reloads,
+    );
     let stop = supervisor.token().clone();
     supervisor.spawn("reloads", Criticality::Critical, async move {
         stop.run_until_cancelled(reload).await;
@@ -121,21 +126,30 @@ async fn serve(path: &Path, config: &ProxydConfig, logs: LogHandle) -> anyhow::R
     failure.map_or(Ok(()), |failure| Err(failure.into()))
 }
 
-async fn reload_forever(path: PathBuf, proxy: Proxyd, logs: LogHandle, mut reloads: Reloads) {
+async fn reload_forever(
+    path: PathBuf,
+    started: ProxydConfig,
+    (proxy, logs): (Proxyd, LogHandle),
+    mut reloads: Reloads,
+) {
     while reloads.next().await.is_some() {
         notify::reloading();
-        reload(&path, &proxy, &logs).await;
+        reload(&path, &started, &proxy, &logs).await;
         notify::ready();
     }
 }
 
 /// A file that is right takes effect; one that is wrong changes nothing.
-async fn reload(path: &Path, proxy: &Proxyd, logs: &LogHandle) {
+async fn reload(path: &Path, started: &ProxydConfig, proxy: &Proxyd, logs: &LogHandle) {
     let owned = path.to_owned();
     let loaded = tokio::task::spawn_blocking(move || {
         load(&owned).map_err(|error| Report(&error).to_string())
     });
     let config = loaded.await.unwrap_or_else(|error| Err(error.to_string()));
+    let config = config.and_then(|new| match needs_restart(started, &new) {
+        Some(key) => Err(format!("{key} cannot change while proxyd runs: restart it")),
+        None => Ok(new),
+    });
     let applied = match config {
         Ok(config) => match logs.set_filter(&config.log.filter) {
             Ok(()) => proxy
@@ -153,4 +167,21 @@ async fn reload(path: &Path, proxy: &Proxyd, logs: &LogHandle) {
             tracing::error!(error, "configuration not reloaded, the old one stays");
         }
     }
+}
+
+/// What a running proxyd cannot change.
+fn needs_restart(started: &ProxydConfig, new: &ProxydConfig) -> Option<&'static str> {
+    [
+        (started.socket != new.socket, "socket"),
+        (started.state != new.state, "state"),
+        (started.metrics != new.metrics, "metrics"),
+        (started.trunk.listen != new.trunk.listen, "trunk.listen"),
+        (started.log.format != new.log.format, "log.format"),
+        (
+            started.limits.udp_sessions != new.limits.udp_sessions,
+            "limits.udp_sessions",
+        ),
+    ]
+    .into_iter()
+    .find_map(|(changed, key)| changed.then_some(key))
 }

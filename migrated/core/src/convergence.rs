@@ -111,7 +111,7 @@ fn stalled(predicted: Duration, rounds: u32, limits: &MigrationLimits) -> Decisi
             ),
         },
         OnStall::Cutover if predicted <= limits.hard_cap => Decision::CutOver { predicted },
-        // A throttled application is still one that must calm down: rounds go on meanwhile.
+        // Nothing throttles in this version: both go on until the application calms down.
         OnStall::Wait | OnStall::Throttle
             if rounds < limits.max_rounds.saturating_mul(WAIT_FACTOR) =>
         {

@@ -22,7 +22,7 @@ use crate::runtime::InstanceState;
 use crate::storage::{Snapshot, StorageError};
 use crate::stream::Metered;
 
-/// Pulling an image may take long; its progress is seen on the destination.
+/// The destination may have to fetch the image first, which may take long.
 const PREPARE_LIMIT: Duration = Duration::from_mins(30);
 
 /// A stream that stands still for so long is broken.

@@ -36,6 +36,10 @@ pub struct Desired {
     /// Applications that no host held when this was accepted, by the generation that brought
     /// them: only these may be born, on the host that they are placed on.
     pub births: BTreeMap<AppName, DeploymentGeneration>,
+    /// Applications that are not placed and that a host still keeps the volumes of: that host has
+    /// a say in every deployment, so that none of them is ever born a second time, empty.
+    #[serde(default)]
+    pub kept: BTreeMap<AppName, HostAddr>,
 }
 
 impl Desired {

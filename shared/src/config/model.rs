@@ -217,7 +217,8 @@ pub enum OnStall {
     /// Cut over if the predicted window fits the hard cap, else abort.
     #[default]
     Cutover,
-    /// Slow the application down and go on.
+    /// Slow the application down and go on. This version does not slow it down: it goes on with
+    /// rounds as [`OnStall::Wait`] does.
     Throttle,
     /// Go on with rounds until the writes calm down.
     Wait,

@@ -1,6 +1,6 @@
 //! A daemon or a host dies at each step of a move, on either side: whatever step it was, the
-//! application runs in one place with all that was acknowledged. Of a daemon clients notice
-//! nothing.
+//! application runs in one place with all that was acknowledged. Clients
+//! notice nothing of a migrated that dies.
 
 use std::process::Command;
 use std::time::Duration;

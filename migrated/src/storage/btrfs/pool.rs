@@ -6,7 +6,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -172,10 +172,12 @@ async fn make_image(image: &PoolImage) -> Result<(), OpenError> {
     if let Some(parent) = image.path.parent() {
         fs::create_dir_all(parent).map_err(io_error(format!("make {}", parent.display())))?;
     }
+    // Whoever can read the image can read every volume.
     let file = OpenOptions::new()
         .write(true)
         .create(true)
         .truncate(true)
+        .mode(0o600)
         .open(&new);
     let file = file.map_err(io_error(attempt()))?;
     file.set_len(image.size.0).map_err(io_error(attempt()))?;
