@@ -9,7 +9,7 @@ use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::registry::{Registry, Unit};
+use prometheus_client::registry::Registry;
 use rehome_shared::api::cluster::{ApplicationState, Migration, PHASES};
 
 use crate::host::Host;
@@ -69,22 +69,19 @@ impl Metrics {
             "Migrations that this host coordinated, by how they ended",
             self.migrations.clone(),
         );
-        registry.register_with_unit(
-            "migration_phase",
+        registry.register(
+            "migration_phase_seconds",
             "Time spent in each phase of a migration",
-            Unit::Seconds,
             self.phases.clone(),
         );
-        registry.register_with_unit(
-            "migration_window",
+        registry.register(
+            "migration_window_seconds",
             "From the stop on the source to serving on the destination, by share",
-            Unit::Seconds,
             self.window.clone(),
         );
-        registry.register_with_unit(
-            "migration",
+        registry.register(
+            "migration_bytes",
             "Bytes that migrations of this host sent",
-            Unit::Bytes,
             self.bytes.clone(),
         );
         registry.register(
@@ -160,9 +157,9 @@ impl Collector for HostCollector {
             gauge.encode(family.encode_family(&[("state", state.as_str())])?)?;
         }
         let mut family = encoder.encode_descriptor(
-            "volume",
+            "volume_bytes",
             "Bytes that each volume of this host holds",
-            Some(&Unit::Bytes),
+            None,
             prometheus_client::metrics::MetricType::Gauge,
         )?;
         for application in &report.applications {
