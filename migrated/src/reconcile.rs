@@ -236,6 +236,7 @@ pub fn is_settled(host: &Host) -> bool {
                 .any(|name| registry.incoming(name).is_some())
     });
     if open
+        || !host.routes.is_told(host.desired.get().generation)
         || !host
             .busy
             .lock()

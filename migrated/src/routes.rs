@@ -12,7 +12,7 @@ use migrated_core::routes::{self, Adverts, LocalRoute, Locals};
 use rehome_runtime::http_client::ClientError;
 use rehome_shared::api::peer::Advert;
 use rehome_shared::api::proxy::{Gate, RouteKey, RouteStatus, SetRoutes};
-use rehome_shared::ids::{AppName, Epoch, HostAddr, RouteVersion};
+use rehome_shared::ids::{AppName, DeploymentGeneration, Epoch, HostAddr, RouteVersion};
 use tokio::sync::watch;
 
 use crate::clock;
@@ -29,6 +29,8 @@ pub struct Routes {
     changed: watch::Sender<u64>,
     /// What `proxyd` answered last, or why it did not.
     answer: watch::Sender<Result<Vec<RouteStatus>, String>>,
+    /// The deployment and the count of changes that `proxyd` has taken.
+    told: Mutex<(DeploymentGeneration, u64)>,
     /// Held while the set is computed and sent, so that an older set never follows a newer one.
     sending: tokio::sync::Mutex<()>,
 }
@@ -45,6 +47,7 @@ impl Default for Routes {
             book: Mutex::default(),
             changed: watch::Sender::new(0),
             answer: watch::Sender::new(Err("proxyd was not asked yet".to_owned())),
+            told: Mutex::default(),
             sending: tokio::sync::Mutex::new(()),
         }
     }
@@ -177,6 +180,14 @@ impl Routes {
             .collect()
     }
 
+    /// Whether `proxyd` has taken all that is to be said under a deployment. One that does not
+    /// answer is a problem of its own and not waited for here.
+    #[must_use]
+    pub fn is_told(&self, generation: DeploymentGeneration) -> bool {
+        let told = *self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        told == (generation, *self.changed.borrow()) || self.answer.borrow().is_err()
+    }
+
     fn touch(&self) {
         self.changed
             .send_modify(|count| *count = count.wrapping_add(1));
@@ -201,14 +212,15 @@ fn gate_of(route: LocalRoute) -> Gate {
 pub async fn push(host: &Host) -> Result<(), ClientError> {
     let _sending = host.routes.sending.lock().await;
     let config = host.config();
-    let set = {
+    let (mark, set) = {
         let desired = host.desired.get();
+        let mark = (desired.generation, *host.routes.changed.borrow());
         let book = host.routes.book();
         // What others repeat of this host leads nowhere but here: it says itself what is true,
         // or nothing yet, and then the proxy keeps what it has.
         let mut adverts = book.adverts.clone();
         adverts.retain(|_, advert| advert.host != host.address);
-        SetRoutes {
+        let set = SetRoutes {
             host: host.address.clone(),
             peers: desired
                 .placement
@@ -223,11 +235,17 @@ pub async fn push(host: &Host) -> Result<(), ClientError> {
                 config.proxy.trunk_port,
                 config.migration,
             ),
-        }
+        };
+        (mark, set)
     };
     let answer = host.proxy.set_routes(&set).await;
     let seen = match &answer {
         Ok(reply) => {
+            *host
+                .routes
+                .told
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner) = mark;
             host.routes.overtake(&reply.routes);
             Ok(reply.routes.clone())
         }
