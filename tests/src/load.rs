@@ -161,7 +161,9 @@ pub fn verify<S: Store>(store: S, doors: &[SocketAddr], tally: &Tally) -> anyhow
 /// # Errors
 /// Those of the request.
 pub fn block_on<T>(request: impl Future<Output = Result<T, Failure>>) -> anyhow::Result<T> {
-    Ok(runtime()?.block_on(request)?)
+    let limit = PARK_TIMEOUT.saturating_mul(2);
+    let answer = runtime()?.block_on(async { tokio::time::timeout(limit, request).await });
+    Ok(answer.context("no answer")??)
 }
 
 fn runtime() -> anyhow::Result<Runtime> {

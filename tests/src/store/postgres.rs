@@ -89,19 +89,25 @@ async fn with_client<T>(
 ) -> Result<T, Failure> {
     let stream = super::connect(at).await?;
     let (client, connection) = login(stream).await?;
-    let mut connection = std::pin::pin!(connection);
-    let result = {
+    let mut connection = Box::pin(connection);
+    let (result, alive) = {
         let mut work = std::pin::pin!(work(&client));
         tokio::select! {
             biased;
-            result = &mut work => result,
-            // Ends first only when the server ends the connection; the work then has its error.
-            _ended = &mut connection => work.await,
+            result = &mut work => (result, Some(connection)),
+            // The server has ended the connection. What it still owed is lost with it, and the
+            // work hears of that only when the connection is gone.
+            _ended = &mut connection => {
+                drop(connection);
+                (work.await, None)
+            }
         }
     };
     drop(client);
-    // The farewell: a server that has closed already has no more to say.
-    drop(connection.await);
+    if let Some(connection) = alive {
+        // The farewell: a server that has closed already has no more to say.
+        drop(connection.await);
+    }
     result
 }
 
