@@ -10,6 +10,7 @@ use rehome_shared::ids::{AppName, Attempt, DeploymentGeneration, Epoch, HostAddr
 use serde::{Deserialize, Serialize};
 
 use crate::UnixMillis;
+use crate::registry::Role;
 
 /// One record.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -49,6 +50,25 @@ pub enum Record {
         migration: MigrationId,
         /// The step.
         step: DestinationRecord,
+    },
+    /// How this host stands to an application, as a whole. Only where a journal is made anew: by
+    /// compaction, and by the rebuild out of stamps.
+    Held {
+        /// Which.
+        application: AppName,
+        /// The newest epoch that this host knows.
+        epoch: Epoch,
+        /// Who owns it at that epoch.
+        role: Role,
+        /// Its volumes.
+        volumes: Vec<VolumeIdentity>,
+        /// Of these, the ones that were announced and perhaps not made yet.
+        unmade: Vec<VolumeIdentity>,
+    },
+    /// A migration that is over. Only where a journal is made anew.
+    Past {
+        /// What people are shown of it.
+        report: Box<Migration>,
     },
 }
 
@@ -164,4 +184,4 @@ pub enum DestinationRecord {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

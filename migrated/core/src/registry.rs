@@ -9,16 +9,20 @@ use std::collections::BTreeMap;
 use rehome_shared::api::cluster::Migration;
 use rehome_shared::api::peer::VolumeIdentity;
 use rehome_shared::ids::{AppName, Epoch, HostAddr, MigrationId};
+use serde::{Deserialize, Serialize};
 
 use crate::destination::{self, DestinationHandoff};
 use crate::record::{DestinationRecord, Record, SourceRecord};
 use crate::source::{Phase, SourceMigration};
 
+mod compacted;
+
 /// Closed migrations that are remembered for `rehome migrations`.
 pub const HISTORY: usize = 200;
 
 /// Who owns an application, as this host knows it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Role {
     /// This host.
     Owner,
@@ -99,6 +103,24 @@ impl Registry {
             }
             Record::Source { migration, step } => self.apply_source(migration, step),
             Record::Destination { migration, step } => self.apply_destination(migration, step),
+            Record::Held {
+                application,
+                epoch,
+                role,
+                volumes,
+                unmade,
+            } => {
+                self.applications.insert(
+                    application.clone(),
+                    Ownership {
+                        epoch: *epoch,
+                        role: role.clone(),
+                        volumes: volumes.clone(),
+                        unmade: unmade.clone(),
+                    },
+                );
+            }
+            Record::Past { report } => self.remember(report),
         }
     }
 

@@ -480,7 +480,9 @@ fn says(record: &Record, registry: &Registry, migration: u8) -> Option<Message> 
         | Record::VolumesAdded { .. }
         | Record::VolumesMade { .. }
         | Record::Source { .. }
-        | Record::Destination { .. } => None,
+        | Record::Destination { .. }
+        | Record::Held { .. }
+        | Record::Past { .. } => None,
     }
 }
 
