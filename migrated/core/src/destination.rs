@@ -11,7 +11,7 @@
 //! writable before `Owned`, no client is answered before `Serving`, and after `Serving` there is
 //! no return.
 
-use rehome_shared::api::peer::{FinalSnapshot, HandoffState};
+use rehome_shared::api::peer::{FinalSnapshot, HandoffState, VolumeIdentity};
 use rehome_shared::ids::{Attempt, Epoch, MigrationId};
 
 use crate::record::{DestinationRecord, Reservation};
@@ -226,6 +226,13 @@ impl DestinationHandoff {
                 Phase::Verified { attempt, finals },
             )),
         }
+    }
+
+    /// What comes.
+    #[must_use]
+    pub fn volumes(&self) -> Vec<VolumeIdentity> {
+        let offered = self.reservation.volumes.iter();
+        offered.map(|volume| volume.identity.clone()).collect()
     }
 
     /// The epoch that this host owns it at.

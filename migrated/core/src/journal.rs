@@ -19,6 +19,9 @@ pub const MAGIC: &[u8; 8] = b"rehomeJ\x01";
 /// The longest payload that is ever written or believed.
 pub const MAX_PAYLOAD: usize = 4 << 20;
 
+/// What a journal of any version begins with.
+const FAMILY: &[u8] = b"rehomeJ";
+
 const HEAD: usize = 4 + 8;
 const CHECK: usize = 8;
 
@@ -104,9 +107,12 @@ pub struct Scan {
 /// Bytes that cannot be believed and are not a torn tail.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Corrupt {
-    /// Another kind of file, or another version.
-    #[error("this is not a journal of a version that this program reads")]
+    /// Another kind of file.
+    #[error("this is not a journal")]
     Magic,
+    /// A journal of another version.
+    #[error("this is a journal of a version that this program does not read")]
+    Version,
     /// Bytes in the middle changed.
     #[error("record {sequence} at byte {offset} is damaged and others follow it")]
     Frame {
@@ -127,6 +133,17 @@ pub enum Corrupt {
     },
 }
 
+impl Corrupt {
+    /// Whether the bytes may be as somebody meant them: a newer program may read them.
+    #[must_use]
+    pub fn is_foreign(&self) -> bool {
+        match self {
+            Self::Version | Self::Unknown { .. } => true,
+            Self::Magic | Self::Frame { .. } => false,
+        }
+    }
+}
+
 /// Reads a journal.
 ///
 /// # Errors
@@ -143,7 +160,11 @@ pub fn scan(bytes: &[u8]) -> Result<Scan, Corrupt> {
         return Ok(scan);
     }
     let Some(mut rest) = bytes.strip_prefix(MAGIC) else {
-        return Err(Corrupt::Magic);
+        return Err(if bytes.starts_with(FAMILY) {
+            Corrupt::Version
+        } else {
+            Corrupt::Magic
+        });
     };
     scan.believed = MAGIC.len();
     while !rest.is_empty() {

@@ -10,6 +10,8 @@
 //! | [`destination`] | the next step of a handoff on the host that takes |
 //! | [`convergence`] | one more round, cut over, or give up |
 //! | [`reconcile`] | what a host does next for an application |
+//! | [`stamp`] | what stands on a volume of its owner |
+//! | [`rebuild`] | who owns what, by the stamps and the other hosts' word |
 //! | [`routes`] | where each external port leads on this host |
 //!
 //! The contract of both machines is the same: `step` takes what happened and returns the
@@ -23,11 +25,13 @@ pub mod admission;
 pub mod convergence;
 pub mod destination;
 pub mod journal;
+pub mod rebuild;
 pub mod reconcile;
 pub mod record;
 pub mod registry;
 pub mod routes;
 pub mod source;
+pub mod stamp;
 
 #[cfg(test)]
 mod fixtures;

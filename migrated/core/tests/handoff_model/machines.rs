@@ -507,5 +507,8 @@ fn check_replay(records: &[Record], registry: &Registry) -> Result<(), String> {
             records.last()
         ));
     }
+    if Registry::replay(&registry.compacted()) != *registry {
+        return Err(format!("compaction differs after {:?}", records.last()));
+    }
     Ok(())
 }

@@ -1,0 +1,427 @@
+//! A lost journal made again: who owns what, by the stamps on this host's volumes and by what the
+//! other hosts say.
+//!
+//! A stamp alone proves what happened before it was written, the others' word what happened
+//! after. Decided is by application, and first of all by the newest owner that anybody knows;
+//! then the stamps decide. What was perhaps released is asked for where it would have gone to.
+//! Whatever is not certain is left undecided and named: nobody guesses who owns what.
+
+mod verdict;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use rehome_shared::api::cluster::{Desired, Migration, MigrationState};
+use rehome_shared::api::peer::{Advert, HandoffState, HandoffView, HostReport, VolumeIdentity};
+use rehome_shared::config::model::MigrationLimits;
+use rehome_shared::ids::{AppName, DatasetId, Epoch, HostAddr, MigrationId};
+
+use crate::UnixMillis;
+use crate::record::Record;
+use crate::registry::Registry;
+use crate::stamp::{Stamp, StampState};
+
+/// A volume in this host's pool.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Volume {
+    /// Its identity.
+    pub dataset: DatasetId,
+    /// What stands on it, unless that cannot be read.
+    pub stamp: Option<Stamp>,
+    /// Whether it has a live tree.
+    pub live: bool,
+}
+
+/// What another host says.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Word {
+    /// Which.
+    pub host: HostAddr,
+    /// Owners that it knows of.
+    pub owners: Vec<(AppName, Epoch, HostAddr)>,
+    /// Migrations that it coordinates or coordinated.
+    pub migrations: Vec<Migration>,
+}
+
+impl Word {
+    /// What a host says of itself, and of the others.
+    #[must_use]
+    pub fn new(report: &HostReport, adverts: &[Advert]) -> Self {
+        let own = report
+            .owned
+            .iter()
+            .map(|owned| (owned.application.clone(), owned.epoch, report.host.clone()));
+        let told = adverts.iter().map(|advert| {
+            let epoch = advert.version.epoch;
+            (advert.application.clone(), epoch, advert.host.clone())
+        });
+        Self {
+            host: report.host.clone(),
+            owners: own.chain(told).collect(),
+            migrations: report.migrations.clone(),
+        }
+    }
+}
+
+/// A handoff that a stamp leaves open: only where it would have gone to knows how it stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Question {
+    /// Which migration.
+    pub migration: MigrationId,
+    /// Whom to ask.
+    pub to: HostAddr,
+    /// The source's epoch.
+    pub epoch: Epoch,
+}
+
+/// Everything to decide by.
+#[derive(Debug, Clone, Copy)]
+pub struct Evidence<'a> {
+    /// This host.
+    pub here: &'a HostAddr,
+    /// The deployment that it follows.
+    pub desired: &'a Desired,
+    /// How applications move.
+    pub limits: &'a BTreeMap<AppName, MigrationLimits>,
+    /// Now.
+    pub now: UnixMillis,
+    /// What is in the pool.
+    pub volumes: &'a [Volume],
+    /// What the other hosts say.
+    pub words: &'a [Word],
+    /// The answers to the [`questions`]. What is merely reserved was called off before.
+    pub handoffs: &'a BTreeMap<MigrationId, HandoffView>,
+}
+
+/// What is decided of an application.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Verdict {
+    /// Which.
+    pub application: AppName,
+    /// What the new journal says of it.
+    pub records: Vec<Record>,
+    /// The same for people, and why.
+    pub why: String,
+}
+
+/// Why it is not certain who owns an application.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Undecided {
+    /// Two owners of one epoch.
+    #[error("{application}: {one} and {other} are both said to own it at epoch {epoch}")]
+    Contested {
+        /// Which.
+        application: AppName,
+        /// At which epoch.
+        epoch: Epoch,
+        /// One of them.
+        one: HostAddr,
+        /// The other.
+        other: HostAddr,
+    },
+    /// This host's volumes are older than what others know of this host.
+    #[error(
+        "{application}: the other hosts know that this host owns it at epoch {known}, and its volumes here are of epoch {stamped}: is the pool an old copy?"
+    )]
+    OldPool {
+        /// Which.
+        application: AppName,
+        /// What is known.
+        known: Epoch,
+        /// What stands on the volumes.
+        stamped: Epoch,
+    },
+    /// The destination of a move did not call it off.
+    #[error("{application}: migration {migration} of it is still {state:?} at its destination")]
+    NotCalledOff {
+        /// Which.
+        application: AppName,
+        /// Its move.
+        migration: MigrationId,
+        /// How that stands there.
+        state: HandoffState,
+    },
+    /// The source of a move is just deciding.
+    #[error("{application}: {from} is just cutting it over to this host; try again in a minute")]
+    InWindow {
+        /// Which.
+        application: AppName,
+        /// The source.
+        from: HostAddr,
+    },
+    /// Two datasets under one name.
+    #[error("{application}: both {one} and {other} are stamped as its volume {name}")]
+    Twice {
+        /// Which.
+        application: AppName,
+        /// The volume's name.
+        name: String,
+        /// One dataset.
+        one: DatasetId,
+        /// The other.
+        other: DatasetId,
+    },
+    /// Without its description its handoff cannot be written down.
+    #[error("{0}: it came here by a move, and no deployment here describes it")]
+    Undescribed(AppName),
+}
+
+/// How the stamps of an application stand together.
+struct Stamped<'a> {
+    /// The one that decides.
+    top: &'a Stamp,
+    state: StampState,
+    /// All volumes of the application, in the deployment's order.
+    volumes: Vec<VolumeIdentity>,
+    /// Whether each has a live tree here.
+    live: bool,
+}
+
+/// Whether stamps tell of more than a journal does: then the journal is not the newest, or was
+/// begun anew. What only comes here need not be known.
+#[must_use]
+pub fn unknown_to(registry: &Registry, here: &HostAddr, volumes: &[Volume]) -> Option<Stamp> {
+    let stamps = volumes.iter().filter_map(|volume| volume.stamp.as_ref());
+    let mut told = stamps.filter(|stamp| match stamp.state_on(here) {
+        StampState::Incoming { .. } => false,
+        // A pool that was another host's says nothing of this one's journal.
+        StampState::Gone { .. } => stamp.state != Some(StampState::Held),
+        StampState::Held | StampState::Moving { .. } => true,
+    });
+    told.find(|stamp| {
+        registry
+            .applications()
+            .get(&stamp.application)
+            .is_none_or(|known| known.epoch < stamp.epoch)
+    })
+    .cloned()
+}
+
+/// The hosts whose word is needed.
+#[must_use]
+pub fn must_answer(here: &HostAddr, desired: &Desired, volumes: &[Volume]) -> BTreeSet<HostAddr> {
+    let mut hosts: BTreeSet<HostAddr> = desired.placement.keys().cloned().collect();
+    hosts.extend(desired.kept.values().cloned());
+    for stamp in volumes.iter().filter_map(|volume| volume.stamp.as_ref()) {
+        match stamp.state_on(here) {
+            StampState::Moving { to } => hosts.insert(to),
+            StampState::Incoming { from } => hosts.insert(from),
+            StampState::Held | StampState::Gone { .. } => false,
+        };
+    }
+    hosts.remove(here);
+    hosts
+}
+
+/// What must be asked of handoffs.
+#[must_use]
+pub fn questions(here: &HostAddr, volumes: &[Volume]) -> Vec<Question> {
+    let question = |stamps: Vec<&Volume>| {
+        let top = decisive(here, &stamps)?;
+        let StampState::Moving { to } = top.state_on(here) else {
+            return None;
+        };
+        Some(Question {
+            migration: top.migration.clone()?,
+            to,
+            epoch: top.epoch,
+        })
+    };
+    by_application(volumes)
+        .into_values()
+        .filter_map(question)
+        .collect()
+}
+
+/// Decides of every application that this host may have. `fresh` makes identities.
+///
+/// # Errors
+/// Everything that is [`Undecided`].
+pub fn decide(
+    evidence: &Evidence<'_>,
+    fresh: &mut dyn FnMut() -> DatasetId,
+) -> Result<Vec<Verdict>, Vec<Undecided>> {
+    let stamped = by_application(evidence.volumes);
+    let mut names: BTreeSet<&AppName> = stamped.keys().copied().collect();
+    names.extend(evidence.desired.applications.keys());
+    for word in evidence.words {
+        names.extend(word.owners.iter().map(|(name, ..)| name));
+    }
+    let mut verdicts = Vec::new();
+    let mut undecided = Vec::new();
+    for name in names {
+        let volumes = stamped.get(name).map(Vec::as_slice).unwrap_or_default();
+        match evidence.of(name, volumes, fresh) {
+            Ok(Some((records, why))) => verdicts.push(Verdict {
+                application: name.clone(),
+                records,
+                why,
+            }),
+            Ok(None) => {}
+            Err(why) => undecided.push(why),
+        }
+    }
+    if undecided.is_empty() {
+        Ok(verdicts)
+    } else {
+        Err(undecided)
+    }
+}
+
+fn by_application(volumes: &[Volume]) -> BTreeMap<&AppName, Vec<&Volume>> {
+    let mut all: BTreeMap<&AppName, Vec<&Volume>> = BTreeMap::new();
+    for volume in volumes {
+        if let Some(stamp) = &volume.stamp {
+            all.entry(&stamp.application).or_default().push(volume);
+        }
+    }
+    all
+}
+
+/// Of the stamps of an application the one that decides: a crash may have come between two. The
+/// larger epoch is the newer. Of one epoch: what was given away was given away whole, a cut-over
+/// is stamped before anything is stopped, and what is held was complete before.
+fn decisive<'a>(here: &HostAddr, volumes: &[&'a Volume]) -> Option<&'a Stamp> {
+    let rank = |stamp: &Stamp| match stamp.state_on(here) {
+        StampState::Incoming { .. } => 0,
+        StampState::Held => 1,
+        StampState::Moving { .. } => 2,
+        StampState::Gone { .. } => 3,
+    };
+    volumes
+        .iter()
+        .filter_map(|volume| volume.stamp.as_ref())
+        .max_by_key(|stamp| (stamp.epoch, rank(stamp)))
+}
+
+impl Evidence<'_> {
+    /// The newest owner that others know of.
+    fn known(&self, name: &AppName) -> Result<Option<(Epoch, &HostAddr)>, Undecided> {
+        let told = self.words.iter().flat_map(|word| &word.owners);
+        let all: Vec<(Epoch, &HostAddr)> = told
+            .filter(|(application, ..)| application == name)
+            .map(|(_, epoch, owner)| (*epoch, owner))
+            .collect();
+        let Some((epoch, one)) = all.iter().max_by_key(|(epoch, _)| *epoch).copied() else {
+            return Ok(None);
+        };
+        let other = all.iter().find(|(e, owner)| *e == epoch && *owner != one);
+        match other {
+            None => Ok(Some((epoch, one))),
+            Some((_, other)) => Err(Undecided::Contested {
+                application: name.clone(),
+                epoch,
+                one: one.clone(),
+                other: (*other).clone(),
+            }),
+        }
+    }
+
+    fn of(
+        &self,
+        name: &AppName,
+        volumes: &[&Volume],
+        fresh: &mut dyn FnMut() -> DatasetId,
+    ) -> Result<Option<(Vec<Record>, String)>, Undecided> {
+        let known = self.known(name)?;
+        match self.stamped(name, volumes, fresh)? {
+            Some(stamped) => self.by_stamps(name, &stamped, known),
+            None => Ok(self.by_word(name, known, fresh)),
+        }
+    }
+
+    /// How the stamps of an application stand together.
+    fn stamped<'a>(
+        &self,
+        name: &AppName,
+        volumes: &[&'a Volume],
+        fresh: &mut dyn FnMut() -> DatasetId,
+    ) -> Result<Option<Stamped<'a>>, Undecided> {
+        let Some(top) = decisive(self.here, volumes) else {
+            return Ok(None);
+        };
+        let mut all: Vec<VolumeIdentity> = top.volumes.clone();
+        for volume in volumes {
+            let Some(stamp) = &volume.stamp else { continue };
+            match all.iter().find(|known| known.name == stamp.volume) {
+                Some(known) if known.dataset == volume.dataset => {}
+                // Of an earlier application of that name, perhaps; its data stays where it is.
+                Some(_) if stamp.epoch < top.epoch => {}
+                Some(known) => {
+                    return Err(Undecided::Twice {
+                        application: name.clone(),
+                        name: stamp.volume.to_string(),
+                        one: known.dataset.clone(),
+                        other: volume.dataset.clone(),
+                    });
+                }
+                None => all.push(VolumeIdentity {
+                    name: stamp.volume.clone(),
+                    dataset: volume.dataset.clone(),
+                }),
+            }
+        }
+        if top.volumes.is_empty() {
+            // An earlier version stamped it: what the deployment has and no stamp knows is taken
+            // for missing, so that it is not made anew, empty.
+            all.extend(self.missing(name, &all, fresh));
+        }
+        self.order(name, &mut all);
+        let is_live = |identity: &VolumeIdentity| {
+            self.volumes
+                .iter()
+                .any(|volume| volume.dataset == identity.dataset && volume.live)
+        };
+        Ok(Some(Stamped {
+            top,
+            state: top.state_on(self.here),
+            live: all.iter().all(is_live),
+            volumes: all,
+        }))
+    }
+
+    /// Volumes that the deployment has, and that are not among these.
+    fn missing(
+        &self,
+        name: &AppName,
+        known: &[VolumeIdentity],
+        fresh: &mut dyn FnMut() -> DatasetId,
+    ) -> Vec<VolumeIdentity> {
+        let spec = self.desired.applications.get(name);
+        let wanted = spec.map(|spec| spec.volumes.as_slice()).unwrap_or_default();
+        wanted
+            .iter()
+            .filter(|volume| !known.iter().any(|known| known.name == volume.name))
+            .map(|volume| VolumeIdentity {
+                name: volume.name.clone(),
+                dataset: volume.dataset_id.clone().unwrap_or_else(&mut *fresh),
+            })
+            .collect()
+    }
+
+    fn order(&self, name: &AppName, volumes: &mut [VolumeIdentity]) {
+        let spec = self.desired.applications.get(name);
+        let place = |volume: &VolumeIdentity| {
+            let wanted = spec.map(|spec| spec.volumes.as_slice()).unwrap_or_default();
+            let place = wanted.iter().position(|known| known.name == volume.name);
+            place.unwrap_or(usize::MAX)
+        };
+        volumes.sort_by_key(place);
+    }
+
+    /// The open migration of an application to this host whose source has released it.
+    fn released_to_here(&self, name: &AppName, epoch: Epoch) -> Option<&Migration> {
+        let told = self.words.iter().flat_map(|word| &word.migrations);
+        told.filter(|m| m.application == *name && m.to == *self.here && is_open(m))
+            .find(|m| m.epoch == epoch)
+    }
+}
+
+fn is_open(migration: &Migration) -> bool {
+    matches!(
+        migration.state,
+        MigrationState::Running | MigrationState::Blocked
+    )
+}
+
+#[cfg(test)]
+mod tests;
