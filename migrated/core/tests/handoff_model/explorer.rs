@@ -20,9 +20,13 @@ pub(crate) struct Found {
 
 impl Found {
     pub(crate) fn trace(&self) -> String {
-        let steps: Vec<String> = self.path.iter().map(ToString::to_string).collect();
-        format!("by: {}", steps.join(" > "))
+        trace(&self.path)
     }
+}
+
+fn trace(path: &[Label]) -> String {
+    let steps: Vec<String> = path.iter().map(ToString::to_string).collect();
+    format!("by: {}", steps.join(" > "))
 }
 
 struct Graph {
@@ -105,7 +109,7 @@ pub(crate) fn explore(mutation: Option<Mutation>, bounds: Bounds) -> Found {
                 graph.quiet[at].push(to);
             }
         }
-        assert_eq!(world.broken(), None, "by {:?}", graph.path(at));
+        assert_eq!(world.broken(), None, "{}", trace(&graph.path(at)));
     }
     let stuck = if violation.is_some() {
         Vec::new()

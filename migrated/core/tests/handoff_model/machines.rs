@@ -1,24 +1,27 @@
 //! The real machines behind small numbers: journals and open migrations are kept once each, so
 //! that a state of the world is a handful of bytes.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 
 use migrated_core::admission::{Admission, may_give, may_take};
 use migrated_core::destination::DestinationHandoff;
-use migrated_core::journal::{self, MAGIC, Position};
 use migrated_core::record::{DestinationRecord, Plan, Record, SourceRecord};
-use migrated_core::registry::{Registry, Role};
+use migrated_core::registry::Registry;
 use migrated_core::source::{self, Phase, SourceMigration};
-use rehome_shared::api::peer::HandoffState;
 use rehome_shared::config::model::MigrationLimits;
 use rehome_shared::ids::{DeploymentGeneration, MigrationId};
 
 use crate::values::{
-    NOW, application, destination_event, host, id, reservation, source_event, volumes,
+    NOW, Symmetry, app_of, application, destination_event, host, id, numbers, reservation,
+    source_event, volumes,
 };
 
-/// The journal in which nothing was written.
-pub(crate) const EMPTY: u16 = 0;
+mod journals;
+mod messages;
+
+pub(crate) use journals::EMPTY;
+use journals::Journals;
+pub(crate) use messages::{Message, VIEWS, View};
 
 /// No open migration.
 pub(crate) const NONE: u16 = 0;
@@ -62,128 +65,70 @@ pub(crate) struct Stepped {
     pub(crate) live: u16,
 }
 
-struct Journal {
-    records: Vec<Record>,
-    registry: Registry,
-    /// The epochs at which this host was the owner, as bits.
-    owned: u32,
-    /// What this host may have said of each migration.
-    said: [BTreeSet<Message>; 2],
-}
-
-/// What a destination says of a migration, in the order in which it can come to be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum View {
-    Reserved,
-    Verified,
-    Owned,
-    Serving,
-    Returned,
-}
-
-/// All of them.
-pub(crate) const VIEWS: [View; 5] = [
-    View::Reserved,
-    View::Verified,
-    View::Owned,
-    View::Serving,
-    View::Returned,
-];
-
-impl View {
-    /// Whether a destination in this state says this.
-    pub(crate) fn is(self, state: HandoffState) -> bool {
-        match state {
-            HandoffState::Reserved => self == Self::Reserved,
-            HandoffState::Verified => self == Self::Verified,
-            HandoffState::Owned => self == Self::Owned,
-            HandoffState::Serving => self == Self::Serving,
-            HandoffState::Returned => self == Self::Returned,
-            // Nothing follows from what is not known, or was called off by the source itself.
-            HandoffState::Unknown | HandoffState::Dropped => false,
-        }
-    }
-}
-
-/// A message of a migration. Which ones may have been sent follows from the journal of the host
-/// that sends: it says what its state says, again and again, and whatever it said once may
-/// arrive at any later time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Message {
-    Prepare,
-    Verify,
-    Grant,
-    Abort,
-    Close,
-    View(View),
-}
-
 pub(crate) struct Machines {
-    journals: Vec<Journal>,
-    appended: HashMap<(u16, String), u16>,
-    meanings: HashMap<String, u16>,
+    journals: Journals,
     lives: Vec<Option<SourceMigration>>,
     source_steps: HashMap<(u16, u16, SourceTag), Option<Stepped>>,
     destination_steps: HashMap<(u16, u8, DestinationTag), Option<u16>>,
     takes: HashMap<(u16, u8, u8), Option<Vec<u16>>>,
+    mirrored: HashMap<u16, u16>,
     /// Something that the machines must never do, found while stepping.
-    pub(crate) broken: Option<String>,
+    broken: Option<String>,
 }
 
 impl Machines {
     pub(crate) fn new() -> Self {
         Self {
-            journals: vec![Journal {
-                records: Vec::new(),
-                registry: Registry::default(),
-                owned: 0,
-                said: [BTreeSet::new(), BTreeSet::new()],
-            }],
-            appended: HashMap::new(),
-            meanings: HashMap::new(),
+            journals: Journals::new(),
             lives: vec![None],
             source_steps: HashMap::new(),
             destination_steps: HashMap::new(),
             takes: HashMap::new(),
+            mirrored: HashMap::from([(NONE, NONE)]),
             broken: None,
         }
     }
 
-    /// The journal of a host that the application was born on.
-    pub(crate) fn born(&mut self) -> u16 {
+    /// The journal of a host that an application was born on.
+    pub(crate) fn born(&mut self, journal: u16, app: usize) -> u16 {
         let announced = Record::Born {
-            application: application(),
-            volumes: volumes(),
+            application: application(app),
+            volumes: volumes(app),
         };
-        let journal = self.append(EMPTY, &announced);
+        let journal = self.append(journal, &announced);
         self.append(
             journal,
             &Record::VolumesMade {
-                application: application(),
+                application: application(app),
             },
         )
     }
 
+    /// What must never be in a journal, or be done by a machine.
+    pub(crate) fn broken(&self) -> Option<&str> {
+        self.broken.as_deref().or(self.journals.broken.as_deref())
+    }
+
     pub(crate) fn journals(&self) -> usize {
-        self.journals.len()
+        self.journals.count()
     }
 
     pub(crate) fn registry(&self, journal: u16) -> &Registry {
-        &self.journals[usize::from(journal)].registry
+        self.journals.registry(journal)
     }
 
     /// The epochs at which the writer of a journal ever was the owner, as bits.
-    pub(crate) fn owned_epochs(&self, journal: u16) -> u32 {
-        self.journals[usize::from(journal)].owned
+    pub(crate) fn owned_epochs(&self, journal: u16, app: usize) -> u32 {
+        self.journals.owned_epochs(journal, app)
     }
 
     /// Whether the writer of a journal may have said this of a migration.
     pub(crate) fn said(&self, journal: u16, migration: u8, message: Message) -> bool {
-        self.journals[usize::from(journal)].said[usize::from(migration)].contains(&message)
+        self.journals.said(journal, migration, message)
     }
 
-    pub(crate) fn owns(&self, journal: u16) -> bool {
-        self.registry(journal).owned(&application()).is_some()
+    pub(crate) fn owns(&self, journal: u16, app: usize) -> bool {
+        self.journals.owns(journal, app)
     }
 
     pub(crate) fn live(&self, live: u16) -> Option<&SourceMigration> {
@@ -191,13 +136,30 @@ impl Machines {
     }
 
     /// The open migration that a restarted daemon finds.
-    pub(crate) fn recovered(&mut self, journal: u16) -> u16 {
-        let found = self.registry(journal).source_of(&application()).cloned();
+    pub(crate) fn recovered(&mut self, journal: u16, app: usize) -> u16 {
+        let found = self.registry(journal).source_of(&application(app)).cloned();
         self.keep(found)
     }
 
     pub(crate) fn handoff(&self, journal: u16, migration: u8) -> Option<&DestinationHandoff> {
         self.registry(journal).destinations().get(&id(migration))
+    }
+
+    /// A journal and an open migration with the applications (and the hosts) in each other's
+    /// place.
+    pub(crate) fn mirror_journal(&mut self, journal: u16, symmetry: Symmetry) -> u16 {
+        self.journals.mirror(journal, symmetry)
+    }
+
+    pub(crate) fn mirror_live(&mut self, live: u16, symmetry: Symmetry) -> u16 {
+        if let Some(known) = self.mirrored.get(&live) {
+            return *known;
+        }
+        let mirrored = self.live(live).map(|m| symmetry.migration(m));
+        let mirrored = self.keep(mirrored);
+        self.mirrored.insert(live, mirrored);
+        self.mirrored.insert(mirrored, live);
+        mirrored
     }
 
     fn keep(&mut self, live: Option<SourceMigration>) -> u16 {
@@ -212,57 +174,16 @@ impl Machines {
         u16::try_from(at).unwrap()
     }
 
-    /// Appends a record. Every journal that comes to be is checked once: it reads back from its
-    /// bytes, means the same when it is replayed twice, and its epochs only grow.
     fn append(&mut self, journal: u16, record: &Record) -> u16 {
-        let key = (journal, serde_json::to_string(record).unwrap());
-        if let Some(known) = self.appended.get(&key) {
-            return *known;
-        }
-        let before = &self.journals[usize::from(journal)];
-        let mut records = before.records.clone();
-        records.push(record.clone());
-        let mut registry = before.registry.clone();
-        registry.apply(record);
-        let mut owned = before.owned;
-        if let Some(known) = registry.applications().get(&application()) {
-            let earlier = before.registry.applications().get(&application());
-            if earlier.is_some_and(|earlier| earlier.epoch > known.epoch) {
-                self.broken = Some(format!("the epoch shrinks at {record:?}"));
-            }
-            if known.role == Role::Owner {
-                owned |= 1 << known.epoch.0;
-            }
-        }
-        if let Err(problem) = check_replay(&records, &registry) {
-            self.broken = Some(problem);
-        }
-        let mut said = before.said.clone();
-        for migration in 0..2 {
-            let spoken = says(record, &registry, migration);
-            said[usize::from(migration)].extend(spoken);
-        }
-        // What a host does next depends on what its journal means, not on how that came to be.
-        let meaning = format!("{registry:?} {owned} {said:?}");
-        let next = u16::try_from(self.journals.len()).unwrap();
-        let new = *self.meanings.entry(meaning).or_insert(next);
-        if new == next {
-            self.journals.push(Journal {
-                records,
-                registry,
-                owned,
-                said,
-            });
-        }
-        self.appended.insert(key, new);
-        new
+        self.journals.append(journal, record)
     }
 
     /// Begins a migration, if the guard allows it.
     pub(crate) fn begin(&mut self, journal: u16, here: usize, migration: u8) -> Option<(u16, u16)> {
-        let owned = self.registry(journal).owned(&application())?;
+        let application = application(app_of(migration));
+        let owned = self.registry(journal).owned(&application)?;
         let plan = Plan {
-            application: application(),
+            application,
             to: host(1 - here),
             epoch: owned.epoch,
             generation: DeploymentGeneration(1),
@@ -300,26 +221,31 @@ impl Machines {
         let migration = self.live(live)?.clone();
         let stepped = source_event(&migration, tag)
             .and_then(|(now, event)| migration.step(now, event).ok())
-            .map(|step| self.persist(journal, &migration.id, step));
+            .map(|step| self.persist(journal, &migration, step));
         self.source_steps.insert(key, stepped.clone());
         stepped
     }
 
-    fn persist(&mut self, journal: u16, migration: &MigrationId, step: source::Step) -> Stepped {
+    fn persist(
+        &mut self,
+        journal: u16,
+        migration: &SourceMigration,
+        step: source::Step,
+    ) -> Stepped {
         let step = without_reasons(step);
         let mut journals = Vec::new();
         let mut at = journal;
         for record in &step.records {
-            let record = Record::Source {
-                migration: migration.clone(),
-                step: record.clone(),
-            };
-            at = self.append(at, &record);
+            at = self.append_source(at, &migration.id, record);
             journals.push(at);
         }
         let over = matches!(step.next.phase, Phase::Ended(_));
         let next = (!over).then_some(step.next);
-        if !journals.is_empty() && self.registry(at).source_of(&application()) != next.as_ref() {
+        let replayed = self
+            .registry(at)
+            .source_of(&migration.plan.application)
+            .cloned();
+        if !journals.is_empty() && replayed != next {
             self.broken = Some(format!("replay and step disagree about {next:?}"));
         }
         if journals.is_empty() {
@@ -329,6 +255,16 @@ impl Machines {
             journals,
             live: self.keep(next),
         }
+    }
+
+    fn append_source(&mut self, journal: u16, id: &MigrationId, step: &SourceRecord) -> u16 {
+        self.append(
+            journal,
+            &Record::Source {
+                migration: id.clone(),
+                step: step.clone(),
+            },
+        )
     }
 
     /// A migration that is called off although the machine does not allow it.
@@ -341,11 +277,7 @@ impl Machines {
         let step = migration.step(NOW, event).ok()?;
         let mut at = journal;
         for record in &step.records {
-            let record = Record::Source {
-                migration: migration.id.clone(),
-                step: record.clone(),
-            };
-            at = self.append(at, &record);
+            at = self.append_source(at, &migration.id, record);
         }
         Some(Stepped {
             journals: vec![at],
@@ -410,7 +342,7 @@ impl Machines {
         if let Some(known) = self.takes.get(&key) {
             return known.clone();
         }
-        let offer = reservation(1 - here, epoch);
+        let offer = reservation(app_of(migration), 1 - here, epoch);
         let admission = may_take(self.registry(journal), &host(here), &id(migration), &offer);
         let taken = match admission {
             Err(_) => None,
@@ -418,7 +350,9 @@ impl Machines {
             Ok(Admission::Reserve { supersedes }) => {
                 let mut journals = Vec::new();
                 let mut at = journal;
-                for older in (0..2).filter(|other| supersedes.contains(&id(*other))) {
+                let older =
+                    numbers(app_of(migration)).filter(|other| supersedes.contains(&id(*other)));
+                for older in older {
                     for tag in [
                         DestinationTag::Aborted,
                         DestinationTag::Discarded,
@@ -452,63 +386,4 @@ fn without_reasons(mut step: source::Step) -> source::Step {
         reason.clear();
     }
     step
-}
-
-/// What a host says of a migration from a record on.
-fn says(record: &Record, registry: &Registry, migration: u8) -> Option<Message> {
-    match record {
-        Record::Source {
-            migration: of,
-            step,
-        } if *of == id(migration) => match step {
-            SourceRecord::Planned(_) => Some(Message::Prepare),
-            SourceRecord::CutOver { .. } => Some(Message::Verify),
-            SourceRecord::Aborted { .. } => Some(Message::Abort),
-            SourceRecord::Released { .. } => Some(Message::Grant),
-            SourceRecord::Served | SourceRecord::Reclaimed { .. } => Some(Message::Close),
-            SourceRecord::Round(_) | SourceRecord::Adopted | SourceRecord::Closed { .. } => None,
-        },
-        Record::Destination { migration: of, .. } if *of == id(migration) => {
-            let handoff = registry.destinations().get(of);
-            // Nothing follows from what is not known, or was called off by the source itself.
-            VIEWS
-                .into_iter()
-                .find(|view| handoff.is_some_and(|h| view.is(h.state())))
-                .map(Message::View)
-        }
-        Record::Born { .. }
-        | Record::VolumesAdded { .. }
-        | Record::VolumesMade { .. }
-        | Record::Source { .. }
-        | Record::Destination { .. }
-        | Record::Held { .. }
-        | Record::Past { .. } => None,
-    }
-}
-
-fn check_replay(records: &[Record], registry: &Registry) -> Result<(), String> {
-    let mut bytes = MAGIC.to_vec();
-    let mut position = Position::start();
-    for record in records {
-        let (frame, next) = journal::encode(position, record).map_err(|e| e.to_string())?;
-        bytes.extend(frame);
-        position = next;
-    }
-    let read = journal::scan(&bytes).map_err(|e| e.to_string())?;
-    if Registry::replay(&read.records) != *registry {
-        return Err(format!(
-            "replay of the bytes differs after {:?}",
-            records.last()
-        ));
-    }
-    if Registry::replay(records.iter().chain(records)) != *registry {
-        return Err(format!(
-            "replaying twice differs after {:?}",
-            records.last()
-        ));
-    }
-    if Registry::replay(&registry.compacted()) != *registry {
-        return Err(format!("compaction differs after {:?}", records.last()));
-    }
-    Ok(())
 }

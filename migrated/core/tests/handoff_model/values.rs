@@ -1,11 +1,14 @@
-//! What the machines are fed with: one application with one volume, two hosts, two migrations.
+//! What the machines are fed with: applications with one volume each, two hosts, and two
+//! migrations of each application, which are numbered one application after the other.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use migrated_core::UnixMillis;
 use migrated_core::destination::{self, DestinationHandoff};
-use migrated_core::record::Reservation;
+use migrated_core::record::{Record, Reservation};
 use migrated_core::source::{self, AfterRound, Phase, SourceMigration};
 use rehome_shared::api::cluster::{Connections, Migration, MigrationState, Round};
 use rehome_shared::api::peer::{FinalSnapshot, OfferedVolume, VolumeIdentity};
@@ -21,37 +24,141 @@ use crate::machines::{DestinationTag, SourceTag};
 
 pub(crate) const NOW: UnixMillis = UnixMillis(1_700_000_000_000);
 
-pub(crate) fn application() -> AppName {
-    AppName::try_new("db").unwrap()
+/// The most applications of a world.
+pub(crate) const APPLICATIONS: usize = 2;
+
+/// The most migrations of an application.
+pub(crate) const EACH: u8 = 2;
+
+/// The most migrations of a world.
+pub(crate) const MIGRATIONS: usize = IDS.len();
+
+const NAMES: [&str; APPLICATIONS] = ["db", "queue"];
+const HOSTS: [&str; 2] = ["h1", "h2"];
+const DATASETS: [&str; APPLICATIONS] = [
+    "7b7a3f1e-2f6c-4a57-9d0e-0c1f6f0d3b11",
+    "7b7a3f1e-2f6c-4a57-9d0e-0c1f6f0d3b22",
+];
+const IDS: [&str; 4] = [
+    "01hf0000000000000000000001",
+    "01hf0000000000000000000002",
+    "01hf0000000000000000000003",
+    "01hf0000000000000000000004",
+];
+
+pub(crate) fn application(app: usize) -> AppName {
+    static ALL: LazyLock<[AppName; APPLICATIONS]> =
+        LazyLock::new(|| NAMES.map(|name| AppName::try_new(name).unwrap()));
+    ALL[app].clone()
 }
 
 pub(crate) fn host(number: usize) -> HostAddr {
-    HostAddr::try_new(["h1", "h2"][number]).unwrap()
+    static ALL: LazyLock<[HostAddr; HOSTS.len()]> =
+        LazyLock::new(|| HOSTS.map(|name| HostAddr::try_new(name).unwrap()));
+    ALL[number].clone()
 }
 
 pub(crate) fn id(migration: u8) -> MigrationId {
-    MigrationId::try_new(
-        ["01hf0000000000000000000001", "01hf0000000000000000000002"][usize::from(migration)],
-    )
-    .unwrap()
+    static ALL: LazyLock<[MigrationId; MIGRATIONS]> =
+        LazyLock::new(|| IDS.map(|id| MigrationId::try_new(id).unwrap()));
+    ALL[usize::from(migration)].clone()
 }
 
-pub(crate) fn volumes() -> Vec<VolumeIdentity> {
+/// Whose migration it is.
+pub(crate) fn app_of(migration: u8) -> usize {
+    usize::from(migration / EACH)
+}
+
+/// Which one of its application's it is.
+pub(crate) fn slot_of(migration: u8) -> usize {
+    usize::from(migration % EACH)
+}
+
+/// The migrations of an application.
+pub(crate) fn numbers(app: usize) -> Range<u8> {
+    let first = u8::try_from(app).unwrap() * EACH;
+    first..first + EACH
+}
+
+/// The number of a migration.
+pub(crate) fn number(of: &MigrationId) -> u8 {
+    let at = IDS.iter().position(|known| *known == of.as_str()).unwrap();
+    u8::try_from(at).unwrap()
+}
+
+pub(crate) fn volumes(app: usize) -> Vec<VolumeIdentity> {
     vec![VolumeIdentity {
         name: VolumeName::try_new("data").unwrap(),
-        dataset: DatasetId::try_new("7b7a3f1e-2f6c-4a57-9d0e-0c1f6f0d3b11").unwrap(),
+        dataset: DatasetId::try_new(DATASETS[app]).unwrap(),
     }]
 }
 
-pub(crate) fn reservation(from: usize, epoch: u8) -> Reservation {
+/// Two worlds that differ only in names: the applications change places, and the hosts with
+/// them where they begin on different ones. What can happen in the one can happen in the other,
+/// so only one of them is visited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Symmetry {
+    /// The applications.
+    Applications,
+    /// The applications and the hosts.
+    Both,
+}
+
+impl Symmetry {
+    pub(crate) fn host(self, at: usize) -> usize {
+        match self {
+            Self::Applications => at,
+            Self::Both => 1 - at,
+        }
+    }
+
+    pub(crate) fn record(self, record: &Record) -> Record {
+        let text = serde_json::to_string(record).unwrap();
+        serde_json::from_str(&self.text(&text)).unwrap()
+    }
+
+    pub(crate) fn migration(self, migration: &SourceMigration) -> SourceMigration {
+        let plan = serde_json::to_string(&migration.plan).unwrap();
+        SourceMigration {
+            id: id((number(&migration.id) + EACH) % (2 * EACH)),
+            plan: serde_json::from_str(&self.text(&plan)).unwrap(),
+            rounds: migration.rounds.clone(),
+            phase: migration.phase.clone(),
+        }
+    }
+
+    /// Every name in a text that has one gives way to its counterpart.
+    fn text(self, text: &str) -> String {
+        let mut pairs = vec![
+            (NAMES[0], NAMES[1]),
+            (DATASETS[0], DATASETS[1]),
+            (IDS[0], IDS[2]),
+            (IDS[1], IDS[3]),
+        ];
+        if self == Self::Both {
+            pairs.push((HOSTS[0], HOSTS[1]));
+        }
+        let mut text = text.to_owned();
+        for (one, other) in pairs {
+            let (one, other) = (format!("\"{one}\""), format!("\"{other}\""));
+            text = text
+                .replace(&one, "\"~\"")
+                .replace(&other, &one)
+                .replace("\"~\"", &other);
+        }
+        text
+    }
+}
+
+pub(crate) fn reservation(app: usize, from: usize, epoch: u8) -> Reservation {
     Reservation {
         from: host(from),
-        application: application(),
+        application: application(app),
         epoch: Epoch(epoch.into()),
         generation: DeploymentGeneration(1),
         spec: Application {
             image: Image {
-                repository: "db".to_owned(),
+                repository: "image".to_owned(),
                 version: ImageVersion::Tag("1".to_owned()),
             },
             ports: Vec::new(),
@@ -71,7 +178,7 @@ pub(crate) fn reservation(from: usize, epoch: u8) -> Reservation {
             stop_signal: None,
             migration: MigrationPolicy::default(),
         },
-        volumes: volumes()
+        volumes: volumes(app)
             .into_iter()
             .map(|identity| OfferedVolume {
                 identity,
@@ -86,8 +193,8 @@ pub(crate) fn reservation(from: usize, epoch: u8) -> Reservation {
 pub(crate) fn report(migration: &SourceMigration) -> Box<Migration> {
     Box::new(Migration {
         id: migration.id.clone(),
-        application: application(),
-        from: host(0),
+        application: migration.plan.application.clone(),
+        from: host(usize::from(migration.plan.to == host(0))),
         to: migration.plan.to.clone(),
         state: match &migration.phase {
             Phase::Before(_) => MigrationState::Aborted,
@@ -155,12 +262,12 @@ pub(crate) fn destination_event(
         DestinationTag::Verified => E::Verified {
             attempt: Attempt(1),
             epoch: handoff.reservation.epoch,
-            finals: volumes()
+            finals: volumes(app_of(migration))
                 .into_iter()
                 .map(|volume| FinalSnapshot {
                     dataset: volume.dataset,
                     name: "final".to_owned(),
-                    guid: migration.to_string(),
+                    guid: id(migration).to_string(),
                 })
                 .collect(),
         },

@@ -1,106 +1,68 @@
-//! The world around the machines: two hosts with an instance, a volume and a gate each, a network
-//! that loses, repeats and reorders, and crashes.
+//! The world around the machines: two hosts with a daemon and a proxy each, an instance, a volume
+//! and a gate of every application on each, a network that loses, repeats and reorders, and
+//! crashes.
 
 use std::fmt;
 
 use migrated_core::source::{BeforeRelease, Phase};
 use rehome_shared::api::cluster::MigrationState;
 
-use crate::machines::{EMPTY, Machines, NONE, SourceTag};
-use crate::values;
+use crate::machines::{EMPTY, Machines, NONE};
+use crate::values::{self, APPLICATIONS, EACH, Symmetry};
 
+mod faults;
 mod giving;
+mod mutation;
+mod routing;
+mod state;
 mod taking;
+
+pub(crate) use mutation::{Mutation, Violation};
+use routing::Route;
+pub(crate) use state::State;
+use state::{App, HostState, Place, Side};
 
 /// How far the exploration goes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Bounds {
+    /// Applications.
+    pub(crate) applications: usize,
+    /// Whether the second application begins on the second host, so that the two cross.
+    pub(crate) crossing: bool,
+    /// Writes of clients to each application.
     pub(crate) writes: u8,
+    /// Crashes of a daemon or a host.
     pub(crate) crashes: u8,
+    /// Migrations of each application.
     pub(crate) migrations: u8,
+    /// What is known of routes, and when.
+    pub(crate) routing: Routing,
 }
 
-/// A guard that is taken out.
+/// How routes come to the proxies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Mutation {
-    /// The final snapshot does not wait for the page cache.
-    NoFlush,
-    /// The final snapshot does not wait for the last process.
-    Straggler,
-    /// Messages are not told apart by their migration.
-    AnyMigration,
-    /// The source calls it off after C1.
-    AbortAfterRelease,
-    /// The destination starts on a promise.
-    EarlyStart,
-    /// The runtime starts the instance when its host boots.
-    RestartPolicy,
-    /// The destination gives it back after clients were served.
-    ReturnAfterServing,
-    /// The grant is sent before the release is durable.
-    GrantBeforeRecord,
-    /// The way back after a return rolls the volume back, each time it is tried.
-    ReclaimRollsBack,
-    /// The destination forgets a return before the source knows of it.
-    ForgetsReturned,
-    /// The destination drops a promise that nobody asked for in a while.
-    PromiseExpires,
+pub(crate) enum Routing {
+    /// At once: a gate is what its owner wants it to be.
+    AtOnce,
+    /// By versions that daemons and proxies tell each other, over clocks that go on.
+    Told,
+    /// The same over a clock that stands still, so that only what is remembered grows.
+    ClockStands,
 }
 
-/// An invariant that is broken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Violation {
-    /// 1: two instances run.
-    TwoInstances,
-    /// 2: two hosts own it, or have owned it at the same epoch.
-    TwoOwners,
-    /// 3: an instance runs on a volume without an acknowledged write.
-    WriteLost,
-    /// 4: a gate is open where nobody is the owner.
-    GateWithoutOwner,
-}
-
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "they are independent facts of a host"
-)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct HostState {
-    journal: u16,
-    /// The migration that the daemon drives, with what it knows beyond the journal.
-    live: u16,
-    up: bool,
-    instance: bool,
-    gate: bool,
-    /// The newest write in the volume.
-    data: u8,
-    /// Whether that one is only in the page cache yet.
-    unflushed: bool,
-}
-
-/// A state of the world.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct State {
-    hosts: [HostState; 2],
-    /// Where each migration comes from, and at which epoch.
-    begun: [Option<(u8, u8)>; 2],
-    /// The newest write in the final snapshot of each migration.
-    finals: [Option<u8>; 2],
-    acknowledged: u8,
-    crashes: u8,
-    /// With [`Mutation::GrantBeforeRecord`]: the migration that was granted without a record.
-    granted_early: Option<u8>,
-    /// With [`Mutation::ReturnAfterServing`]: the migration that was returned without a right.
-    returned_late: Option<u8>,
-}
-
-/// What happened, where, and in which migration.
+/// What happened, where, to which application and in which migration. Where applications may
+/// change places (see [`Symmetry`]), the names are those that the step had before.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Label(&'static str, usize, u8);
+pub(crate) struct Label(&'static str, Place, Option<u8>);
 
 impl fmt::Display for Label {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}@h{} m{}", self.0, self.1 + 1, self.2 + 1)
+        let Self(what, place, migration) = self;
+        write!(f, "{what}@h{}", place.at + 1)?;
+        match migration {
+            Some(migration) => write!(f, " m{}", migration + 1),
+            None => write!(f, " {}", ["a", "b"][place.app]),
+        }
     }
 }
 
@@ -115,6 +77,7 @@ pub(crate) struct Edge {
 
 pub(crate) struct World {
     machines: Machines,
+    routing: routing::Book,
     mutation: Option<Mutation>,
     bounds: Bounds,
     edges: Vec<Edge>,
@@ -126,6 +89,7 @@ impl World {
     pub(crate) fn new(mutation: Option<Mutation>, bounds: Bounds) -> Self {
         Self {
             machines: Machines::new(),
+            routing: routing::Book::new(bounds.routing),
             mutation,
             bounds,
             edges: Vec::new(),
@@ -134,30 +98,76 @@ impl World {
     }
 
     pub(crate) fn first(&mut self) -> State {
-        let host = HostState {
-            journal: EMPTY,
-            live: NONE,
-            up: true,
-            instance: false,
-            gate: false,
-            data: 0,
-            unflushed: false,
-        };
-        let owner = HostState {
-            journal: self.machines.born(),
-            instance: true,
-            gate: true,
-            ..host
-        };
-        State {
-            hosts: [owner, host],
-            begun: [None; 2],
-            finals: [None; 2],
-            acknowledged: 0,
+        let mut state = State {
+            hosts: [HostState {
+                journal: EMPTY,
+                up: true,
+            }; 2],
+            apps: [App::default(); APPLICATIONS],
             crashes: 0,
-            granted_early: None,
-            returned_late: None,
+        };
+        for app in 0..self.bounds.applications {
+            let at = usize::from(app == 1 && self.bounds.crossing);
+            let place = Place { app, at };
+            let journal = self.machines.born(state.journal(place), app);
+            state.hosts[at].journal = journal;
+            state.side_mut(place).instance = true;
+            state.side_mut(place).gate = true;
+            if self.bounds.routing != Routing::AtOnce {
+                state.side_mut(place).route = Route::of_owner();
+                state.side_mut(place.there()).route = Route::of_stranger(at);
+            }
         }
+        self.canonical(state)
+    }
+
+    /// Of the worlds that differ only in names, the one that is visited.
+    fn canonical(&mut self, mut state: State) -> State {
+        if self.bounds.routing == Routing::Told {
+            state.apps.iter_mut().for_each(routing::rank);
+        }
+        if self.bounds.applications < 2 {
+            return state;
+        }
+        let symmetry = if self.bounds.crossing {
+            Symmetry::Both
+        } else {
+            Symmetry::Applications
+        };
+        let mut mirrored = state;
+        for at in 0..2 {
+            let from = symmetry.host(at);
+            mirrored.hosts[at] = HostState {
+                journal: self
+                    .machines
+                    .mirror_journal(state.hosts[from].journal, symmetry),
+                ..state.hosts[from]
+            };
+        }
+        for app in 0..2 {
+            mirrored.apps[app] = self.mirror(&state.apps[1 - app], symmetry);
+        }
+        state.min(mirrored)
+    }
+
+    fn mirror(&mut self, app: &App, symmetry: Symmetry) -> App {
+        let mut mirrored = *app;
+        for at in 0..2 {
+            let side = app.sides[symmetry.host(at)];
+            mirrored.sides[at] = Side {
+                live: self.machines.mirror_live(side.live, symmetry),
+                route: side.route.mirror(symmetry),
+                ..side
+            };
+        }
+        for begun in mirrored.begun.iter_mut().flatten() {
+            begun.0 = u8::try_from(symmetry.host(usize::from(begun.0))).unwrap();
+        }
+        mirrored.lingering = app.lingering.map(|advert| advert.mirror(symmetry));
+        let other = |migration: u8| (migration + EACH) % (2 * EACH);
+        mirrored.granted_early = app.granted_early.map(other);
+        mirrored.returned_late = app.returned_late.map(other);
+        mirrored
     }
 
     pub(crate) fn journals(&self) -> usize {
@@ -165,41 +175,60 @@ impl World {
     }
 
     pub(crate) fn broken(&self) -> Option<&str> {
-        self.machines.broken.as_deref()
+        self.machines.broken()
     }
 
     fn mutated(&self, mutation: Mutation) -> bool {
         self.mutation == Some(mutation)
     }
 
+    fn places(&self) -> impl Iterator<Item = Place> + use<> {
+        (0..self.bounds.applications).flat_map(|app| (0..2).map(move |at| Place { app, at }))
+    }
+
+    fn owns(&self, state: &State, place: Place) -> bool {
+        self.machines.owns(state.journal(place), place.app)
+    }
+
     /// The first invariant that a state breaks.
     pub(crate) fn violation(&self, state: &State) -> Option<Violation> {
-        let [one, other] = &state.hosts;
-        if one.instance && other.instance {
+        (0..self.bounds.applications).find_map(|app| self.violation_of(state, app))
+    }
+
+    fn violation_of(&self, state: &State, app: usize) -> Option<Violation> {
+        let [one, other] = [0, 1].map(|at| Place { app, at });
+        let both = |look: &dyn Fn(Place) -> bool| look(one) && look(other);
+        if both(&|place| state.side(place).instance) {
             return Some(Violation::TwoInstances);
         }
-        let both = |look: &dyn Fn(&HostState) -> bool| look(one) && look(other);
-        let epochs = |host: &HostState| self.machines.owned_epochs(host.journal);
-        if both(&|host| self.machines.owns(host.journal)) || epochs(one) & epochs(other) != 0 {
+        let epochs = |place| self.machines.owned_epochs(state.journal(place), app);
+        if both(&|place| self.owns(state, place)) || epochs(one) & epochs(other) != 0 {
             return Some(Violation::TwoOwners);
         }
-        for host in &state.hosts {
-            if host.instance && host.data < state.acknowledged {
+        for place in [one, other] {
+            let side = state.side(place);
+            if side.instance && side.data < state.apps[app].acknowledged {
                 return Some(Violation::WriteLost);
             }
-            if host.gate && !self.machines.owns(host.journal) {
+            if side.gate && !self.owns(state, place) {
                 return Some(Violation::GateWithoutOwner);
             }
         }
-        None
+        state.apps[app]
+            .went_back
+            .then_some(Violation::RouteWentBack)
     }
 
-    /// Whether clients are served.
+    /// Whether clients are served, of every application.
     pub(crate) fn serves(&self, state: &State) -> bool {
-        state
-            .hosts
-            .iter()
-            .any(|host| host.up && host.instance && host.gate && self.machines.owns(host.journal))
+        (0..self.bounds.applications).all(|app| {
+            [0, 1].into_iter().any(|at| {
+                let place = Place { app, at };
+                let side = state.side(place);
+                let here = state.hosts[at].up && side.instance && side.gate;
+                here && self.owns(state, place) && self.leads_here(state, place)
+            })
+        })
     }
 
     /// How migrations ended up to a state.
@@ -207,8 +236,10 @@ impl World {
         let mut outcomes = Vec::new();
         for (number, host) in state.hosts.iter().enumerate() {
             for past in self.machines.registry(host.journal).history() {
+                let crossing = past.application == values::application(1) && self.bounds.crossing;
+                let back = (number == 1) != crossing;
                 outcomes.push(match past.state {
-                    MigrationState::Done if number == 1 => "moved back",
+                    MigrationState::Done if back => "moved back",
                     MigrationState::Done => "done",
                     MigrationState::Aborted => "aborted",
                     MigrationState::Returned => "returned",
@@ -223,29 +254,42 @@ impl World {
     pub(crate) fn edges(&mut self, state: &State) -> Vec<Edge> {
         self.edges = Vec::new();
         for at in 0..2 {
-            self.crash(state, at);
             if state.hosts[at].up {
-                self.write(state, at);
-                self.reconcile(state, at);
-                self.begin(state, at);
-                self.drive(state, at);
-                for migration in 0..self.bounds.migrations {
-                    match state.begun[usize::from(migration)] {
-                        Some((from, _)) if usize::from(from) == at => {
-                            self.hear_views(state, at, migration);
-                        }
-                        Some((_, epoch)) => {
-                            self.take(state, at, migration);
-                            self.hear(state, at, migration, epoch);
-                        }
-                        None => {}
-                    }
-                }
+                self.crash(state, at);
             } else {
                 self.restart(state, at);
             }
         }
-        std::mem::take(&mut self.edges)
+        for place in self.places() {
+            if state.hosts[place.at].up {
+                self.act(state, place);
+            }
+        }
+        let mut edges = std::mem::take(&mut self.edges);
+        for edge in &mut edges {
+            edge.next = self.canonical(edge.next);
+        }
+        edges
+    }
+
+    fn act(&mut self, state: &State, place: Place) {
+        self.write(state, place);
+        self.reconcile(state, place);
+        self.begin(state, place);
+        self.drive(state, place);
+        self.tell_routes(state, place);
+        for migration in values::numbers(place.app) {
+            match state.apps[place.app].begun[values::slot_of(migration)] {
+                Some((from, _)) if usize::from(from) == place.at => {
+                    self.hear_views(state, place, migration);
+                }
+                Some((_, epoch)) => {
+                    self.take(state, place, migration);
+                    self.hear(state, place, migration, epoch);
+                }
+                None => {}
+            }
+        }
     }
 
     fn edge(&mut self, label: Label, next: State) {
@@ -264,65 +308,11 @@ impl World {
         });
     }
 
-    // Faults and clients.
-
-    fn crash(&mut self, state: &State, at: usize) {
-        if state.crashes == self.bounds.crashes || !state.hosts[at].up {
-            return;
-        }
-        let mut next = *state;
-        next.crashes += 1;
-        next.hosts[at].up = false;
-        next.hosts[at].live = NONE;
-        self.fault(Label("daemon crashes", at, 0), next);
-        next.hosts[at].instance = false;
-        next.hosts[at].gate = false;
-        next.hosts[at].unflushed = false;
-        self.fault(Label("host crashes", at, 0), next);
-    }
-
-    fn restart(&mut self, state: &State, at: usize) {
-        let mut next = *state;
-        let journal = next.hosts[at].journal;
-        next.hosts[at].up = true;
-        next.hosts[at].live = self.machines.recovered(journal);
-        if self.mutated(Mutation::RestartPolicy)
-            && self.machines.live(next.hosts[at].live).is_some()
-        {
-            next.hosts[at].instance = true;
-        }
-        let label = Label("restarts", at, 0);
-        let live = next.hosts[at].live;
-        let resumed = self
-            .machines
-            .live(live)
-            .is_some_and(|m| m.resumed().is_some());
-        if resumed {
-            self.step(label, &next, at, SourceTag::Resumed);
-        } else {
-            self.edge(label, next);
-        }
-    }
-
-    fn write(&mut self, state: &State, at: usize) {
-        let host = &state.hosts[at];
-        if !host.gate || !host.instance || state.acknowledged == self.bounds.writes {
-            return;
-        }
-        let mut next = *state;
-        next.acknowledged += 1;
-        next.hosts[at].data += 1;
-        next.hosts[at].unflushed = true;
-        self.fault(Label("client writes", at, 0), next);
-    }
-
-    // The host by itself.
-
     /// What the owner runs while no handoff has it in hand, or has not stopped it yet.
-    fn reconcile(&mut self, state: &State, at: usize) {
-        let host = &state.hosts[at];
-        let registry = self.machines.registry(host.journal);
-        let free = match self.machines.live(host.live).map(|live| &live.phase) {
+    fn reconcile(&mut self, state: &State, place: Place) {
+        let side = state.side(place);
+        let registry = self.machines.registry(state.journal(place));
+        let free = match self.machines.live(side.live).map(|live| &live.phase) {
             None => true,
             Some(Phase::Before(before)) => {
                 matches!(
@@ -332,33 +322,41 @@ impl World {
             }
             Some(Phase::After(_) | Phase::Ended(_)) => false,
         };
-        let incoming = registry.incoming(&values::application()).is_some();
-        if !self.machines.owns(host.journal) || !free || incoming || (host.instance && host.gate) {
+        let application = values::application(place.app);
+        // With a guard taken out nobody may drive what is open in the journal.
+        let free = free && (side.live != NONE || registry.source_of(&application).is_none());
+        let incoming = registry.incoming(&application).is_some();
+        let wanted = side.instance && self.wants_open(state, place);
+        if !self.owns(state, place) || !free || incoming || wanted {
             return;
         }
         let mut next = *state;
-        next.hosts[at].instance = true;
-        next.hosts[at].gate = true;
-        self.edge(Label("reconciles", at, 0), next);
+        next.side_mut(place).instance = true;
+        self.open(&mut next, place);
+        self.edge(Label("reconciles", place, None), next);
     }
 
-    fn begin(&mut self, state: &State, at: usize) {
-        let Some(slot) = state.begun.iter().position(Option::is_none) else {
+    fn begin(&mut self, state: &State, place: Place) {
+        let begun = &state.apps[place.app].begun;
+        let Some(slot) = begun.iter().position(Option::is_none) else {
             return;
         };
-        let migration = u8::try_from(slot).unwrap();
-        if migration == self.bounds.migrations {
+        if slot == usize::from(self.bounds.migrations) {
             return;
         }
-        let journal = state.hosts[at].journal;
-        let Some((journal, live)) = self.machines.begin(journal, at, migration) else {
+        let migration = values::numbers(place.app).start + u8::try_from(slot).unwrap();
+        let journal = state.journal(place);
+        let Some((journal, live)) = self.machines.begin(journal, place.at, migration) else {
             return;
         };
         let epoch = self.machines.live(live).unwrap().plan.epoch.0;
         let mut next = *state;
-        next.hosts[at].journal = journal;
-        next.hosts[at].live = live;
-        next.begun[slot] = Some((u8::try_from(at).unwrap(), u8::try_from(epoch).unwrap()));
-        self.edge(Label("plans", at, migration), next);
+        next.hosts[place.at].journal = journal;
+        next.side_mut(place).live = live;
+        next.apps[place.app].begun[slot] = Some((
+            u8::try_from(place.at).unwrap(),
+            u8::try_from(epoch).unwrap(),
+        ));
+        self.edge(Label("plans", place, Some(migration)), next);
     }
 }

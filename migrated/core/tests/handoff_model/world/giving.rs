@@ -3,50 +3,56 @@
 use migrated_core::destination::Phase as Taking;
 use migrated_core::source::{AfterRelease, BeforeRelease, Effect, Phase};
 
-use super::{Label, Mutation, State, World};
+use super::state::{Place, State};
+use super::{Label, Mutation, World};
 use crate::machines::{Message, NONE, SourceTag, Stepped, VIEWS, View};
 use crate::values;
 
 impl World {
     /// Steps the migration that a host drives, and crashes between the step's records.
-    pub(super) fn step(&mut self, label: Label, state: &State, at: usize, tag: SourceTag) {
-        let host = &state.hosts[at];
-        if let Some(stepped) = self.machines.source_step(host.journal, host.live, tag) {
-            self.stepped(label, state, at, &stepped);
+    pub(super) fn step(&mut self, label: Label, state: &State, place: Place, tag: SourceTag) {
+        let (journal, live) = (state.journal(place), state.side(place).live);
+        if let Some(stepped) = self.machines.source_step(journal, live, tag) {
+            self.stepped(label, state, place, &stepped);
         }
     }
 
-    pub(super) fn stepped(&mut self, label: Label, state: &State, at: usize, stepped: &Stepped) {
+    pub(super) fn stepped(&mut self, label: Label, state: &State, place: Place, stepped: &Stepped) {
         let (last, partial) = stepped.journals.split_last().unwrap();
-        self.crash_after(label, state, at, partial);
+        self.crash_after(label, state, place, partial);
         let mut next = *state;
-        next.hosts[at].journal = *last;
-        next.hosts[at].live = stepped.live;
+        next.hosts[place.at].journal = *last;
+        next.side_mut(place).live = stepped.live;
         self.edge(label, next);
     }
 
-    pub(super) fn crash_after(&mut self, label: Label, state: &State, at: usize, partial: &[u16]) {
+    pub(super) fn crash_after(
+        &mut self,
+        label: Label,
+        state: &State,
+        place: Place,
+        partial: &[u16],
+    ) {
         if state.crashes == self.bounds.crashes {
             return;
         }
         for journal in partial {
             let mut next = *state;
             next.crashes += 1;
-            next.hosts[at].journal = *journal;
-            next.hosts[at].live = NONE;
-            next.hosts[at].up = false;
+            next.hosts[place.at].journal = *journal;
+            self.forget(&mut next, place.at);
             self.fault(label, next);
         }
     }
 
     /// Performs the effect of the migration that a host drives, or fails to.
-    pub(super) fn drive(&mut self, state: &State, at: usize) {
-        let live = state.hosts[at].live;
-        let Some(migration) = self.machines.live(live) else {
+    pub(super) fn drive(&mut self, state: &State, place: Place) {
+        let side = *state.side(place);
+        let Some(migration) = self.machines.live(side.live) else {
             return;
         };
-        let number =
-            u8::try_from((0..2).position(|m| values::id(m) == migration.id).unwrap()).unwrap();
+        let number = values::number(&migration.id);
+        let label = |what| Label(what, place, Some(number));
         let rounds = migration.rounds.len();
         let Some(effect) = migration.effect() else {
             return;
@@ -54,152 +60,169 @@ impl World {
         let fails = matches!(migration.phase, Phase::Before(_))
             && !matches!(effect, Effect::Restore { .. });
         if fails {
-            self.step(Label("gives up", at, number), state, at, SourceTag::Failed);
+            self.step(label("gives up"), state, place, SourceTag::Failed);
         }
         let mut next = *state;
         match effect {
             // Whoever is in a state says what it says; see `Message`.
             Effect::Prepare | Effect::AwaitOutcome { .. } => {}
-            Effect::SendRound { .. } => self.send_round(state, at, number, rounds),
+            Effect::SendRound { .. } => self.send_round(state, place, number, rounds),
             Effect::StartThere { .. } => {
                 panic!("an application with a volume is not started early")
             }
             Effect::Park => {
-                next.hosts[at].gate = false;
-                self.step(Label("parks", at, number), &next, at, SourceTag::Parked);
+                if self.park(&mut next, place) {
+                    self.step(label("parks"), &next, place, SourceTag::Parked);
+                } else {
+                    self.edge(label("is not heard by its proxy"), next);
+                }
             }
-            Effect::Drain => self.step(Label("drains", at, number), &next, at, SourceTag::Drained),
+            Effect::Drain => self.step(label("drains"), &next, place, SourceTag::Drained),
             Effect::Stop => {
-                next.hosts[at].instance = self.mutated(Mutation::Straggler);
-                self.step(Label("stops", at, number), &next, at, SourceTag::Stopped);
+                next.side_mut(place).instance = self.mutated(Mutation::Straggler);
+                self.step(label("stops"), &next, place, SourceTag::Stopped);
             }
             Effect::SendFinal { .. } => {
-                let lost = state.hosts[at].unflushed && self.mutated(Mutation::NoFlush);
-                next.hosts[at].unflushed = false;
-                next.finals[usize::from(number)]
-                    .get_or_insert(state.hosts[at].data - u8::from(lost));
-                self.edge(Label("takes the final snapshot", at, number), next);
+                let lost = side.unflushed && self.mutated(Mutation::NoFlush);
+                next.side_mut(place).unflushed = false;
+                next.apps[place.app].finals[values::slot_of(number)]
+                    .get_or_insert(side.data - u8::from(lost));
+                self.edge(label("takes the final snapshot"), next);
             }
-            Effect::Grant { .. } => self.call_off_too_late(state, at, number),
+            Effect::Grant { .. } => self.call_off_too_late(state, place, number),
             Effect::Finish { .. } => {
-                self.step(Label("closes", at, number), state, at, SourceTag::Closed);
+                self.lead_away(&mut next, place, number);
+                self.step(label("closes"), &next, place, SourceTag::Closed);
             }
-            Effect::Restore { .. } => self.bring_back(state, at, number),
+            Effect::Restore { .. } => self.bring_back(state, place, number),
             Effect::Reclaim { .. } => {
                 if self.mutated(Mutation::ReclaimRollsBack) {
-                    next.hosts[at].data = state.finals[usize::from(number)].unwrap();
+                    next.side_mut(place).data = state.last(number);
                 }
-                self.bring_back(&next, at, number);
+                self.bring_back(&next, place, number);
             }
         }
     }
 
     /// With [`Mutation::AbortAfterRelease`].
-    pub(super) fn call_off_too_late(&mut self, state: &State, at: usize, number: u8) {
+    fn call_off_too_late(&mut self, state: &State, place: Place, number: u8) {
         if self.mutated(Mutation::AbortAfterRelease) {
-            let host = state.hosts[at];
-            let stepped = self.machines.force_abort(host.journal, host.live).unwrap();
-            self.stepped(Label("calls off too late", at, number), state, at, &stepped);
+            let (journal, live) = (state.journal(place), state.side(place).live);
+            let stepped = self.machines.force_abort(journal, live).unwrap();
+            let label = Label("calls off too late", place, Some(number));
+            self.stepped(label, state, place, &stepped);
         }
     }
 
-    pub(super) fn send_round(&mut self, state: &State, at: usize, number: u8, rounds: usize) {
-        let there = &state.hosts[1 - at];
-        let received = there.up
+    fn send_round(&mut self, state: &State, place: Place, number: u8, rounds: usize) {
+        let there = place.there();
+        let received = state.hosts[there.at].up
             && self
                 .machines
-                .handoff(there.journal, number)
+                .handoff(state.journal(there), number)
                 .is_some_and(|handoff| handoff.phase == Taking::Reserved);
         if received {
-            if rounds == 0 && number == 0 {
-                self.step(
-                    Label("sends a round", at, number),
-                    state,
-                    at,
-                    SourceTag::RoundAgain,
-                );
+            let label = |what| Label(what, place, Some(number));
+            if rounds == 0 && values::slot_of(number) == 0 {
+                self.step(label("sends a round"), state, place, SourceTag::RoundAgain);
             }
-            self.step(
-                Label("cuts over", at, number),
-                state,
-                at,
-                SourceTag::RoundCutOver,
-            );
+            self.step(label("cuts over"), state, place, SourceTag::RoundCutOver);
         }
     }
 
     /// Instance and gate; it may be closed before the destination heard of it.
-    pub(super) fn bring_back(&mut self, state: &State, at: usize, number: u8) {
+    fn bring_back(&mut self, state: &State, place: Place, number: u8) {
         let mut next = *state;
-        next.hosts[at].instance = true;
-        next.hosts[at].gate = true;
-        self.edge(Label("brings it back", at, number), next);
-        if state.hosts[at].instance && state.hosts[at].gate {
-            self.step(Label("closes", at, number), state, at, SourceTag::Closed);
+        next.side_mut(place).instance = true;
+        self.open(&mut next, place);
+        self.edge(Label("brings it back", place, Some(number)), next);
+        if state.side(place).instance && self.wants_open(state, place) {
+            let label = Label("closes", place, Some(number));
+            self.step(label, state, place, SourceTag::Closed);
         }
     }
 
     /// What the destination says of a migration arrives at its source.
-    pub(super) fn hear_views(&mut self, state: &State, at: usize, number: u8) {
-        let live = state.hosts[at].live;
-        let Some(migration) = self.machines.live(live) else {
+    pub(super) fn hear_views(&mut self, state: &State, place: Place, number: u8) {
+        let Some(migration) = self.machines.live(state.side(place).live) else {
             return;
         };
         if migration.id != values::id(number) && !self.mutated(Mutation::AnyMigration) {
             return;
         }
         let phase = migration.phase.clone();
+        let there = place.there();
         for view in VIEWS {
-            let late = view == View::Returned && state.returned_late == Some(number);
-            let there = state.hosts[1 - at].journal;
-            if !late && !self.said_there(there, number, Message::View(view)) {
+            let late =
+                view == View::Returned && state.apps[place.app].returned_late == Some(number);
+            let journal = state.journal(there);
+            if !late && !self.said_there(journal, number, Message::View(view)) {
                 continue;
             }
-            self.stale = !state.hosts[1 - at].up
+            self.stale = !state.hosts[there.at].up
                 || self
                     .machines
-                    .handoff(there, number)
+                    .handoff(journal, number)
                     .is_none_or(|h| !view.is(h.state()));
-            let label = Label("hears", at, number);
-            match (&phase, view) {
-                (Phase::Before(BeforeRelease::Preparing), View::Reserved) => {
-                    self.step(label, state, at, SourceTag::Ready);
-                }
-                (Phase::Before(BeforeRelease::CutOver { .. }), View::Verified) => {
-                    self.step(
-                        Label("releases", at, number),
-                        state,
-                        at,
-                        SourceTag::VerifiedInTime,
-                    );
-                    self.step(
-                        Label("is late", at, number),
-                        state,
-                        at,
-                        SourceTag::VerifiedLate,
-                    );
-                    if self.mutated(Mutation::GrantBeforeRecord) {
-                        let next = State {
-                            granted_early: Some(number),
-                            ..*state
-                        };
-                        self.edge(Label("grants too early", at, number), next);
-                    }
-                }
-                (Phase::After(AfterRelease::Granting { .. }), View::Owned) => {
-                    self.step(label, state, at, SourceTag::Adopted);
-                }
-                (
-                    Phase::After(AfterRelease::Granting { .. } | AfterRelease::Handed { .. }),
-                    View::Serving,
-                ) => self.step(label, state, at, SourceTag::Served),
-                (
-                    Phase::After(AfterRelease::Granting { .. } | AfterRelease::Handed { .. }),
-                    View::Returned,
-                ) => self.step(label, state, at, SourceTag::Returned),
-                _ => {}
-            }
+            self.hear_view(state, place, number, (&phase, view));
         }
         self.stale = false;
+    }
+
+    fn hear_view(&mut self, state: &State, place: Place, number: u8, heard: (&Phase, View)) {
+        let label = |what| Label(what, place, Some(number));
+        match heard {
+            (Phase::Before(BeforeRelease::Preparing), View::Reserved) => {
+                self.step(label("hears"), state, place, SourceTag::Ready);
+            }
+            (Phase::Before(BeforeRelease::CutOver { .. }), View::Verified) => {
+                self.step(label("releases"), state, place, SourceTag::VerifiedInTime);
+                self.step(label("is late"), state, place, SourceTag::VerifiedLate);
+                if self.mutated(Mutation::GrantBeforeRecord) {
+                    let mut next = *state;
+                    next.apps[place.app].granted_early = Some(number);
+                    self.edge(label("grants too early"), next);
+                }
+            }
+            (Phase::After(AfterRelease::Granting { .. }), View::Owned) => {
+                self.step(label("hears"), state, place, SourceTag::Adopted);
+            }
+            (
+                Phase::After(AfterRelease::Granting { .. } | AfterRelease::Handed { .. }),
+                View::Serving,
+            ) => self.step(label("hears"), state, place, SourceTag::Served),
+            (
+                Phase::After(AfterRelease::Granting { .. } | AfterRelease::Handed { .. }),
+                View::Returned,
+            ) => self.step(label("hears"), state, place, SourceTag::Returned),
+            _ => {}
+        }
+    }
+
+    /// Whether a source says this of a migration now.
+    pub(super) fn says(&self, state: &State, place: Place, number: u8, message: Message) -> bool {
+        if state.side(place).live == NONE {
+            return false;
+        }
+        let live = self.machines.live(state.side(place).live);
+        let Some(effect) = live
+            .filter(|m| m.id == values::id(number))
+            .and_then(migrated_core::source::SourceMigration::effect)
+        else {
+            return false;
+        };
+        match effect {
+            Effect::Prepare => message == Message::Prepare,
+            Effect::SendFinal { .. } => message == Message::Verify,
+            Effect::Grant { .. } => message == Message::Grant,
+            Effect::Restore { .. } => message == Message::Abort,
+            Effect::Finish { .. } | Effect::Reclaim { .. } => message == Message::Close,
+            Effect::SendRound { .. }
+            | Effect::StartThere { .. }
+            | Effect::Park
+            | Effect::Drain
+            | Effect::Stop
+            | Effect::AwaitOutcome { .. } => false,
+        }
     }
 }

@@ -1,100 +1,112 @@
 //! The destination: what it does by itself, and what it makes of the source's messages.
 
 use migrated_core::destination::Phase as Taking;
-use migrated_core::source::Effect;
 
-use super::{Label, Mutation, State, World};
+use super::state::{Place, State};
+use super::{Label, Mutation, World};
 use crate::machines::{DestinationTag, Message};
 use crate::values;
 
 impl World {
     /// What a destination does by itself.
-    pub(super) fn take(&mut self, state: &State, at: usize, number: u8) {
-        let host = state.hosts[at];
-        let Some(handoff) = self.machines.handoff(host.journal, number) else {
+    pub(super) fn take(&mut self, state: &State, place: Place, number: u8) {
+        let Some(handoff) = self.machines.handoff(state.journal(place), number) else {
             return;
         };
         let phase = handoff.phase.clone();
+        let label = |what| Label(what, place, Some(number));
         let mut next = *state;
         match phase {
-            Taking::Reserved => self.settle("expires", state, at, number, DestinationTag::Expired),
-            Taking::Verified { .. } => {
-                if self.mutated(Mutation::EarlyStart) {
-                    next.hosts[at].instance = true;
-                    next.hosts[at].data = state.finals[usize::from(number)].unwrap();
-                    self.edge(Label("starts too early", at, number), next);
-                }
-                if self.mutated(Mutation::PromiseExpires) {
-                    self.settle(
-                        "forgets a promise",
-                        state,
-                        at,
-                        number,
-                        DestinationTag::Aborted,
-                    );
-                }
+            Taking::Reserved => {
+                self.settle("expires", state, place, number, DestinationTag::Expired);
             }
-            Taking::Owned { .. } => {
-                if host.instance {
-                    self.settle("is healthy", state, at, number, DestinationTag::Healthy);
-                } else {
-                    next.hosts[at].instance = true;
-                    next.hosts[at].data = state.finals[usize::from(number)].unwrap();
-                    self.edge(Label("starts", at, number), next);
-                }
-                let mut stopped = *state;
-                stopped.hosts[at].instance = false;
-                self.settle("returns", &stopped, at, number, DestinationTag::Failed);
-            }
+            Taking::Verified { .. } => self.trust_a_promise(state, place, number),
+            Taking::Owned { .. } => self.start(state, place, number),
             Taking::Serving { .. } => {
                 if self.mutated(Mutation::ReturnAfterServing) {
-                    next.hosts[at].instance = false;
-                    next.hosts[at].gate = false;
-                    next.returned_late = Some(number);
-                    self.edge(Label("returns too late", at, number), next);
+                    next.side_mut(place).instance = false;
+                    next.side_mut(place).gate = false;
+                    next.apps[place.app].returned_late = Some(number);
+                    self.edge(label("returns too late"), next);
                 }
             }
             Taking::Returned { .. } => {
                 if self.mutated(Mutation::ForgetsReturned) {
-                    self.settle("forgets", state, at, number, DestinationTag::Closed);
+                    self.settle("forgets", state, place, number, DestinationTag::Closed);
                 }
             }
             Taking::Dropped => {
-                self.settle("discards", state, at, number, DestinationTag::Discarded);
+                self.settle("discards", state, place, number, DestinationTag::Discarded);
             }
         }
     }
 
-    pub(super) fn settle(
+    fn start(&mut self, state: &State, place: Place, number: u8) {
+        let mut next = *state;
+        if state.side(place).instance {
+            self.settle("is healthy", state, place, number, DestinationTag::Healthy);
+            if self.mutated(Mutation::GateBeforeServing) {
+                self.open(&mut next, place);
+                self.edge(Label("opens too early", place, Some(number)), next);
+            }
+        } else {
+            next.side_mut(place).instance = true;
+            next.side_mut(place).data = state.last(number);
+            self.edge(Label("starts", place, Some(number)), next);
+        }
+        let mut stopped = *state;
+        stopped.side_mut(place).instance = false;
+        self.close(&mut stopped, place);
+        self.settle("returns", &stopped, place, number, DestinationTag::Failed);
+    }
+
+    /// With the guards of a promise taken out.
+    fn trust_a_promise(&mut self, state: &State, place: Place, number: u8) {
+        let label = |what| Label(what, place, Some(number));
+        let mut next = *state;
+        if self.mutated(Mutation::EarlyStart) {
+            next.side_mut(place).instance = true;
+            next.side_mut(place).data = state.last(number);
+            self.edge(label("starts too early"), next);
+        }
+        if self.mutated(Mutation::GateBeforeAdopted) {
+            self.open(&mut next, place);
+            self.edge(label("opens on a promise"), next);
+        }
+        if self.mutated(Mutation::PromiseExpires) {
+            let what = "forgets a promise";
+            self.settle(what, state, place, number, DestinationTag::Aborted);
+        }
+    }
+
+    fn settle(
         &mut self,
         what: &'static str,
         state: &State,
-        at: usize,
+        place: Place,
         number: u8,
         tag: DestinationTag,
     ) {
-        if let Some(journal) = self
-            .machines
-            .destination_step(state.hosts[at].journal, number, tag)
-        {
+        let journal = state.journal(place);
+        if let Some(journal) = self.machines.destination_step(journal, number, tag) {
             let mut next = *state;
-            next.hosts[at].journal = journal;
-            self.edge(Label(what, at, number), next);
+            next.hosts[place.at].journal = journal;
+            self.edge(Label(what, place, Some(number)), next);
         }
     }
 
     /// A message of the source arrives at the destination.
-    pub(super) fn hear(&mut self, state: &State, at: usize, number: u8, epoch: u8) {
-        let journal = state.hosts[at].journal;
-        let source = state.hosts[1 - at].journal;
-        self.stale = !self.says(state, 1 - at, number, Message::Prepare);
-        if let Some(journals) = self.machines.take(journal, at, number, epoch)
+    pub(super) fn hear(&mut self, state: &State, place: Place, number: u8, epoch: u8) {
+        let source = place.there();
+        self.stale = !self.says(state, source, number, Message::Prepare);
+        let journal = state.journal(place);
+        if let Some(journals) = self.machines.take(journal, place.at, number, epoch)
             && let Some((last, partial)) = journals.split_last()
         {
-            let label = Label("reserves", at, number);
-            self.crash_after(label, state, at, partial);
+            let label = Label("reserves", place, Some(number));
+            self.crash_after(label, state, place, partial);
             let mut next = *state;
-            next.hosts[at].journal = *last;
+            next.hosts[place.at].journal = *last;
             self.edge(label, next);
         }
         let heard = [
@@ -103,64 +115,42 @@ impl World {
             (Message::Abort, DestinationTag::Aborted, "hears the abort"),
             (Message::Close, DestinationTag::Closed, "hears the close"),
         ];
+        let app = &state.apps[place.app];
         for (message, tag, what) in heard {
             let sent = match message {
-                Message::Verify => state.finals[usize::from(number)].is_some(),
-                Message::Grant if state.granted_early == Some(number) => true,
-                _ => self.machines.said(source, number, message),
+                Message::Verify => app.finals[values::slot_of(number)].is_some(),
+                Message::Grant if app.granted_early == Some(number) => true,
+                _ => self.machines.said(state.journal(source), number, message),
             };
             if sent {
-                self.stale = !self.says(state, 1 - at, number, message);
-                self.answer(what, state, at, number, tag);
+                self.stale = !self.says(state, source, number, message);
+                self.answer(what, state, place, number, tag);
             }
         }
         self.stale = false;
     }
 
-    /// Whether a source says this of a migration now.
-    pub(super) fn says(&self, state: &State, at: usize, number: u8, message: Message) -> bool {
-        let live = self.machines.live(state.hosts[at].live);
-        let Some(effect) = live
-            .filter(|m| m.id == values::id(number))
-            .and_then(migrated_core::source::SourceMigration::effect)
-        else {
-            return false;
-        };
-        match effect {
-            Effect::Prepare => message == Message::Prepare,
-            Effect::SendFinal { .. } => message == Message::Verify,
-            Effect::Grant { .. } => message == Message::Grant,
-            Effect::Restore { .. } => message == Message::Abort,
-            Effect::Finish { .. } | Effect::Reclaim { .. } => message == Message::Close,
-            Effect::SendRound { .. }
-            | Effect::StartThere { .. }
-            | Effect::Park
-            | Effect::Drain
-            | Effect::Stop
-            | Effect::AwaitOutcome { .. } => false,
-        }
-    }
-
     /// Whether a destination may have said something of a migration.
     pub(super) fn said_there(&self, journal: u16, number: u8, message: Message) -> bool {
         let any = self.mutated(Mutation::AnyMigration);
-        (0..2).any(|m| (any || m == number) && self.machines.said(journal, m, message))
+        values::numbers(values::app_of(number))
+            .any(|m| (any || m == number) && self.machines.said(journal, m, message))
     }
 
-    pub(super) fn answer(
+    fn answer(
         &mut self,
         what: &'static str,
         state: &State,
-        at: usize,
+        place: Place,
         number: u8,
         tag: DestinationTag,
     ) {
         if self.mutated(Mutation::AnyMigration) && matches!(tag, DestinationTag::Granted(_)) {
-            for any in 0..self.bounds.migrations {
-                self.settle(what, state, at, any, tag);
+            for any in values::numbers(place.app) {
+                self.settle(what, state, place, any, tag);
             }
         } else {
-            self.settle(what, state, at, number, tag);
+            self.settle(what, state, place, number, tag);
         }
     }
 }

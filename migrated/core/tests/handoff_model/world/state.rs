@@ -1,0 +1,88 @@
+//! A state of the world, in a handful of bytes.
+
+#[cfg(doc)]
+use super::Mutation;
+use super::routing::{Advert, Route};
+use crate::values::{self, APPLICATIONS};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct HostState {
+    pub(super) journal: u16,
+    pub(super) up: bool,
+}
+
+/// An application on a host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub(super) struct Side {
+    /// The migration that the daemon drives, with what it knows beyond the journal.
+    pub(super) live: u16,
+    pub(super) instance: bool,
+    /// Whether the host's proxy leads to the instance.
+    pub(super) gate: bool,
+    /// The newest write in the volume.
+    pub(super) data: u8,
+    /// Whether that one is only in the page cache yet.
+    pub(super) unflushed: bool,
+    pub(super) route: Route,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub(super) struct App {
+    pub(super) sides: [Side; 2],
+    /// Where each migration comes from, and at which epoch.
+    pub(super) begun: [Option<(u8, u8)>; 2],
+    /// The newest write in the final snapshot of each migration.
+    pub(super) finals: [Option<u8>; 2],
+    pub(super) acknowledged: u8,
+    /// An advert that wanders about and may arrive at any time.
+    pub(super) lingering: Option<Advert>,
+    /// Whether a proxy ever went back.
+    pub(super) went_back: bool,
+    /// With [`Mutation::GrantBeforeRecord`]: the migration that was granted without a record.
+    pub(super) granted_early: Option<u8>,
+    /// With [`Mutation::ReturnAfterServing`]: the migration that was returned without a right.
+    pub(super) returned_late: Option<u8>,
+}
+
+/// A state of the world.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct State {
+    pub(super) hosts: [HostState; 2],
+    pub(super) apps: [App; APPLICATIONS],
+    pub(super) crashes: u8,
+}
+
+/// An application on a host: where something happens.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Place {
+    pub(super) app: usize,
+    pub(super) at: usize,
+}
+
+impl Place {
+    pub(super) fn there(self) -> Self {
+        Self {
+            app: self.app,
+            at: 1 - self.at,
+        }
+    }
+}
+
+impl State {
+    pub(super) fn side(&self, place: Place) -> &Side {
+        &self.apps[place.app].sides[place.at]
+    }
+
+    pub(super) fn side_mut(&mut self, place: Place) -> &mut Side {
+        &mut self.apps[place.app].sides[place.at]
+    }
+
+    pub(super) fn journal(&self, place: Place) -> u16 {
+        self.hosts[place.at].journal
+    }
+
+    /// The newest write in the final snapshot of a migration.
+    pub(super) fn last(&self, migration: u8) -> u8 {
+        self.apps[values::app_of(migration)].finals[values::slot_of(migration)].unwrap()
+    }
+}
