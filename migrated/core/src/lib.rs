@@ -13,6 +13,7 @@
 //! | [`stamp`] | what stands on a volume of its owner |
 //! | [`rebuild`] | who owns what, by the stamps and the other hosts' word |
 //! | [`routes`] | where each external port leads on this host |
+//! | [`stream`] | how a volume's stream travels, and goes on after a cut |
 //!
 //! The contract of both machines is the same: `step` takes what happened and returns the
 //! records to persist; only when they are durable does the caller take the next state and
@@ -32,6 +33,7 @@ pub mod registry;
 pub mod routes;
 pub mod source;
 pub mod stamp;
+pub mod stream;
 
 #[cfg(test)]
 mod fixtures;
