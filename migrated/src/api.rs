@@ -16,6 +16,7 @@ use crate::destination::TakeError;
 use crate::host::Host;
 use crate::migrations::AbortError;
 use crate::storage::StorageError;
+use crate::stream::FeedError;
 
 pub(crate) type Shared = std::sync::Arc<Host>;
 
@@ -79,13 +80,23 @@ impl From<AbortError> for Failed {
 
 impl From<TakeError> for Failed {
     fn from(error: TakeError) -> Self {
-        let status = match &error {
-            TakeError::Forbidden => StatusCode::FORBIDDEN,
-            TakeError::Unknown(_) => StatusCode::NOT_FOUND,
-            TakeError::Stale(_) | TakeError::Refused(_) => StatusCode::CONFLICT,
-            TakeError::Storage(StorageError::NoSpace { .. }) => StatusCode::INSUFFICIENT_STORAGE,
-            TakeError::Storage(_) | TakeError::Ledger(_) => StatusCode::INTERNAL_SERVER_ERROR,
-        };
-        Self(status, Report(&error).to_string())
+        Self(status_of(&error), Report(&error).to_string())
+    }
+}
+
+fn status_of(error: &TakeError) -> StatusCode {
+    match error {
+        TakeError::Forbidden => StatusCode::FORBIDDEN,
+        TakeError::Unknown(_) => StatusCode::NOT_FOUND,
+        TakeError::Stale(_) | TakeError::Refused(_) | TakeError::Feed(FeedError::Displaced) => {
+            StatusCode::CONFLICT
+        }
+        TakeError::NoStream => StatusCode::GONE,
+        TakeError::Storage(StorageError::NoSpace { .. }) => StatusCode::INSUFFICIENT_STORAGE,
+        // Bytes that arrived wrong may arrive right the next time.
+        TakeError::Storage(_) | TakeError::Ledger(_) | TakeError::Feed(_) => {
+            StatusCode::INTERNAL_SERVER_ERROR
+        }
+        TakeError::Stream(error) => status_of(error),
     }
 }

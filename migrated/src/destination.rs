@@ -4,6 +4,7 @@
 //! decision is done by tasks of this host, so that a source that hangs up changes nothing. Every
 //! message must come from the host that the handoff is from.
 
+mod arrive;
 mod discard;
 mod serve;
 mod take;
@@ -16,16 +17,18 @@ use migrated_core::destination::{DestinationHandoff, Event, Phase, Stale};
 use migrated_core::record::Record;
 use rehome_runtime::tls::PeerIdentity;
 use rehome_shared::api::peer::{HandoffRef, HandoffState, HandoffView, VerifyRequest};
-use rehome_shared::ids::{Attempt, DatasetId, MigrationId};
+use rehome_shared::ids::{Attempt, DatasetId, MigrationId, StreamId};
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
 use crate::host::Host;
 use crate::ledger::LedgerError;
 use crate::storage::StorageError;
+use crate::stream::{Arrivals, FeedError};
+use arrive::Turn;
 
+pub use arrive::{progress, receive};
 pub use discard::watch_promises;
-pub use take::{prepare, receive};
+pub use take::prepare;
 
 /// Why a message of a handoff is refused.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +51,15 @@ pub enum TakeError {
     /// The journal failed.
     #[error("the journal cannot take it down")]
     Ledger(#[from] LedgerError),
+    /// Nothing is known of the stream, or not any more.
+    #[error("nothing is known of this stream here")]
+    NoStream,
+    /// A connection does not bring the stream to its end.
+    #[error("the stream did not arrive")]
+    Feed(#[source] FeedError),
+    /// What became of a stream, which more than one connection may ask for.
+    #[error(transparent)]
+    Stream(Arc<TakeError>),
 }
 
 /// What this host knows of handoffs to it beside the journal.
@@ -67,16 +79,8 @@ pub struct Taking {
     heard: Mutex<Instant>,
     /// Why it does not go on just now.
     trouble: Mutex<Option<String>>,
-    /// By volume, the stream that comes in.
+    /// By volume, the stream that comes in or came last.
     turns: Mutex<BTreeMap<DatasetId, Turn>>,
-}
-
-/// Whose turn it is to write a volume: the newest stream's. An older one of a connection that
-/// the source has given up already ends before the newest begins.
-#[derive(Debug, Clone, Default)]
-struct Turn {
-    over: CancellationToken,
-    writing: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Takings {
@@ -113,22 +117,34 @@ impl Taking {
         *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
     }
 
-    /// The turn of a new stream; the one before is over.
-    fn next_turn(&self, dataset: &DatasetId) -> Turn {
-        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
-        let writing = match turns.get(dataset) {
-            Some(before) => {
-                before.over.cancel();
-                Arc::clone(&before.writing)
-            }
-            None => Arc::default(),
-        };
-        let turn = Turn {
-            over: CancellationToken::new(),
-            writing,
-        };
+    fn turns(&self) -> MutexGuard<'_, BTreeMap<DatasetId, Turn>> {
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The turn of a stream of a volume. For a new one also what will come of it; the one before
+    /// is over then.
+    fn next_turn(&self, dataset: &DatasetId, stream: &StreamId) -> (Turn, Option<Arrivals>) {
+        let mut turns = self.turns();
+        let before = turns.get(dataset);
+        if let Some(same) = before.filter(|turn| turn.is_of(stream)) {
+            return (same.clone(), None);
+        }
+        let (turn, arrivals) = Turn::after(before, stream.clone());
         turns.insert(dataset.clone(), turn.clone());
-        turn
+        (turn, Some(arrivals))
+    }
+
+    /// The turn of a stream that is known.
+    fn turn_of(&self, stream: &StreamId) -> Option<Turn> {
+        let turns = self.turns();
+        turns.values().find(|turn| turn.is_of(stream)).cloned()
+    }
+
+    /// Gives up whatever still comes in.
+    fn end_streams(&self) {
+        for turn in self.turns().values() {
+            turn.intake.give_up();
+        }
     }
 
     fn hear(&self) {
@@ -457,26 +473,5 @@ pub fn recover(host: &Arc<Host>) {
             | HandoffState::Verified
             | HandoffState::Unknown => {}
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_newer_stream_of_a_volume_ends_the_older_and_waits_for_its_end() {
-        let takings = Takings::default();
-        let taking = takings.get(&MigrationId::generate());
-        let (volume, other) = (DatasetId::generate(), DatasetId::generate());
-        let older = taking.next_turn(&volume);
-        let writing = older.writing.lock().await;
-        let beside = taking.next_turn(&other);
-        assert!(!older.over.is_cancelled() && beside.writing.try_lock().is_ok());
-        let newer = taking.next_turn(&volume);
-        assert!(older.over.is_cancelled() && !newer.over.is_cancelled());
-        assert!(newer.writing.try_lock().is_err());
-        drop(writing);
-        assert!(newer.writing.try_lock().is_ok());
     }
 }

@@ -21,6 +21,7 @@ use crate::proxy::Proxy;
 use crate::routes::Routes;
 use crate::runtime::{Instance, Runtime};
 use crate::storage::Storage;
+use crate::stream::Bucket;
 
 /// The pause between tries to take an application in hand.
 const HOLD_PAUSE: Duration = Duration::from_millis(20);
@@ -47,6 +48,8 @@ pub struct Host {
     pub routes: Routes,
     /// The other hosts.
     pub peers: Peers,
+    /// What all streams from this host may send together.
+    pub bandwidth: Arc<Bucket>,
     /// Handoffs to this host, beside what the journal knows of them.
     pub takings: crate::destination::Takings,
     /// Migrations under way, as people see them.

@@ -11,6 +11,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use rehome_shared::api::cluster::{ApplicationState, Migration, PHASES};
+use rehome_shared::units::Bytes;
 
 use crate::host::Host;
 use crate::status;
@@ -46,6 +47,8 @@ pub struct Metrics {
     phases: Family<PhaseLabel, Histogram, fn() -> Histogram>,
     window: Family<PartLabel, Histogram, fn() -> Histogram>,
     bytes: Counter,
+    raw_bytes: Counter,
+    resumes: Counter,
     reloads: Family<ResultLabel, Counter>,
 }
 
@@ -56,6 +59,8 @@ impl Default for Metrics {
             phases: Family::new_with_constructor(histogram),
             window: Family::new_with_constructor(histogram),
             bytes: Counter::default(),
+            raw_bytes: Counter::default(),
+            resumes: Counter::default(),
             reloads: Family::default(),
         }
     }
@@ -83,6 +88,16 @@ impl Metrics {
             "migration_bytes",
             "Bytes that migrations of this host sent",
             self.bytes.clone(),
+        );
+        registry.register(
+            "migration_raw_bytes",
+            "Bytes of volumes that migrations of this host sent, before they were compressed",
+            self.raw_bytes.clone(),
+        );
+        registry.register(
+            "migration_stream_resumes",
+            "Streams of this host that were cut and went on where they were",
+            self.resumes.clone(),
         );
         registry.register(
             "config_reloads",
@@ -116,6 +131,16 @@ impl Metrics {
                 })
                 .observe(window.application);
         }
+    }
+
+    /// A migration is over, and so many bytes of volumes went into its streams.
+    pub fn streamed(&self, raw: Bytes) {
+        self.raw_bytes.inc_by(raw.0);
+    }
+
+    /// A stream that was cut goes on.
+    pub fn stream_resumed(&self) {
+        self.resumes.inc();
     }
 
     /// A reload took effect, or was refused and changed nothing.

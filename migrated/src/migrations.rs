@@ -31,8 +31,10 @@ pub struct Live {
 pub struct Run {
     report: Mutex<Migration>,
     began: Instant,
-    /// Bytes of the stream under way.
+    /// Bytes on the wire of the stream under way.
     pub meter: Meter,
+    /// Bytes of all streams before they were compressed.
+    pub raw: Meter,
     /// When that stream began.
     stream_began: Mutex<Instant>,
     /// Why somebody wants it called off.
@@ -45,6 +47,7 @@ impl Run {
             report: Mutex::new(report),
             began: Instant::now(),
             meter: Meter::default(),
+            raw: Meter::default(),
             stream_began: Mutex::new(Instant::now()),
             abort: watch::Sender::new(None),
         }

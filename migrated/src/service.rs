@@ -30,6 +30,7 @@ use crate::runtime::docker::{DockerRuntime, Engine};
 use crate::runtime::process::{ProcessConfig, ProcessRuntime, Subnet};
 use crate::storage::Storage;
 use crate::storage::btrfs::{Btrfs, PoolConfig, PoolImage};
+use crate::stream::Bucket;
 use crate::{api, destination, files, incarnation, migrations, peers, reconcile, routes};
 
 /// Requests under way get so long at a stop; migrations are taken up again from the journal.
@@ -114,6 +115,7 @@ async fn build(
         proxy: Proxy::new(&config.proxy.socket),
         routes: routes::Routes::default(),
         peers: Peers::new(tls, config.peer_port),
+        bandwidth: Arc::new(Bucket::new(config.limits.bandwidth)),
         takings: destination::Takings::default(),
         live: migrations::Live::default(),
         memory: Mutex::new(memory),
@@ -250,6 +252,7 @@ async fn reload_once(
         .context("the log's filter")?;
     tls.reload().context("the TLS files")?;
     let files = new.files.clone();
+    host.bandwidth.set_rate(new.limits.bandwidth);
     host.config.send_replace(Arc::new(new));
     if let Some(files) = files {
         files::apply(host, &files)

@@ -7,6 +7,7 @@ mod back;
 mod connections;
 mod copy;
 mod handoff;
+mod volume;
 
 pub(crate) use copy::measured_cost;
 
@@ -102,6 +103,7 @@ impl Driver {
         }
         let report = self.run.view();
         self.host.metrics.migration_ended(&report);
+        self.host.metrics.streamed(self.run.raw.bytes());
         tracing::info!(
             state = report.state.as_str(),
             error = report.error.as_deref().unwrap_or_default(),

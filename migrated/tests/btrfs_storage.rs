@@ -5,6 +5,8 @@
 
 #[path = "btrfs_storage/pools.rs"]
 mod pools;
+#[path = "btrfs_storage/streams.rs"]
+mod streams;
 
 use std::fs;
 use std::io::Write;

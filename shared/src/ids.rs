@@ -107,6 +107,21 @@ text_id!(
     is_uuid
 );
 
+text_id!(
+    /// A stream of a volume between two hosts, over however many connections: a UUID.
+    StreamId, "stream id",
+    "use a UUID, for example 7b7a3f1e-2f6c-4a57-9d0e-0c1f6f0d3b11",
+    is_uuid
+);
+
+impl StreamId {
+    /// A new random identity.
+    #[must_use]
+    pub fn generate() -> Self {
+        Self(uuid::Uuid::new_v4().to_string())
+    }
+}
+
 impl MigrationId {
     /// A new id, unique and later than those made before it on this host.
     #[must_use]
@@ -296,6 +311,7 @@ mod tests {
     fn generated_ids_are_valid() {
         assert!(MigrationId::try_new(MigrationId::generate().as_str()).is_ok());
         assert!(DatasetId::try_new(DatasetId::generate().as_str()).is_ok());
+        assert!(StreamId::try_new(StreamId::generate().as_str()).is_ok());
     }
 
     #[test]

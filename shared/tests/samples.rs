@@ -77,10 +77,17 @@ fn the_daemons_samples_show_the_defaults() -> TestResult {
     assert!(migrated.storage.image.is_some() && migrated.migration.bandwidth_limit.is_some());
     default.storage.image.clone_from(&migrated.storage.image);
     default.migration.bandwidth_limit = migrated.migration.bandwidth_limit;
+    default.limits.bandwidth = migrated.limits.bandwidth;
     assert_eq!(migrated, default);
     assert_eq!(migrated.proxy, ProxyEndpoint::default());
     assert_eq!(migrated.runtime, Runtime::default());
-    assert_eq!(migrated.limits, MigratedLimits::default());
+    assert_eq!(
+        MigratedLimits {
+            bandwidth: None,
+            ..migrated.limits
+        },
+        MigratedLimits::default()
+    );
     assert_eq!(
         MigrationLimits {
             bandwidth_limit: None,

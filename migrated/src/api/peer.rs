@@ -14,9 +14,9 @@ use rehome_runtime::tls::PeerIdentity;
 use rehome_shared::api::cluster::{Desired, Migration, MoveRequest, Prediction};
 use rehome_shared::api::peer::{
     Accepted, Gossip, HandoffRef, HandoffState, HandoffView, HostReport, Offer, PreflightReply,
-    Ready, Received, StreamQuery, VerifyRequest,
+    Ready, Received, StreamProgress, StreamQuery, VerifyRequest,
 };
-use rehome_shared::ids::MigrationId;
+use rehome_shared::ids::{MigrationId, StreamId};
 use serde::Deserialize;
 
 use super::{Failed, Shared};
@@ -33,7 +33,7 @@ pub(super) fn router() -> Router<Shared> {
         .route("/peer/v1/migrations/{id}/abort", post(abort_migration))
         .route("/peer/v1/handoffs/{id}", get(view))
         .route("/peer/v1/handoffs/{id}/prepare", post(prepare))
-        .route("/peer/v1/handoffs/{id}/stream", put(stream))
+        .route("/peer/v1/handoffs/{id}/stream", put(stream).get(progress))
         .route("/peer/v1/handoffs/{id}/verify", post(verify))
         .route("/peer/v1/handoffs/{id}/start", post(start))
         .route("/peer/v1/handoffs/{id}/grant", post(grant))
@@ -164,6 +164,26 @@ async fn stream(
     Ok(Json(
         destination::receive(&host, &peer, &id, query, reader).await?,
     ))
+}
+
+#[derive(Debug, Deserialize)]
+struct WhichStream {
+    stream: StreamId,
+}
+
+async fn progress(
+    State(host): State<Shared>,
+    peer: Peer,
+    Path(id): Path<MigrationId>,
+    Query(query): Query<WhichStream>,
+) -> Result<Json<StreamProgress>, Failed> {
+    let peer = identity(peer, &host);
+    Ok(Json(destination::progress(
+        &host,
+        &peer,
+        &id,
+        &query.stream,
+    )?))
 }
 
 async fn verify(

@@ -35,14 +35,15 @@ pub(super) fn spawn(host: &Arc<Host>, id: &MigrationId) {
 pub(super) async fn run(host: &Host, id: &MigrationId) {
     let taking = host.takings.get(id);
     let _working = taking.working.lock().await;
-    // Streams that still come in end first.
-    let _quiet = taking.streams.write().await;
     let known = host
         .ledger
         .read(|registry| registry.destinations().get(id).cloned());
     let Some(handoff) = known.filter(|handoff| handoff.phase == Phase::Dropped) else {
         return;
     };
+    // Streams that still come in, or wait for their source, end first.
+    taking.end_streams();
+    let _quiet = taking.streams.write().await;
     let application = &handoff.reservation.application;
     let owned = host
         .ledger

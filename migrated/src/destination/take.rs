@@ -1,4 +1,4 @@
-//! Reserving, and receiving rounds.
+//! Reserving.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,18 +9,16 @@ use migrated_core::destination::Event;
 use migrated_core::record::{DestinationRecord, Record, Reservation};
 use rehome_runtime::report::Report;
 use rehome_runtime::tls::PeerIdentity;
-use rehome_shared::api::peer::{HandoffState, Offer, Ready, Received, StreamQuery};
+use rehome_shared::api::peer::{HandoffState, Offer, Ready, StreamEncoding};
 use rehome_shared::api::proxy::{CheckPorts, RouteKey};
 use rehome_shared::ids::{DatasetId, MigrationId};
 use rehome_shared::units::Bytes;
-use tokio::io::AsyncRead;
 use tokio::time::Instant;
 
 use super::{TakeError, discard, handoff, step, view};
 use crate::applications::{self, instance_spec};
 use crate::host::Host;
-use crate::storage::{Stamp, StorageError};
-use crate::stream::{Meter, Metered};
+use crate::storage::StorageError;
 
 /// Beside the volumes a pool needs room for what changes meanwhile and for its own metadata.
 const SLACK_PERCENT: u64 = 5;
@@ -30,6 +28,9 @@ const SLACK: Bytes = Bytes(64 << 20);
 
 /// So long an offer waits for the end of this host's own migration of the application.
 const STILL_GIVING: Duration = Duration::from_secs(20);
+
+/// What this host understands in a stream.
+const ENCODINGS: [StreamEncoding; 2] = [StreamEncoding::Plain, StreamEncoding::Zstd];
 
 /// Earlier handoffs that may stand in the way of one.
 const SUPERSEDED: usize = 8;
@@ -57,6 +58,7 @@ pub async fn prepare(
             return Ok(Ready {
                 view: view(host, id),
                 snapshots,
+                encodings: ENCODINGS.to_vec(),
             });
         }
         Err(TakeError::Unknown(_)) => {}
@@ -74,6 +76,7 @@ pub async fn prepare(
     Ok(Ready {
         view: view(host, id),
         snapshots,
+        encodings: ENCODINGS.to_vec(),
     })
 }
 
@@ -239,86 +242,4 @@ async fn supersede(host: &Arc<Host>, id: &MigrationId) -> Result<(), TakeError> 
         HandoffState::Owned | HandoffState::Serving | HandoffState::Unknown => {}
     }
     Ok(())
-}
-
-/// Receives a round of a volume. A snapshot that is here already is success, and the stream is
-/// not read.
-///
-/// # Errors
-/// [`TakeError`]; of the stream nothing is left.
-///
-/// # Cancel safety
-/// A dropped call leaves nothing of the stream, or all of it.
-pub async fn receive(
-    host: &Host,
-    peer: &PeerIdentity,
-    id: &MigrationId,
-    query: StreamQuery,
-    stream: impl AsyncRead + Send + Unpin,
-) -> Result<Received, TakeError> {
-    let taking = host.takings.get(id);
-    // Who discards waits for this stream.
-    let _streaming = taking.streams.read().await;
-    let known = receiving(host, peer, id)?;
-    let volume = known
-        .reservation
-        .volumes
-        .iter()
-        .find(|volume| volume.identity.dataset == query.dataset)
-        .ok_or_else(|| TakeError::Refused(format!("volume {} was not offered", query.dataset)))?;
-    let prefix = format!("mig-{id}-");
-    if !query.snapshot.starts_with(&prefix) {
-        return Err(TakeError::Refused(format!(
-            "snapshot {} does not belong to migration {id}",
-            query.snapshot
-        )));
-    }
-    let turn = taking.next_turn(&query.dataset);
-    let _writing = turn.writing.lock().await;
-    let meter = Meter::default();
-    let mut metered = Metered::new(stream, meter.clone(), None);
-    let storing = host
-        .storage
-        .receive(&query.dataset, &query.snapshot, &query.guid, &mut metered);
-    turn.over
-        .run_until_cancelled(storing)
-        .await
-        .ok_or_else(|| {
-            TakeError::Refused("the source sends it again on another connection".to_owned())
-        })??;
-    receiving(host, peer, id)?;
-    let stamp = Stamp {
-        application: known.reservation.application.clone(),
-        volume: volume.identity.name.clone(),
-        owner: known.reservation.from.clone(),
-        epoch: known.reservation.epoch,
-        migration: Some(id.clone()),
-    };
-    host.storage.stamp(&query.dataset, &stamp).await?;
-    discard::drop_rounds(host, &query.dataset, &prefix, &query.snapshot).await?;
-    taking.hear();
-    Ok(Received {
-        bytes: meter.bytes(),
-    })
-}
-
-/// Rounds come only before the grant, and not after it was called off.
-fn receiving(
-    host: &Host,
-    peer: &PeerIdentity,
-    id: &MigrationId,
-) -> Result<migrated_core::destination::DestinationHandoff, TakeError> {
-    let known = handoff(host, peer, id)?;
-    match known.state() {
-        HandoffState::Reserved | HandoffState::Verified => Ok(known),
-        state @ (HandoffState::Unknown
-        | HandoffState::Owned
-        | HandoffState::Serving
-        | HandoffState::Returned
-        | HandoffState::Dropped) => Err(migrated_core::destination::Stale {
-            state,
-            attempt: known.attempt(),
-        }
-        .into()),
-    }
 }

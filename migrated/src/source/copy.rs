@@ -3,33 +3,27 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use http::{HeaderMap, Method, StatusCode};
+use http::{Method, StatusCode};
 use migrated_core::convergence::{self, Decision, Observed};
 use migrated_core::source::{AfterRound, Event, SourceMigration};
-use rehome_runtime::http_client::{ClientError, StreamLimits};
+use rehome_runtime::http_client::ClientError;
 use rehome_runtime::report::Report;
 use rehome_shared::api::cluster::{Migration, MigrationState, Round};
 use rehome_shared::api::peer::{
-    FinalSnapshot, HandoffState, HandoffView, Offer, OfferedVolume, Ready, Received, VerifyRequest,
-    VolumeIdentity,
+    FinalSnapshot, HandoffState, HandoffView, Offer, OfferedVolume, Ready, StreamEncoding,
+    VerifyRequest, VolumeIdentity,
 };
-use rehome_shared::ids::{AppName, Attempt, DatasetId, MigrationId};
+use rehome_shared::ids::{AppName, Attempt, DatasetId, HostAddr, MigrationId};
 use rehome_shared::units::Bytes;
 use tokio::time::Instant;
 
 use super::Driver;
 use crate::runtime::InstanceState;
 use crate::storage::{Snapshot, StorageError};
-use crate::stream::Metered;
+use crate::stream::SendError;
 
 /// The destination may have to fetch the image first, which may take long.
 const PREPARE_LIMIT: Duration = Duration::from_mins(30);
-
-/// A stream that stands still for so long is broken.
-const STREAM: StreamLimits = StreamLimits {
-    stall: Duration::from_secs(20),
-    answer: Duration::from_mins(2),
-};
 
 /// The pause before a round that failed is sent again; a daemon restarts in less.
 const ROUND_PAUSE: Duration = Duration::from_millis(250);
@@ -42,6 +36,8 @@ const UNMEASURED: Duration = Duration::from_millis(1500);
 pub(super) struct Copying {
     /// By volume the newest snapshot that both sides have; `None` until the destination said so.
     bases: Option<BTreeMap<DatasetId, Snapshot>>,
+    /// What it understands in a stream, as it said with that.
+    pub(super) encodings: Vec<StreamEncoding>,
     /// When the last snapshots were taken.
     snapped: Option<Instant>,
     /// Seconds between the snapshots of each round and the one before.
@@ -50,13 +46,17 @@ pub(super) struct Copying {
 
 /// Why a round or the final difference did not arrive.
 #[derive(Debug, thiserror::Error)]
-enum CopyError {
+pub(super) enum CopyError {
     #[error("volume {0} is not on this host")]
     Missing(String),
+    #[error("{0} runs an older version that understands no streams of this one: upgrade it first")]
+    TooOld(HostAddr),
     #[error("the volume cannot be read")]
     Storage(#[from] StorageError),
     #[error("it cannot be sent")]
     Send(#[from] ClientError),
+    #[error("the stream did not arrive")]
+    Stream(#[from] SendError),
 }
 
 impl CopyError {
@@ -64,11 +64,13 @@ impl CopyError {
     /// moment, not when the destination refuses.
     fn again(&self) -> bool {
         match self {
-            Self::Send(error) => error
+            Self::Send(error) | Self::Stream(SendError::Client(error)) => error
                 .status()
                 .is_none_or(|s| s.is_server_error() && s != StatusCode::INSUFFICIENT_STORAGE),
-            Self::Storage(StorageError::NoSpace { .. }) | Self::Missing(_) => false,
-            Self::Storage(_) => true,
+            Self::Storage(StorageError::NoSpace { .. }) | Self::Missing(_) | Self::TooOld(_) => {
+                false
+            }
+            Self::Storage(_) | Self::Stream(SendError::Source(_) | SendError::Lost) => true,
         }
     }
 }
@@ -129,6 +131,7 @@ impl Driver {
             .request_json(Method::POST, &path, Some(&offer), PREPARE_LIMIT)
             .await?;
         self.track.copy.bases = Some(self.common_bases(&plan.volumes, &ready).await?);
+        self.track.copy.encodings = ready.encodings;
         Ok(())
     }
 
@@ -237,16 +240,7 @@ impl Driver {
             return Ok(snapshot);
         }
         let base_name = base.as_ref().map(|base| base.name.as_str());
-        let stream = self.host.storage.send(dataset, name, base_name).await?;
-        let rate = migration.plan.limits.bandwidth_limit;
-        let metered = Metered::new(stream, self.run.meter.clone(), rate);
-        let path = format!(
-            "/peer/v1/handoffs/{}/stream?dataset={dataset}&snapshot={name}&guid={}",
-            migration.id, snapshot.guid
-        );
-        let client = self.host.peers.client(&migration.plan.to);
-        let _: Received = client
-            .put_stream(&path, HeaderMap::new(), metered, STREAM)
+        self.send_volume(migration, dataset, &snapshot, base_name)
             .await?;
         if let Some(bases) = self.track.copy.bases.as_mut() {
             bases.insert(dataset.clone(), snapshot.clone());

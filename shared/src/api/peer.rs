@@ -7,7 +7,8 @@
 //! | `PUT /peer/v1/desired` | [`super::cluster::Desired`] → [`Accepted`] | the same |
 //! | `POST /peer/v1/gossip` | [`Gossip`] → [`Gossip`] | anyone |
 //! | `POST /peer/v1/handoffs/{id}/prepare` | [`Offer`] → [`Ready`] | source → destination |
-//! | `PUT /peer/v1/handoffs/{id}/stream` | a backend's stream, [`StreamQuery`] → [`Received`] | |
+//! | `PUT /peer/v1/handoffs/{id}/stream` | a backend's stream in frames, [`StreamQuery`] → [`Received`] | |
+//! | `GET /peer/v1/handoffs/{id}/stream` | `?stream=ID` → [`StreamProgress`] | |
 //! | `POST /peer/v1/handoffs/{id}/verify` | [`VerifyRequest`] → [`HandoffView`] | |
 //! | `POST /peer/v1/handoffs/{id}/start` | [`HandoffRef`] → [`HandoffView`]; only without volumes | |
 //! | `POST /peer/v1/handoffs/{id}/grant` | [`HandoffRef`] → [`HandoffView`] | |
@@ -26,7 +27,7 @@ use super::cluster::{ApplicationStatus, Failure, Migration};
 use crate::config::model::{Application, MigrationLimits};
 use crate::ids::{
     AppName, Attempt, DatasetId, DeploymentGeneration, Epoch, HostAddr, MigrationId, RouteVersion,
-    VolumeName,
+    StreamId, VolumeName,
 };
 use crate::units::Bytes;
 
@@ -154,6 +155,22 @@ pub struct Ready {
     pub view: HandoffView,
     /// Guids of the snapshots that it has of each volume.
     pub snapshots: BTreeMap<DatasetId, Vec<String>>,
+    /// What it understands in a stream; nothing when it is of a version before frames.
+    #[serde(default)]
+    pub encodings: Vec<StreamEncoding>,
+}
+
+/// How a frame of a stream may be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StreamEncoding {
+    /// As it is. Who understands this understands frames.
+    Plain,
+    /// Each frame compressed by zstd.
+    Zstd,
+    /// One of a later version.
+    #[serde(other)]
+    Other,
 }
 
 /// What a stream carries, as query parameters.
@@ -165,13 +182,34 @@ pub struct StreamQuery {
     pub snapshot: String,
     /// The snapshot's identity.
     pub guid: String,
+    /// Which stream: it goes on over another connection under the same id.
+    pub stream: StreamId,
+    /// Where in the stream this connection begins, in bytes of the stream itself.
+    pub offset: u64,
+    /// Which connection of the stream this is; grows.
+    pub connection: u32,
 }
 
 /// A stream arrived whole.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Received {
-    /// Bytes that came.
+    /// Bytes of the stream itself, not of the wire.
     pub bytes: Bytes,
+}
+
+/// How much of a stream arrived.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StreamProgress {
+    /// Bytes of the stream itself that were taken: here it goes on after a cut.
+    pub bytes: u64,
+    /// The newest connection of the stream.
+    pub connection: u32,
+    /// Bytes that came over that connection.
+    pub wire: u64,
+    /// Whether the network is waited for, and not this host's own storage.
+    pub hungry: bool,
+    /// Whether the stream is over here, well or not: its answer waits to be heard.
+    pub answered: bool,
 }
 
 /// The final snapshots were sent: are they all there?

@@ -212,6 +212,8 @@ impl Default for ProxyEndpoint {
 pub struct MigratedLimits {
     /// Migrations that this host sends at the same time; more wait.
     pub concurrent_migrations: u32,
+    /// Bytes per second that all migrations of this host may send together.
+    pub bandwidth: Option<Bytes>,
     /// The largest body of a request.
     pub request_bytes: Bytes,
 }
@@ -220,6 +222,7 @@ impl Default for MigratedLimits {
     fn default() -> Self {
         Self {
             concurrent_migrations: 2,
+            bandwidth: None,
             request_bytes: Bytes(4 << 20),
         }
     }

@@ -67,7 +67,7 @@ fn build(fields: &mut Fields<'_>, report: &mut Report) -> Option<MigratedConfig>
         fields,
         report,
         "limits",
-        &["concurrent_migrations", "request_bytes"],
+        &["concurrent_migrations", "bandwidth", "request_bytes"],
         limits,
     );
     let files = files(fields, report);
@@ -218,6 +218,10 @@ fn limits(fields: &mut Fields<'_>, report: &mut Report) -> MigratedLimits {
             .take("concurrent_migrations")
             .and_then(|at| at.count(report, 1, "concurrent_migrations"))
             .unwrap_or(default.concurrent_migrations),
+        bandwidth: fields
+            .take("bandwidth")
+            .and_then(|at| size(&at, report, "bandwidth"))
+            .or(default.bandwidth),
         request_bytes: fields
             .take("request_bytes")
             .and_then(|at| size(&at, report, "request_bytes"))
