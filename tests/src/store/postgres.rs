@@ -42,7 +42,7 @@ impl Store for Postgres {
 
     async fn prepare(self, at: SocketAddr) -> Result<(), Failure> {
         let tables = "CREATE TABLE words (word text PRIMARY KEY); \
-                      CREATE TABLE ballast (bytes text); \
+                      CREATE TABLE ballast (bytes bytea); \
                       ALTER TABLE ballast ALTER bytes SET STORAGE EXTERNAL;";
         with_client(at, async |client| ask(client, tables).await.map(drop)).await
     }
@@ -72,11 +72,11 @@ impl Store for Postgres {
     }
 
     async fn ballast(self, at: SocketAddr, mebibytes: u32) -> Result<(), Failure> {
-        // 32 bytes from each row of the series: what is random is not compressed.
+        // 16 bytes from each row of the series.
         let insert = format!(
-            "INSERT INTO ballast SELECT (SELECT string_agg(md5(random()::text || i || j), '') \
-             FROM generate_series(1, 4096) j) FROM generate_series(1, {}) i",
-            mebibytes * 8
+            "INSERT INTO ballast SELECT decode((SELECT string_agg(md5(random()::text || i || j), '') \
+             FROM generate_series(1, 4096) j), 'hex') FROM generate_series(1, {}) i",
+            mebibytes * 16
         );
         with_client(at, async |client| ask(client, &insert).await.map(drop)).await
     }

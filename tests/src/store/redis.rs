@@ -64,9 +64,8 @@ impl Store for Redis {
         let mut connection = Connection::open(at).await?;
         for block in 0..mebibytes {
             let key = format!("ballast-{block}-{}", rand_word());
-            connection
-                .expect(&["SET", &key, &noise(1 << 20)], "OK")
-                .await?;
+            let set = [b"SET", key.as_bytes(), &noise(1 << 20)];
+            connection.expect_bytes(&set, "OK").await?;
         }
         Ok(())
     }
@@ -78,16 +77,18 @@ fn rand_word() -> u64 {
     RandomState::new().hash_one(0)
 }
 
-/// Letters without a pattern.
-fn noise(length: usize) -> String {
+/// Bytes without a pattern.
+fn noise(length: usize) -> Vec<u8> {
     let mut state = rand_word() | 1;
-    let mut letter = || {
+    let mut bytes = Vec::with_capacity(length + 8);
+    while bytes.len() < length {
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
-        char::from(b'a'.wrapping_add(u8::try_from(state % 26).unwrap_or_default()))
-    };
-    (0..length).map(|_| letter()).collect()
+        bytes.extend(state.to_le_bytes());
+    }
+    bytes.truncate(length);
+    bytes
 }
 
 struct Connection {
@@ -107,11 +108,16 @@ impl Connection {
     }
 
     async fn expect(&mut self, words: &[&str], answer: &str) -> Result<(), Failure> {
-        let given = self.ask(words).await?;
+        let words: Vec<&[u8]> = words.iter().map(|word| word.as_bytes()).collect();
+        self.expect_bytes(&words, answer).await
+    }
+
+    async fn expect_bytes(&mut self, words: &[&[u8]], answer: &str) -> Result<(), Failure> {
+        let given = self.ask_bytes(words).await?;
         if given == [answer] {
             Ok(())
         } else {
-            let verb = words.first().copied().unwrap_or_default();
+            let verb = String::from_utf8_lossy(words.first().copied().unwrap_or_default());
             Err(Failure::Wrong(format!(
                 "{verb}: {given:?} instead of {answer}"
             )))
@@ -119,6 +125,11 @@ impl Connection {
     }
 
     async fn ask(&mut self, words: &[&str]) -> Result<Vec<String>, Failure> {
+        let words: Vec<&[u8]> = words.iter().map(|word| word.as_bytes()).collect();
+        self.ask_bytes(&words).await
+    }
+
+    async fn ask_bytes(&mut self, words: &[&[u8]]) -> Result<Vec<String>, Failure> {
         let answer = self.exchange(words).await;
         let failed = if self.answered {
             Failure::MidQuery
@@ -130,12 +141,14 @@ impl Connection {
         answer.map_err(Failure::MidQuery)
     }
 
-    async fn exchange(&mut self, words: &[&str]) -> io::Result<Result<Vec<String>, String>> {
-        let strings = words
-            .iter()
-            .map(|word| format!("${}\r\n{word}\r\n", word.len()));
-        let request = format!("*{}\r\n{}", words.len(), strings.collect::<String>());
-        self.stream.write_all(request.as_bytes()).await?;
+    async fn exchange(&mut self, words: &[&[u8]]) -> io::Result<Result<Vec<String>, String>> {
+        let mut request = format!("*{}\r\n", words.len()).into_bytes();
+        for word in words {
+            request.extend(format!("${}\r\n", word.len()).bytes());
+            request.extend_from_slice(word);
+            request.extend(b"\r\n");
+        }
+        self.stream.write_all(&request).await?;
         let first = self.line().await?;
         if let Some(count) = first.strip_prefix('*') {
             let mut values = Vec::new();

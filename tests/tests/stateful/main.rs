@@ -12,6 +12,7 @@ mod journey;
 mod limits;
 mod refusal;
 mod scene;
+mod streams;
 mod sweep;
 
 /// A test of each scenario, for one store.
