@@ -8,7 +8,7 @@ use std::time::Duration;
 use rehome_shared::config::model::RestartPolicy;
 use rehome_shared::ids::{AppName, DeploymentGeneration, HostAddr};
 
-use crate::registry::{Registry, Role};
+use crate::registry::{Ownership, Registry, Role};
 
 /// What a host knows of an application when it plans.
 #[derive(Debug, Clone, Copy)]
@@ -99,15 +99,12 @@ pub fn plan(seen: &Seen<'_>) -> Action {
             Action::None
         };
     }
-    match seen
-        .registry
-        .applications()
-        .get(seen.application)
-        .map(|known| &known.role)
-    {
+    match seen.registry.applications().get(seen.application) {
         None => plan_unknown(seen),
-        Some(Role::Gone { .. }) => evict(seen),
-        Some(Role::Owner) => plan_owned(seen),
+        Some(known) => match known.role {
+            Role::Gone { .. } => evict(seen),
+            Role::Owner => plan_owned(seen, known),
+        },
     }
 }
 
@@ -127,11 +124,13 @@ fn evict(seen: &Seen<'_>) -> Action {
     }
 }
 
-fn plan_owned(seen: &Seen<'_>) -> Action {
+fn plan_owned(seen: &Seen<'_>, owned: &Ownership) -> Action {
     match seen.desired_host {
         None if seen.instance.is_some() => Action::Stop,
         None => Action::None,
         Some(host) if host == seen.here => run_here(seen),
+        // What was announced is made first: nobody takes a volume that may not be there.
+        Some(_) if !owned.unmade.is_empty() => Action::Run,
         Some(host) if !seen.move_failed => Action::Migrate { to: host.clone() },
         // The move failed: it goes on here, and as it was where there is something to keep.
         Some(_) if seen.instance.is_none() => Action::Run,

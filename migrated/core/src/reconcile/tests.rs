@@ -282,6 +282,29 @@ fn what_is_placed_elsewhere_moves_and_after_a_failed_move_goes_on_here() {
 }
 
 #[test]
+fn what_was_announced_is_made_before_it_moves() {
+    let scene = Scene::new(&born()[..1]);
+    let elsewhere = host("h2");
+    let away = Seen {
+        desired_host: Some(&elsewhere),
+        instance: None,
+        ..scene.seen()
+    };
+    assert_eq!(plan(&away), Action::Run, "a move of it would be refused");
+    let made = Scene::new(&born());
+    let away = Seen {
+        registry: &made.registry,
+        ..away
+    };
+    assert_eq!(
+        plan(&away),
+        Action::Migrate {
+            to: elsewhere.clone()
+        }
+    );
+}
+
+#[test]
 fn an_exit_is_answered_by_the_restart_policy() {
     let scene = Scene::new(&born());
     let again = Action::Start {
