@@ -169,7 +169,7 @@ pub fn scan(bytes: &[u8]) -> Result<Scan, Corrupt> {
     scan.believed = MAGIC.len();
     while !rest.is_empty() {
         let Some((payload, length, next)) = frame(scan.position, rest) else {
-            if ends_torn(scan.position, rest) {
+            if ends_torn(scan.position, scan.believed, rest) {
                 scan.torn = true;
                 return Ok(scan);
             }
@@ -219,11 +219,14 @@ fn payload_length(rest: &[u8]) -> Option<usize> {
 
 /// Whether a bad frame is the last write of a crash: cut short, or with zeros that the file
 /// system left where the data never arrived, and nothing behind it. Whatever else it may be, a
-/// frame that others follow was durable once, even where its length is damaged and seems to
-/// reach past the end of the file.
-fn ends_torn(at: Position, rest: &[u8]) -> bool {
+/// frame that was durable once is damaged, even where its length is, and seems to reach past the
+/// end of the file.
+fn ends_torn(at: Position, offset: usize, rest: &[u8]) -> bool {
     if rest.iter().all(|byte| *byte == 0) {
         return true;
+    }
+    if begins_torn(offset, rest) {
+        return !is_followed(at, rest);
     }
     let last = match payload_length(rest) {
         // The length itself is cut off, or it was never a length.
@@ -235,20 +238,57 @@ fn ends_torn(at: Position, rest: &[u8]) -> bool {
                 .is_none_or(|behind| behind.iter().all(|byte| *byte == 0))
         }
     };
-    last && !is_complete(rest) && !is_followed(at, rest)
+    last && !is_complete(offset, rest) && !has_another_length(at, rest) && !is_followed(at, rest)
 }
 
-/// Whether all bytes of a frame arrived, right or wrong. JSON holds no zero byte, so zeros in
-/// the payload, or at the end of the check, are data that did not arrive.
-fn is_complete(rest: &[u8]) -> bool {
-    let Some(length) = payload_length(rest) else {
+/// What a disk writes at once.
+const SECTOR: usize = 512;
+
+/// The parts of a frame, from `from` bytes behind its beginning on, that arrive at once.
+fn sectors(offset: usize, from: usize, frame: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let first = SECTOR - (offset + from) % SECTOR;
+    let (first, others) = frame
+        .get(from..)
+        .and_then(|rest| rest.split_at_checked(first))
+        .unwrap_or((frame.get(from..).unwrap_or_default(), &[]));
+    std::iter::once(first).chain(others.chunks(SECTOR))
+}
+
+/// Whether the frame's head never arrived, and something of the sectors behind it did.
+fn begins_torn(offset: usize, rest: &[u8]) -> bool {
+    sectors(offset, 0, rest)
+        .next()
+        .is_some_and(|first| first.len() >= HEAD && first.iter().all(|byte| *byte == 0))
+}
+
+/// Whether all bytes of a frame arrived, right or wrong. What did not arrive is zero: whole
+/// sectors of it, or its end together with what the file was made longer by. A single zero among
+/// other bytes did arrive.
+fn is_complete(offset: usize, rest: &[u8]) -> bool {
+    let length = payload_length(rest).map(|length| HEAD + length + CHECK);
+    let Some((frame, behind)) = length.and_then(|length| rest.split_at_checked(length)) else {
         return false;
     };
-    let Some(payload) = rest.get(HEAD..HEAD + length) else {
+    let longer = !behind.is_empty() && frame.last() == Some(&0);
+    !longer && !sectors(offset, HEAD, frame).any(|part| part.iter().all(|byte| *byte == 0))
+}
+
+/// Whether the bytes up to the end of the file are a right frame, but for its length.
+fn has_another_length(at: Position, rest: &[u8]) -> bool {
+    let Some(length) = rest.len().checked_sub(HEAD + CHECK) else {
         return false;
     };
-    let check = rest.get(HEAD + length..HEAD + length + CHECK);
-    check.and_then(<[u8]>::last).is_some_and(|byte| *byte != 0) && !payload.contains(&0)
+    let Some((head, behind)) = rest.split_at_checked(HEAD) else {
+        return false;
+    };
+    let (Some((payload, check)), Ok(length)) =
+        (behind.split_at_checked(length), u32::try_from(length))
+    else {
+        return false;
+    };
+    let mut right = length.to_le_bytes().to_vec();
+    right.extend_from_slice(head.get(4..).unwrap_or_default());
+    chain(at.check, &right, payload) == check
 }
 
 /// Whether a right frame stands somewhere behind the bad one. It can be told by itself: the

@@ -1,6 +1,8 @@
 use rehome_shared::ids::AppName;
 
-use super::{CHECK, Corrupt, EncodeError, HEAD, MAGIC, MAX_PAYLOAD, Position, encode, scan};
+use super::{
+    CHECK, Corrupt, EncodeError, HEAD, MAGIC, MAX_PAYLOAD, Position, SECTOR, encode, scan,
+};
 use crate::record::{DestinationRecord, Record, SourceRecord};
 use rehome_shared::api::cluster::Round;
 use rehome_shared::ids::{Attempt, MigrationId};
@@ -151,10 +153,8 @@ fn zeros_behind_a_cut_are_a_torn_tail() {
 }
 
 #[test]
-fn a_flipped_bit_is_damage_and_never_believed() {
-    let records = records();
-    let (bytes, ends) = write(&records);
-    let last = ends[ends.len() - 2];
+fn a_flipped_bit_is_damage_and_never_believed_nor_cut_off() {
+    let (bytes, ends) = write(&records());
     for at in 0..bytes.len() {
         for bit in 0..8 {
             let mut file = bytes.clone();
@@ -168,14 +168,57 @@ fn a_flipped_bit_is_damage_and_never_believed() {
                     assert_eq!(offset, begin, "byte {at} bit {bit}");
                 }
                 Err(error) => panic!("byte {at} bit {bit}: {error}"),
-                // Only a last record can look as if it had never arrived whole, and then it is
-                // cut off, not believed.
-                Ok(read) => {
-                    assert!(at >= last && read.torn, "byte {at} bit {bit} goes unseen");
-                    assert_eq!(read.records, records[..records.len() - 1]);
-                }
+                Ok(read) => panic!(
+                    "byte {at} bit {bit} is taken for a cut at {}",
+                    read.believed
+                ),
             }
         }
+    }
+}
+
+#[test]
+fn a_longer_length_of_the_last_record_is_no_torn_tail() {
+    let (bytes, ends) = write(&records());
+    let last = ends[ends.len() - 2];
+    for bit in 0..8 {
+        let mut file = bytes.clone();
+        file[last + 1] ^= 1 << bit;
+        assert!(
+            matches!(scan(&file), Err(Corrupt::Frame { sequence: 5, .. })),
+            "bit {bit}: a promise that was durable is cut off"
+        );
+    }
+}
+
+#[test]
+fn a_sector_that_never_arrived_is_a_torn_tail_and_a_zero_among_others_is_damage() {
+    let migration = MigrationId::try_new("01hf0000000000000000000001").unwrap();
+    let long = Record::Source {
+        migration,
+        step: SourceRecord::Aborted {
+            reason: "x ".repeat(1000),
+        },
+    };
+    let mut all = records();
+    all.push(long);
+    let (bytes, ends) = write(&all);
+    let last = ends[ends.len() - 2];
+    let sectors = last / SECTOR..bytes.len().div_ceil(SECTOR);
+    assert!(sectors.len() > 3, "the record is in several sectors");
+    for sector in sectors {
+        let from = last.max(sector * SECTOR);
+        let to = bytes.len().min((sector + 1) * SECTOR);
+        let mut file = bytes.clone();
+        file[from..to].fill(0);
+        let read = scan(&file).unwrap();
+        assert_eq!((read.believed, read.torn), (last, true), "sector {sector}");
+        let mut file = bytes.clone();
+        file[usize::midpoint(from, to)] = 0;
+        assert!(
+            matches!(scan(&file), Err(Corrupt::Frame { sequence: 6, .. })),
+            "sector {sector}"
+        );
     }
 }
 
