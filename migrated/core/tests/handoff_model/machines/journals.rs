@@ -86,7 +86,7 @@ impl Journals {
     }
 
     /// Appends a record. Every journal that comes to be is checked once: it reads back from its
-    /// bytes, means the same when it is replayed twice, and its epochs only grow.
+    /// bytes, means the same when it is replayed twice or made anew, and its epochs only grow.
     pub(super) fn append(&mut self, journal: u16, record: &Record) -> u16 {
         let key = (journal, serde_json::to_string(record).unwrap());
         if let Some(known) = self.appended.get(&key) {
@@ -170,6 +170,9 @@ fn check_replay(records: &[&Record], registry: &Registry) -> Result<(), String> 
             "replaying twice differs after {:?}",
             records.last()
         ));
+    }
+    if Registry::replay(&registry.compacted()) != *registry {
+        return Err(format!("compaction differs after {:?}", records.last()));
     }
     Ok(())
 }
