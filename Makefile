@@ -87,6 +87,12 @@ else
 	RUST_TEST_THREADS=1 cargo test -p rehome-tests --locked $(RUN_AS_ROOT)
 endif
 
+# The seed of a run that failed makes the same schedule again: make soak SEED=...
+.PHONY: soak
+soak: deps-test ## break a cluster under load for SECONDS (300), from SEED (a new one), and check it
+	cargo build $(CARGO_FLAGS) --bins
+	$(AS_ROOT) target/debug/soak --seconds $(or $(SECONDS),300) $(if $(SEED),--seed $(SEED))
+
 .PHONY: install
 install: ## install a release build and the units (DESTDIR is honoured)
 	cargo build $(CARGO_FLAGS) --bins --release

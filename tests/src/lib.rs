@@ -13,12 +13,15 @@
 
 use std::path::{Path, PathBuf};
 
+pub mod clock;
 pub mod cluster;
 pub mod deployment;
 pub mod lab;
 pub mod load;
+pub mod log;
 pub mod page;
 pub mod program;
+pub mod soak;
 pub mod store;
 pub mod wait;
 

@@ -4,7 +4,7 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -13,15 +13,16 @@ use serde_json::Value;
 
 use crate::wait::pause;
 
-/// A program of this project, from the directory that the test itself was built into.
+/// A program of this project, from the directory that the test, or this program, was built into.
 ///
 /// # Errors
 /// When it was not built.
 pub fn built(name: &str) -> anyhow::Result<PathBuf> {
     let test = std::env::current_exe().context("where is this test?")?;
-    let directory = test
-        .parent()
-        .and_then(Path::parent)
+    let mut directories = test.ancestors().skip(1);
+    // Tests lie one directory below the programs.
+    let directory = directories
+        .find(|directory| !directory.ends_with("deps"))
         .context("this test lies in no target directory")?;
     for program in ["rehome", "migrated", "proxyd"] {
         ensure!(

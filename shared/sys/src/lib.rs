@@ -11,5 +11,7 @@
 
 pub mod btrfs;
 pub mod child;
+#[cfg(feature = "mapping")]
+pub mod mapping;
 pub mod namespace;
 pub mod readiness;

@@ -1,0 +1,28 @@
+//! Runs the soak for a given time, from a given seed or a new one, and says how it went.
+
+#![forbid(unsafe_code)]
+
+use std::io::{self, Write as _};
+use std::time::Duration;
+
+use clap::Parser;
+use rehome_tests::soak::Soak;
+
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// For so long things break
+    #[arg(long, default_value_t = 300)]
+    seconds: u64,
+    /// What is done to the cluster follows from it [default: a new one]
+    #[arg(long)]
+    seed: Option<u64>,
+}
+
+fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    let seed = arguments.seed.unwrap_or_else(|| fastrand::u64(..));
+    let length = Duration::from_secs(arguments.seconds);
+    let summary = Soak { seed, length }.run()?;
+    writeln!(io::stdout(), "{summary}")?;
+    Ok(())
+}
