@@ -192,8 +192,9 @@ pub trait Storage: std::fmt::Debug + Send + Sync {
         base: Option<&str>,
     ) -> Result<SendStream, StorageError>;
 
-    /// Receives a stream until its end as snapshot `name`. After an error nothing of it is left.
-    /// The snapshot's guid must be `guid`, else [`StorageError::Corrupt`].
+    /// Receives a stream until its end as snapshot `name`. After an error nothing of it is left;
+    /// what a dropped call leaves is [`Storage::discard_partial`]'s. The snapshot's guid must be
+    /// `guid`, else [`StorageError::Corrupt`].
     async fn receive(
         &self,
         dataset: &DatasetId,
@@ -201,6 +202,10 @@ pub trait Storage: std::fmt::Debug + Send + Sync {
         guid: &str,
         stream: &mut (dyn AsyncRead + Send + Unpin),
     ) -> Result<Snapshot, StorageError>;
+
+    /// Drops what was received by halves of snapshots whose names begin with `prefix`. Nobody may
+    /// be receiving one of them.
+    async fn discard_partial(&self, dataset: &DatasetId, prefix: &str) -> Result<(), StorageError>;
 
     /// Makes the live tree a writable copy of a snapshot, in one step: an old live tree is
     /// replaced and its data dropped. The caller holds the proof that the snapshot's lineage

@@ -12,13 +12,14 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use migrated::storage::btrfs::Btrfs;
 use migrated::storage::{Stamp, Storage, StorageError};
 use rehome_shared::ids::{AppName, DatasetId, Epoch, HostAddr, VolumeName};
 use rehome_shared::units::Bytes;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use pools::{Pools, Torn, noise, pass, whole_stream, work, write};
 
@@ -385,6 +386,57 @@ async fn a_receiver_without_space_keeps_nothing() -> Test {
     let snapshot = a.snapshot(&small, "mig-1").await?;
     pass(&a, &b, &small, &snapshot, None).await?;
     Ok(())
+}
+
+/// Waits until there is something in the work directory of a pool.
+async fn something_in(pool: &Path) -> Test {
+    let begun = async {
+        while work(pool)?.is_empty() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Ok(())
+    };
+    tokio::time::timeout(Duration::from_secs(30), begun).await?
+}
+
+/// As when the connection of a stream breaks: its handler is dropped in the middle.
+#[tokio::test]
+async fn what_a_receive_that_was_dropped_leaves_can_be_discarded() -> Test {
+    let Some(pools) = Pools::new()? else {
+        return Ok(());
+    };
+    let (a, b) = (
+        pools.open("a", 300 * MIB).await?,
+        pools.open("b", 300 * MIB).await?,
+    );
+    let dataset = DatasetId::generate();
+    a.create(&dataset, None).await?;
+    write(&a.live_path(&dataset), "data", &noise(1, 8 * MIB))?;
+    let snapshot = a.snapshot(&dataset, "mig-1-1").await?;
+    let bytes = whole_stream(&a, &dataset, "mig-1-1", None).await?;
+    let half = bytes.get(..bytes.len() / 2).context("a stream")?;
+    // The second half never comes.
+    let (mut sender, mut stream) = tokio::io::duplex(bytes.len());
+    sender.write_all(half).await?;
+    let receiving = b.receive(&dataset, "mig-1-1", &snapshot.guid, &mut stream);
+    let pool = pools.path("b");
+    tokio::select! {
+        received = receiving => anyhow::bail!("it ended: {received:?}"),
+        begun = something_in(&pool) => begun?,
+    }
+
+    b.discard_partial(&dataset, "mig-2-").await?;
+    ensure!(
+        !work(&pools.path("b"))?.is_empty(),
+        "another one's was dropped"
+    );
+    b.discard_partial(&dataset, "mig-1-").await?;
+    assert_eq!(work(&pools.path("b"))?, Vec::<PathBuf>::new());
+    assert_eq!(b.inspect(&dataset).await?, None);
+    // Nothing to drop is fine.
+    b.discard_partial(&dataset, "mig-1-")
+        .await
+        .map_err(Into::into)
 }
 
 #[tokio::test]

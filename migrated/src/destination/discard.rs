@@ -79,10 +79,12 @@ async fn discard_volume(
     dataset: &DatasetId,
     id: &MigrationId,
 ) -> Result<(), StorageError> {
+    let prefix = format!("mig-{id}-");
+    // A stream that broke off, or a crash, may have left a part that is no snapshot yet.
+    host.storage.discard_partial(dataset, &prefix).await?;
     let Some(info) = host.storage.inspect(dataset).await? else {
         return Ok(());
     };
-    let prefix = format!("mig-{id}-");
     let (ours, others): (Vec<_>, Vec<_>) = info
         .snapshots
         .into_iter()

@@ -418,6 +418,10 @@ impl Storage for Btrfs {
         })
     }
 
+    async fn discard_partial(&self, dataset: &DatasetId, prefix: &str) -> Result<(), StorageError> {
+        tree::discard_within(&self.layout.work(dataset), prefix).await
+    }
+
     async fn promote(
         &self,
         dataset: &DatasetId,

@@ -167,6 +167,34 @@ pub(super) async fn discard(path: &Path) -> Result<(), StorageError> {
     .await
 }
 
+/// Removes the entries of a directory whose names begin with `prefix`, and the directory when
+/// nothing is left in it.
+pub(super) async fn discard_within(directory: &Path, prefix: &str) -> Result<(), StorageError> {
+    let (root, prefix) = (directory.to_owned(), prefix.to_owned());
+    let entries = blocking(move || {
+        let names = names(&root)?.into_iter();
+        let meant = names.filter(|name| name.starts_with(&prefix));
+        Ok(meant.map(|name| root.join(name)).collect::<Vec<_>>())
+    })
+    .await?;
+    for entry in entries {
+        discard(&entry).await?;
+    }
+    let directory = directory.to_owned();
+    blocking(move || match fs::remove_dir(&directory) {
+        Err(error)
+            if !matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty
+            ) =>
+        {
+            Err(io(format!("remove {}", directory.display()))(error))
+        }
+        Ok(()) | Err(_) => Ok(()),
+    })
+    .await
+}
+
 fn find_subvolumes(path: &Path, depth: u8, found: &mut Vec<PathBuf>) -> Result<(), StorageError> {
     if is_subvolume(path)? {
         found.push(path.to_owned());
