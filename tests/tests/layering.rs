@@ -48,6 +48,8 @@ struct Package {
     dependencies: BTreeSet<String>,
     /// What its tests need besides.
     of_tests: BTreeSet<String>,
+    /// The features that it asks of what it needs, as `PACKAGE/FEATURE`.
+    features: BTreeSet<String>,
     /// The root files of its library and programs.
     roots: Vec<PathBuf>,
 }
@@ -102,13 +104,18 @@ impl Package {
     fn read(package: &Value) -> anyhow::Result<Self> {
         let mut dependencies = BTreeSet::new();
         let mut of_tests = BTreeSet::new();
+        let mut features = BTreeSet::new();
         for dependency in list(&package["dependencies"]) {
+            let name = text(&dependency["name"])?;
+            for feature in list(&dependency["features"]) {
+                features.insert(format!("{name}/{}", text(feature)?));
+            }
             let kind = if dependency["kind"] == "dev" {
                 &mut of_tests
             } else {
                 &mut dependencies
             };
-            kind.insert(text(&dependency["name"])?);
+            kind.insert(name);
         }
         let roots = list(&package["targets"])
             .filter(|target| list(&target["kind"]).any(|kind| kind == "lib" || kind == "bin"))
@@ -117,6 +124,7 @@ impl Package {
         Ok(Self {
             dependencies,
             of_tests,
+            features,
             roots,
         })
     }
@@ -182,6 +190,21 @@ fn what_is_shared_depends_on_no_program() -> anyhow::Result<()> {
         for program in above {
             ensure!(!needs.contains(program), "{shared} depends on {program}");
         }
+    }
+    Ok(())
+}
+
+/// A daemon writes no file through memory: a disk that is full would kill it.
+#[test]
+fn only_the_tests_map_files() -> anyhow::Result<()> {
+    for (name, package) in Packages::read()?.0 {
+        let maps = package.features.contains("rehome-sys/mapping");
+        ensure!(
+            maps == (name == "rehome-tests"),
+            "{name} asks for mappings: {maps}"
+        );
+        let itself = package.dependencies.contains("memmap2");
+        ensure!(itself == (name == "rehome-sys"), "{name} uses memmap2");
     }
     Ok(())
 }

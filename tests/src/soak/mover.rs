@@ -76,22 +76,24 @@ fn ended(
     command: Running,
 ) -> anyhow::Result<&'static str> {
     let outcome = command.wait()?;
-    let document = outcome.json().ok();
-    let state = document
-        .as_ref()
-        .and_then(|document| document["migrations"][0]["state"].as_str());
-    let end = match (outcome.status, state) {
+    // There is none when the move was not taken on.
+    let document = outcome.json().unwrap_or_default();
+    let own = document["migrations"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .rfind(|migration| migration["application"] == application.name);
+    let end = match (outcome.status, own.and_then(|own| own["state"].as_str())) {
         (0, _) => "done",
         (_, Some("aborted")) => "aborted",
         (_, Some("returned")) => "returned",
-        // A newer deployment, of the other application's move, ends the command and not this move.
-        (_, Some("running")) => "superseded",
-        (_, Some(_)) => "blocked",
-        (_, None) => "refused",
+        // A newer deployment, that of the other application's move, ends the command and not
+        // this move.
+        _ if document["settled"] == false => "superseded",
+        _ => "refused",
     };
-    let why = document
-        .as_ref()
-        .and_then(|document| document["migrations"][0]["error"].as_str())
+    let error = own.and_then(|own| own["error"].as_str());
+    let why = error
         .or_else(|| outcome.stderr.lines().last())
         .unwrap_or_default();
     let name = application.name;
