@@ -91,7 +91,7 @@ async fn a_cut_at_every_boundary_and_inside_of_every_frame_loses_and_doubles_not
             begin,
             begin + 1,
             begin + 17,
-            (begin + end) / 2,
+            usize::midpoint(begin, end),
             end - 1,
             end,
         ] {
