@@ -10,7 +10,7 @@ use rehome_tests::soak::Soak;
 fn no_acknowledged_record_is_lost_while_everything_breaks() -> anyhow::Result<()> {
     let soak = Soak {
         seed: 3,
-        length: Duration::from_secs(30),
+        length: Duration::from_secs(25),
     };
     soak.run().map(drop)
 }

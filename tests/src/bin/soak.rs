@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::io::{self, Write as _};
+use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
@@ -18,11 +19,15 @@ struct Arguments {
     seed: Option<u64>,
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let seed = arguments.seed.unwrap_or_else(|| fastrand::u64(..));
     let length = Duration::from_secs(arguments.seconds);
-    let summary = Soak { seed, length }.run()?;
-    writeln!(io::stdout(), "{summary}")?;
-    Ok(())
+    let (text, code) = match (Soak { seed, length }).run() {
+        Ok(summary) => (summary, ExitCode::SUCCESS),
+        Err(error) => (format!("{error:#}"), ExitCode::FAILURE),
+    };
+    // The exit status says it too.
+    drop(writeln!(io::stdout(), "{text}"));
+    code
 }

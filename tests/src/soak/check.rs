@@ -313,6 +313,7 @@ fn answers(history: &History, truth: &Truth) -> (Known, Vec<Violation>) {
     events.sort_by_key(|event| event.at);
     let mut known = Known(BTreeMap::new());
     let mut open: BTreeMap<u64, Asked> = BTreeMap::new();
+    let mut forgotten = BTreeSet::new();
     let mut found = Vec::new();
     for event in events {
         let (since, client) = (event.at, event.client);
@@ -326,8 +327,11 @@ fn answers(history: &History, truth: &Truth) -> (Known, Vec<Violation>) {
                 continue;
             }
             What::Gap { last } => {
-                let at = since;
-                found.push(Violation::Forgotten { client, last, at });
+                // It asks again and again, and is told the same.
+                if forgotten.insert(client) {
+                    let at = since;
+                    found.push(Violation::Forgotten { client, last, at });
+                }
                 continue;
             }
             What::Failed { .. } => continue,
