@@ -8,6 +8,8 @@
 
 pub mod docker;
 pub mod process;
+mod quota;
+mod usage;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -165,6 +167,20 @@ pub enum RuntimeError {
     },
 }
 
+/// What the processes of an instance have used so far. Only differences say something: a process
+/// that has ended may take its share with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Usage {
+    /// Time on a processor.
+    pub cpu: Duration,
+    /// Bytes that they gave to file systems to write.
+    pub written: Bytes,
+}
+
+/// A number of processors, or part of one.
+#[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
+pub struct Cpus(pub f64);
+
 /// Progress of a pull.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PullProgress {
@@ -225,6 +241,14 @@ pub trait Runtime: std::fmt::Debug + Send + Sync {
         command: &[String],
         timeout: Duration,
     ) -> Result<bool, RuntimeError>;
+
+    /// What its processes have used so far; nothing when it does not run.
+    async fn usage(&self, application: &AppName) -> Result<Usage, RuntimeError>;
+
+    /// Holds what runs of it to so much of the processors, until its end; `None` lets it run as
+    /// it likes again, and is success where nothing held it. An error when it cannot be held.
+    async fn throttle(&self, application: &AppName, cpus: Option<Cpus>)
+    -> Result<(), RuntimeError>;
 
     /// The end of its output, for error messages.
     async fn log_tail(&self, application: &AppName, lines: u32) -> Result<String, RuntimeError>;

@@ -184,6 +184,10 @@ pub trait Storage: std::fmt::Debug + Send + Sync {
     /// Deletes a snapshot; one that is gone is fine.
     async fn delete_snapshot(&self, dataset: &DatasetId, name: &str) -> Result<(), StorageError>;
 
+    /// Bytes of the live tree that were written since `base` was taken: about what a difference
+    /// from it has to send. What was not flushed yet is not seen.
+    async fn changed_since(&self, dataset: &DatasetId, base: &str) -> Result<Bytes, StorageError>;
+
     /// Starts sending a snapshot, whole or as the difference from `base`.
     async fn send(
         &self,

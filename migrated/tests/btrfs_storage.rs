@@ -76,6 +76,41 @@ async fn a_volume_goes_there_and_back_and_the_way_back_is_a_delta() -> Test {
     Ok(())
 }
 
+#[tokio::test]
+async fn what_was_written_since_a_snapshot_is_known_before_it_is_sent() -> Test {
+    let Some(pools) = Pools::new()? else {
+        return Ok(());
+    };
+    let (a, b) = (
+        pools.open("a", 300 * MIB).await?,
+        pools.open("b", 300 * MIB).await?,
+    );
+    let dataset = DatasetId::generate();
+    a.create(&dataset, None).await?;
+    let live = a.live_path(&dataset);
+    write(&live, "big", &noise(1, 20 * MIB))?;
+    let first = a.snapshot(&dataset, "mig-1").await?;
+    assert_eq!(a.changed_since(&dataset, "mig-1").await?, Bytes(0));
+    write(&live, "small", &noise(2, 3 * MIB))?;
+    a.flush(&dataset).await?;
+    assert_eq!(a.changed_since(&dataset, "mig-1").await?, Bytes(3 * MIB));
+
+    // As well where the base came from another host and the live tree was made of it.
+    pass(&a, &b, &dataset, &first, None).await?;
+    b.promote(&dataset, "mig-1", None).await?;
+    assert_eq!(b.changed_since(&dataset, "mig-1").await?, Bytes(0));
+    write(&b.live_path(&dataset), "big", &noise(3, MIB))?;
+    b.flush(&dataset).await?;
+    assert_eq!(b.changed_since(&dataset, "mig-1").await?, Bytes(MIB));
+
+    let missing = a.changed_since(&dataset, "mig-9").await;
+    ensure!(
+        matches!(missing, Err(StorageError::BaseMissing(_))),
+        "{missing:?}"
+    );
+    Ok(())
+}
+
 /// Moves a volume to and fro, three times, each time on the snapshot of the last, so that received
 /// and native snapshots serve as bases on either side. Returns where it ends.
 async fn go_around<'a>(

@@ -4,6 +4,8 @@
 
 #[path = "docker_runtime/engine.rs"]
 mod engine;
+#[path = "docker_runtime/throttle.rs"]
+mod throttle;
 
 use std::collections::BTreeMap;
 use std::fs;

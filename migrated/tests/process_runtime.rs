@@ -5,6 +5,8 @@
 
 #[path = "process_runtime/host.rs"]
 mod host;
+#[path = "process_runtime/throttle.rs"]
+mod throttle;
 
 use std::io::Read;
 use std::net::{IpAddr, TcpListener, UdpSocket};

@@ -26,10 +26,14 @@ use bollard::query_parameters::{
     StartContainerOptions,
 };
 use futures_util::StreamExt;
+use rehome_runtime::report::Report;
 use rehome_shared::ids::AppName;
 use tokio::sync::OnceCell;
 
-use super::{Instance, InstanceSpec, InstanceState, PullProgress, Runtime, RuntimeError, Stopped};
+use super::{
+    Cpus, Instance, InstanceSpec, InstanceState, PullProgress, Runtime, RuntimeError, Stopped,
+    Usage,
+};
 use client::{CallError, Client, LONG_CALL};
 
 /// Lines of output that go into the error of a failed start.
@@ -114,6 +118,23 @@ impl DockerRuntime {
                 attempt: format!("{attempt} {application}"),
                 reason: "its container is gone".to_owned(),
             })
+    }
+
+    /// Process 1 of the container that runs, as this host numbers it, and its control groups.
+    async fn places(
+        &self,
+        application: &AppName,
+    ) -> Result<Option<(u32, Vec<cgroup::Place>)>, RuntimeError> {
+        let Some(found) = self.find(application).await? else {
+            return Ok(None);
+        };
+        let state = found.container.state.filter(view::runs);
+        let pid = state.and_then(|state| state.pid).filter(|pid| *pid > 0);
+        let Some((pid, number)) = pid.and_then(|pid| Some((pid, u32::try_from(pid).ok()?))) else {
+            return Ok(None);
+        };
+        let id = found.container.id.unwrap_or_default();
+        Ok(Some((number, cgroup::of_process(Some(pid), &id).await)))
     }
 
     async fn local_image(&self, reference: &str) -> Result<Option<ImageInspect>, CallError> {
@@ -326,6 +347,30 @@ impl Runtime for DockerRuntime {
                 self.client
                     .other(format!("run a command inside {application}"), e)
             })
+    }
+
+    async fn usage(&self, application: &AppName) -> Result<Usage, RuntimeError> {
+        let Some((pid, places)) = self.places(application).await? else {
+            return Ok(Usage::default());
+        };
+        Ok(cgroup::usage(pid, &places).await)
+    }
+
+    /// By the container's control group, which goes with its run. The engine's own way would
+    /// become part of the container and outlive this daemon.
+    async fn throttle(
+        &self,
+        application: &AppName,
+        cpus: Option<Cpus>,
+    ) -> Result<(), RuntimeError> {
+        let Some((_, places)) = self.places(application).await? else {
+            return Ok(());
+        };
+        let held = cgroup::throttle(&places, cpus).await;
+        held.map_err(|error| RuntimeError::Other {
+            attempt: format!("limit the processor time of {application}"),
+            reason: Report(&error).to_string(),
+        })
     }
 
     async fn log_tail(&self, application: &AppName, lines: u32) -> Result<String, RuntimeError> {

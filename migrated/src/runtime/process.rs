@@ -45,8 +45,12 @@ use tokio::time::Instant;
 use self::cgroup::Cgroup;
 use self::files::{Paths, Phase, Record, Status, blocking};
 pub use self::network::{InvalidSubnet, Subnet};
+use self::pid::ProcessId;
 use self::shim::{Answer, STAGE, Stage};
-use super::{Instance, InstanceSpec, InstanceState, PullProgress, Runtime, RuntimeError, Stopped};
+use super::{
+    Cpus, Instance, InstanceSpec, InstanceState, PullProgress, Runtime, RuntimeError, Stopped,
+    Usage, usage,
+};
 
 /// How long a start may take until the command runs.
 const START_LIMIT: Duration = Duration::from_mins(1);
@@ -154,6 +158,21 @@ impl ProcessRuntime {
     async fn load(&self, application: &AppName) -> Result<Option<Record>, RuntimeError> {
         let path = self.paths.record(application);
         blocking(move || files::load(&path)).await
+    }
+
+    /// The instance that runs, with its process 1.
+    async fn running(
+        &self,
+        application: &AppName,
+    ) -> Result<Option<(Record, ProcessId)>, RuntimeError> {
+        let Some(record) = self.load(application).await? else {
+            return Ok(None);
+        };
+        let status = self.status(&record).await?;
+        Ok(match status.map(|status| status.phase) {
+            Some(Phase::Running { init, .. }) => Some((record, init)),
+            Some(Phase::Exited { .. }) | None => None,
+        })
     }
 
     async fn all(&self) -> Result<Vec<Record>, RuntimeError> {
@@ -432,12 +451,7 @@ impl Runtime for ProcessRuntime {
             attempt: format!("run a command in {application}"),
             reason,
         };
-        let record = self.load(application).await?;
-        let status = match &record {
-            Some(record) => self.status(record).await?,
-            None => None,
-        };
-        let Some(Phase::Running { init, .. }) = status.map(|status| status.phase) else {
+        let Some((_, init)) = self.running(application).await? else {
             return Err(fail("it does not run".to_owned()));
         };
         let stage = Stage::Exec {
@@ -460,6 +474,37 @@ impl Runtime for ProcessRuntime {
                 Err(fail(Report(&error).to_string()))
             }
         }
+    }
+
+    async fn usage(&self, application: &AppName) -> Result<Usage, RuntimeError> {
+        let Some((record, init)) = self.running(application).await? else {
+            return Ok(Usage::default());
+        };
+        blocking(move || {
+            let mut processes = Cgroup::find(&record.cgroup).members();
+            processes.extend(u32::try_from(init.number()));
+            Ok(usage::of(processes))
+        })
+        .await
+    }
+
+    async fn throttle(
+        &self,
+        application: &AppName,
+        cpus: Option<Cpus>,
+    ) -> Result<(), RuntimeError> {
+        let Some((record, _)) = self.running(application).await? else {
+            return Ok(());
+        };
+        let attempt = format!("limit the processor time of {application}");
+        blocking(move || {
+            let held = Cgroup::find(&record.cgroup).throttle(cpus);
+            held.map_err(|error| RuntimeError::Other {
+                attempt,
+                reason: Report(&error).to_string(),
+            })
+        })
+        .await
     }
 
     async fn log_tail(&self, application: &AppName, lines: u32) -> Result<String, RuntimeError> {

@@ -248,7 +248,7 @@ impl Storage for Btrfs {
             backend: BackendKind::Btrfs,
             size_limit: true,
             resume: false,
-            estimate: false,
+            estimate: true,
         }
     }
 
@@ -338,6 +338,16 @@ impl Storage for Btrfs {
     async fn delete_snapshot(&self, dataset: &DatasetId, name: &str) -> Result<(), StorageError> {
         let place = self.layout.snapshot(dataset, name)?;
         tree::discard(&place).await
+    }
+
+    async fn changed_since(&self, dataset: &DatasetId, base: &str) -> Result<Bytes, StorageError> {
+        let live = self.require_live(dataset).await?;
+        let base = self.layout.snapshot(dataset, base)?.join(layout::DATA);
+        let Some(info) = tree::info(&base).await? else {
+            return Err(StorageError::BaseMissing(base.display().to_string()));
+        };
+        // Taking a snapshot ends a generation: what came after it has a larger one.
+        program::written_since(&live, info.generation.saturating_add(1)).await
     }
 
     async fn send(

@@ -49,6 +49,8 @@ pub struct SubvolumeInfo {
     pub received_uuid: Option<String>,
     /// Whether it is read-only.
     pub read_only: bool,
+    /// The file system's generation when it last changed; a snapshot's when it was taken.
+    pub generation: u64,
 }
 
 /// Asks for the subvolume that an open file or directory lies in.
@@ -69,6 +71,7 @@ pub fn subvolume_info(inside: impl AsFd) -> io::Result<SubvolumeInfo> {
         uuid: uuid_text(&raw.uuid),
         received_uuid: (raw.received_uuid != [0; 16]).then(|| uuid_text(&raw.received_uuid)),
         read_only: raw.flags & READ_ONLY != 0,
+        generation: raw.generation,
     })
 }
 

@@ -8,6 +8,9 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::runtime::quota::{self, QuotaError};
+use crate::runtime::{Cpus, Usage, usage};
+
 /// Where control groups are mounted, everywhere.
 const ROOT: &str = "/sys/fs/cgroup";
 
@@ -43,6 +46,23 @@ pub(super) async fn processes(places: &[Place]) -> Vec<u32> {
         pids
     })
     .await
+}
+
+/// What the processes in these places have used; of process `pid` alone where there are none.
+pub(super) async fn usage(pid: u32, places: &[Place]) -> Usage {
+    let mut processes = processes(places).await;
+    if processes.is_empty() {
+        processes.push(pid);
+    }
+    blocking(move || usage::of(processes)).await
+}
+
+/// Holds these places to so much of the processors, or lets them run free.
+pub(super) async fn throttle(places: &[Place], cpus: Option<Cpus>) -> Result<(), QuotaError> {
+    let places = places.to_vec();
+    blocking(move || Some(quota::set(&places, cpus)))
+        .await
+        .unwrap_or(Ok(()))
 }
 
 async fn blocking<T: Default + Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {

@@ -4,6 +4,7 @@
 //! offer is named in a warning, and the application runs without that limit: its end does not
 //! depend on cgroups.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,6 +13,9 @@ use std::time::Duration;
 use rehome_shared::units::Bytes;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::time::Instant;
+
+use crate::runtime::Cpus;
+use crate::runtime::quota::{self, QuotaError};
 
 /// All of ours lie below this one.
 const PARENT: &str = "rehome";
@@ -82,6 +86,10 @@ impl Cgroup {
             }
             this.directories.push(directory);
         }
+        // One that an earlier run left behind may still be held.
+        if let Err(error) = this.throttle(None) {
+            missing.push(format!("its processor time may be limited: {error}"));
+        }
         if this.directories.is_empty() {
             missing.push("this host offers no cgroups".to_owned());
         }
@@ -105,6 +113,19 @@ impl Cgroup {
         Self {
             directories: directories.collect(),
         }
+    }
+
+    /// Holds it to so much of the processors, or lets it run free.
+    pub(super) fn throttle(&self, cpus: Option<Cpus>) -> Result<(), QuotaError> {
+        quota::set(&self.directories, cpus)
+    }
+
+    /// What is in it, as this process numbers it.
+    pub(super) fn members(&self) -> BTreeSet<u32> {
+        let numbers = self.processes().into_iter();
+        numbers
+            .filter_map(|pid| u32::try_from(pid.as_raw_nonzero().get()).ok())
+            .collect()
     }
 
     /// Moves a process into it.

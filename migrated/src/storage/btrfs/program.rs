@@ -111,6 +111,32 @@ pub(super) async fn usage(pool: &Path) -> Usage {
     }
 }
 
+/// Bytes of files in a subvolume that were written in this generation or a later one.
+pub(super) async fn written_since(
+    subvolume: &Path,
+    generation: u64,
+) -> Result<Bytes, StorageError> {
+    let command = Btrfs::new()
+        .args(["subvolume", "find-new"])
+        .arg(subvolume)
+        .arg(generation.to_string());
+    match command.run(PATIENCE).await {
+        Ok(output) => Ok(sum_of_extents(&output.text())),
+        Err(error) => Err(failure(error, Bytes(0))),
+    }
+}
+
+/// Reads what `btrfs subvolume find-new` prints: one line for each extent, with `len BYTES`.
+fn sum_of_extents(text: &str) -> Bytes {
+    let length = |line: &str| {
+        let mut words = line.strip_prefix("inode ")?.split(' ');
+        words.find(|word| *word == "len")?;
+        words.next()?.parse::<u64>().ok()
+    };
+    let lengths = text.lines().filter_map(length);
+    lengths.fold(Bytes(0), |sum, length| sum.saturating_add(Bytes(length)))
+}
+
 /// Switches quotas on; on is fine.
 pub(super) async fn enable_quotas(pool: &Path) -> Result<(), CommandError> {
     Btrfs::new()
@@ -124,6 +150,15 @@ pub(super) async fn enable_quotas(pool: &Path) -> Result<(), CommandError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn extents_are_summed_up() {
+        let text = "inode 257 file offset 0 len 4096 disk start 13631488 offset 0 gen 9 flags NONE len\n\
+                    inode 258 file offset 4096 len 100 disk start 0 offset 0 gen 9 flags INLINE a len 7 b\n\
+                    transid marker was 9\n";
+        assert_eq!(sum_of_extents(text), Bytes(4196));
+        assert_eq!(sum_of_extents("transid marker was 9\n"), Bytes(0));
+    }
 
     #[test]
     fn usage_is_read_from_old_and_new_tables() {
