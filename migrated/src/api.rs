@@ -91,6 +91,7 @@ fn status_of(error: &TakeError) -> StatusCode {
         TakeError::Stale(_) | TakeError::Refused(_) | TakeError::Feed(FeedError::Displaced) => {
             StatusCode::CONFLICT
         }
+        TakeError::Busy(_) => StatusCode::TOO_MANY_REQUESTS,
         TakeError::NoStream => StatusCode::GONE,
         TakeError::Storage(StorageError::NoSpace { .. }) => StatusCode::INSUFFICIENT_STORAGE,
         // Bytes that arrived wrong may arrive right the next time.

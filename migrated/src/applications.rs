@@ -40,6 +40,8 @@ pub struct Memory {
     pub started_under: ByApplication<DeploymentGeneration>,
     /// Whether the host was started since `migrated` last ran.
     pub host_restarted: bool,
+    /// Applications that a move from here holds back.
+    pub throttled: BTreeSet<AppName>,
     /// Bytes of each volume, as measured last.
     pub sizes: std::collections::BTreeMap<DatasetId, Bytes>,
     /// Images that are being fetched now.

@@ -4,6 +4,7 @@
 //! Nothing changes anywhere unless every host of the old and of the new deployment answers and
 //! has nothing against it.
 
+mod drain;
 mod plan;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,14 +14,15 @@ use http::Method;
 use rehome_runtime::http_client::ClientError;
 use rehome_runtime::report::Report;
 use rehome_shared::api::cluster::{
-    DeployReply, DeployRequest, Desired, Failure, MigrationState, MoveRequest, Prediction,
+    DeployReply, DeployRequest, Desired, DrainRequest, Failure, MigrationState, MoveRequest,
+    Prediction,
 };
 use rehome_shared::api::peer::{Accepted, HostReport, PreflightReply};
 use rehome_shared::ids::{AppName, HostAddr};
 
 use crate::desired::AcceptError;
 use crate::host::Host;
-use crate::status;
+use crate::{prediction, status};
 
 /// Why a deployment was not taken.
 #[derive(Debug, thiserror::Error)]
@@ -144,15 +146,54 @@ pub async fn relocate(host: &Arc<Host>, request: MoveRequest) -> Result<DeployRe
     .await
 }
 
+/// Empties a host: the deployment in force with everything that is placed there on the other
+/// hosts of it.
+///
+/// # Errors
+/// [`DeployError`].
+///
+/// # Cancel safety
+/// As [`deploy`].
+pub async fn drain(host: &Arc<Host>, request: DrainRequest) -> Result<DeployReply, DeployError> {
+    let _making = host.desired.making.lock().await;
+    let current = host.desired.get();
+    let DrainRequest {
+        host: empty,
+        dry_run,
+    } = request;
+    check_host(&current, &empty)?;
+    let others: BTreeSet<HostAddr> = current.placement.keys().cloned().collect();
+    let Some(placement) = drain::emptied(&current.placement, &empty, &others) else {
+        return Err(DeployError::Invalid(format!(
+            "there is no other host in the deployment that could take what is on {empty}"
+        )));
+    };
+    let applications = current.applications.clone();
+    make(
+        host,
+        DeployRequest {
+            applications,
+            placement,
+            dry_run,
+        },
+    )
+    .await
+}
+
+fn check_host(current: &Desired, to: &HostAddr) -> Result<(), DeployError> {
+    if current.placement.contains_key(to) {
+        return Ok(());
+    }
+    let known: Vec<&str> = current.placement.keys().map(HostAddr::as_str).collect();
+    Err(DeployError::Invalid(format!(
+        "{to} is not a host of the deployment, which has {}",
+        known.join(", ")
+    )))
+}
+
 fn check_move(current: &Desired, request: &MoveRequest) -> Result<(), DeployError> {
     let MoveRequest { application, to } = request;
-    if !current.placement.contains_key(to) {
-        let known: Vec<&str> = current.placement.keys().map(HostAddr::as_str).collect();
-        return Err(DeployError::Invalid(format!(
-            "{to} is not a host of the deployment, which has {}",
-            known.join(", ")
-        )));
-    }
+    check_host(current, to)?;
     if current.host_of(application).is_none() {
         let known: Vec<&str> = current
             .placement
@@ -185,7 +226,7 @@ pub async fn predict(host: &Arc<Host>, request: &MoveRequest) -> Result<Predicti
         DeployError::Invalid(format!("{} does not run anywhere yet", request.application))
     })?;
     if *owner == host.address {
-        return Ok(status::predict(host, request).await);
+        return Ok(prediction::predict(host, request).await);
     }
     let answer = host
         .peers

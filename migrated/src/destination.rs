@@ -13,11 +13,12 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use migrated_core::admission;
 use migrated_core::destination::{DestinationHandoff, Event, Phase, Stale};
 use migrated_core::record::Record;
 use rehome_runtime::tls::PeerIdentity;
 use rehome_shared::api::peer::{HandoffRef, HandoffState, HandoffView, VerifyRequest};
-use rehome_shared::ids::{Attempt, DatasetId, MigrationId, StreamId};
+use rehome_shared::ids::{AppName, Attempt, DatasetId, MigrationId, StreamId};
 use tokio::time::Instant;
 
 use crate::host::Host;
@@ -29,6 +30,9 @@ use arrive::Turn;
 pub use arrive::{progress, receive};
 pub use discard::watch_promises;
 pub use take::prepare;
+
+/// A source that has nothing to say for so long does not keep others waiting.
+const SILENT: Duration = Duration::from_secs(10);
 
 /// Why a message of a handoff is refused.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +49,9 @@ pub enum TakeError {
     /// This host cannot take the application; nothing was changed.
     #[error("{0}")]
     Refused(String),
+    /// As many come here already as may at a time.
+    #[error("busy with {}: no more come to it at a time", names(.0))]
+    Busy(Vec<AppName>),
     /// The volume cannot be stored.
     #[error("the volume cannot be stored here")]
     Storage(#[from] StorageError),
@@ -65,6 +72,8 @@ pub enum TakeError {
 /// What this host knows of handoffs to it beside the journal.
 #[derive(Debug, Default)]
 pub struct Takings {
+    /// Held while it is decided whether one more may come.
+    admitting: tokio::sync::Mutex<()>,
     known: Mutex<BTreeMap<MigrationId, Arc<Taking>>>,
 }
 
@@ -151,12 +160,37 @@ impl Taking {
         *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
 
+    /// Whether its source is there: it spoke a moment ago, or a stream of it comes in.
+    fn is_active(&self) -> bool {
+        self.silent_for() < SILENT || self.streams.try_write().is_err()
+    }
+
     fn silent_for(&self) -> Duration {
         self.heard
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .elapsed()
     }
+}
+
+fn names(applications: &[AppName]) -> String {
+    let names: Vec<&str> = applications.iter().map(AppName::as_str).collect();
+    names.join(", ")
+}
+
+/// The other applications that this host takes just now. One whose source is silent takes
+/// nobody's turn.
+fn others_coming(host: &Host, application: &AppName) -> Vec<AppName> {
+    let coming: Vec<(MigrationId, AppName)> = host.ledger.read(|registry| {
+        admission::coming(registry, application)
+            .map(|handoff| (handoff.id.clone(), handoff.reservation.application.clone()))
+            .collect()
+    });
+    coming
+        .into_iter()
+        .filter(|(id, _)| host.takings.get(id).is_active())
+        .map(|(_, application)| application)
+        .collect()
 }
 
 /// The handoff, if the peer may speak of it.
@@ -473,5 +507,27 @@ pub fn recover(host: &Arc<Host>) {
             | HandoffState::Verified
             | HandoffState::Unknown => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_source_that_is_silent_takes_nobodys_turn_unless_it_streams() {
+        let takings = Takings::default();
+        let taking = takings.get(&MigrationId::generate());
+        assert!(taking.is_active());
+        tokio::time::advance(SILENT).await;
+        assert!(!taking.is_active());
+        let streaming = taking.streams.read().await;
+        assert!(taking.is_active());
+        drop(streaming);
+        assert!(!taking.is_active());
+        taking.hear();
+        assert!(taking.is_active());
+        let busy = TakeError::Busy(vec![crate::fixtures::app("a"), crate::fixtures::app("b")]);
+        assert!(busy.to_string().starts_with("busy with a, b"), "{busy}");
     }
 }

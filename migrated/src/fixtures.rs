@@ -106,6 +106,8 @@ pub(crate) fn migration(name: &str, state: MigrationState) -> Migration {
         rounds: Vec::new(),
         phases: BTreeMap::new(),
         window_seconds: None,
+        predicted_window: None,
+        throttled: None,
         bytes: Bytes(0),
         connections: Connections::default(),
         error: None,

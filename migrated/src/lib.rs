@@ -11,8 +11,10 @@
 //! | [`birth`] | the first owner of an application |
 //! | [`migrations`], [`source`] | moves that this host coordinates |
 //! | [`destination`] | moves that come to this host |
+//! | [`throttle`] | holds back an application whose rounds do not shrink |
 //! | [`deploy`], [`files`] | takes a deployment for the cluster |
 //! | [`status`] | what this host, and all hosts together, say |
+//! | [`prediction`] | what a move would take |
 //! | [`routes`], [`proxy`] | what `proxyd` is told |
 //! | [`peers`] | the other hosts |
 //! | [`api`] | HTTP |
@@ -38,6 +40,7 @@ pub mod ledger;
 pub mod metrics;
 pub mod migrations;
 pub mod peers;
+pub mod prediction;
 pub mod proxy;
 pub mod reconcile;
 pub mod routes;
@@ -47,3 +50,4 @@ pub mod source;
 pub mod status;
 pub mod storage;
 pub mod stream;
+pub mod throttle;

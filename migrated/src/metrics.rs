@@ -36,6 +36,11 @@ struct PartLabel {
     part: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SignLabel {
+    measured: &'static str,
+}
+
 fn histogram() -> Histogram {
     Histogram::new(SECONDS)
 }
@@ -46,6 +51,7 @@ pub struct Metrics {
     migrations: Family<ResultLabel, Counter>,
     phases: Family<PhaseLabel, Histogram, fn() -> Histogram>,
     window: Family<PartLabel, Histogram, fn() -> Histogram>,
+    window_error: Family<SignLabel, Histogram, fn() -> Histogram>,
     bytes: Counter,
     raw_bytes: Counter,
     resumes: Counter,
@@ -58,6 +64,7 @@ impl Default for Metrics {
             migrations: Family::default(),
             phases: Family::new_with_constructor(histogram),
             window: Family::new_with_constructor(histogram),
+            window_error: Family::new_with_constructor(histogram),
             bytes: Counter::default(),
             raw_bytes: Counter::default(),
             resumes: Counter::default(),
@@ -83,6 +90,11 @@ impl Metrics {
             "migration_window_seconds",
             "From the stop on the source to serving on the destination, by share",
             self.window.clone(),
+        );
+        registry.register(
+            "migration_window_error_seconds",
+            "By how much the window was longer or shorter than predicted when the rounds ended",
+            self.window_error.clone(),
         );
         registry.register(
             "migration_bytes",
@@ -130,6 +142,13 @@ impl Metrics {
                     part: "application",
                 })
                 .observe(window.application);
+            if let Some(predicted) = report.predicted_window {
+                let error = window.platform + window.application - predicted;
+                let measured = if error > 0.0 { "longer" } else { "shorter" };
+                self.window_error
+                    .get_or_create(&SignLabel { measured })
+                    .observe(error.abs());
+            }
         }
     }
 

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use migrated_core::admission::{self, CannotGive};
 use migrated_core::record::{Plan, Record, SourceRecord};
@@ -35,8 +36,8 @@ pub struct Run {
     pub meter: Meter,
     /// Bytes of all streams before they were compressed.
     pub raw: Meter,
-    /// When that stream began.
-    stream_began: Mutex<Instant>,
+    /// When that stream began, and what [`Self::raw`] was then.
+    stream_began: Mutex<(Instant, Bytes)>,
     /// Why somebody wants it called off.
     pub abort: watch::Sender<Option<String>>,
 }
@@ -48,7 +49,7 @@ impl Run {
             began: Instant::now(),
             meter: Meter::default(),
             raw: Meter::default(),
-            stream_began: Mutex::new(Instant::now()),
+            stream_began: Mutex::new((Instant::now(), Bytes(0))),
             abort: watch::Sender::new(None),
         }
     }
@@ -64,7 +65,22 @@ impl Run {
         *self
             .stream_began
             .lock()
-            .unwrap_or_else(PoisonError::into_inner) = Instant::now();
+            .unwrap_or_else(PoisonError::into_inner) = (Instant::now(), self.raw.bytes());
+    }
+
+    /// What has gone of the stream under way, before it was compressed, and for how long it has.
+    #[must_use]
+    pub fn streamed(&self) -> (Bytes, Duration) {
+        let (began, before) = self.stream_began();
+        let sent = self.raw.bytes().0.saturating_sub(before.0);
+        (Bytes(sent), began.elapsed())
+    }
+
+    fn stream_began(&self) -> (Instant, Bytes) {
+        *self
+            .stream_began
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A phase begins.
@@ -78,7 +94,23 @@ impl Run {
             rate: Bytes(0),
             predicted_window,
             elapsed: self.began.elapsed(),
+            waits: None,
         });
+    }
+
+    /// It waits for its turn, for this reason.
+    pub fn wait(&self, why: String) {
+        self.enter("queue", 0);
+        if let Some(now) = self.report().now.as_mut() {
+            now.waits = Some(why);
+        }
+    }
+
+    /// Why it waits, if it does.
+    #[must_use]
+    pub fn waits(&self) -> Option<String> {
+        let now = self.report().now.clone();
+        now.and_then(|now| now.waits)
     }
 
     /// A phase took so long; a phase that happens again adds up.
@@ -97,15 +129,11 @@ impl Run {
     #[must_use]
     pub fn view(&self) -> Migration {
         let mut report = self.report().clone();
-        let began = *self
-            .stream_began
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let (began, _) = self.stream_began();
+        let took = began.elapsed();
         if let Some(now) = report.now.as_mut() {
             now.bytes = self.meter.bytes();
-            let millis = u64::try_from(began.elapsed().as_millis())
-                .unwrap_or(u64::MAX)
-                .max(1);
+            let millis = u64::try_from(took.as_millis()).unwrap_or(u64::MAX).max(1);
             now.rate = Bytes(now.bytes.0.saturating_mul(1000) / millis);
             now.elapsed = self.began.elapsed();
         }
@@ -266,6 +294,8 @@ fn report(host: &Host, migration: &SourceMigration) -> Migration {
         rounds: migration.rounds.clone(),
         phases: BTreeMap::new(),
         window_seconds: None,
+        predicted_window: None,
+        throttled: None,
         bytes: Bytes(migration.rounds.iter().map(|round| round.bytes.0).sum()),
         connections: Connections::default(),
         error: None,

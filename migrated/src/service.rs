@@ -31,7 +31,7 @@ use crate::runtime::process::{ProcessConfig, ProcessRuntime, Subnet};
 use crate::storage::Storage;
 use crate::storage::btrfs::{Btrfs, PoolConfig, PoolImage};
 use crate::stream::Bucket;
-use crate::{api, destination, files, incarnation, migrations, peers, reconcile, routes};
+use crate::{api, destination, files, incarnation, migrations, peers, reconcile, routes, throttle};
 
 /// Requests under way get so long at a stop; migrations are taken up again from the journal.
 const GRACE: Duration = Duration::from_secs(5);
@@ -184,6 +184,7 @@ async fn listen(host: &Arc<Host>, tls: &Tls, readiness: &Readiness) -> anyhow::R
 
 /// Takes up what was under way, then keeps going.
 fn begin(host: &Arc<Host>) {
+    host.spawn("lift", throttle::lift_found(Arc::clone(host)));
     migrations::recover(host);
     destination::recover(host);
     let supervisor = &host.supervisor;

@@ -5,25 +5,31 @@
 
 mod back;
 mod connections;
+mod converge;
 mod copy;
 mod handoff;
+mod interrupt;
+mod measured;
 mod volume;
+mod window;
 
-pub(crate) use copy::measured_cost;
+pub(crate) use measured::{fixed, shares, unmeasured_shares};
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use migrated_core::record::{Plan, Record, SourceRecord};
+use interrupt::{abort_requested, sleep_or_never, unwanted};
+use migrated_core::record::{Record, SourceRecord};
 use migrated_core::source::{BeforeRelease, Effect, Event, Illegal, Phase, SourceMigration};
 use rehome_runtime::report::Report;
-use rehome_shared::api::cluster::{Desired, MigrationState, Window};
+use rehome_shared::api::cluster::MigrationState;
 use tokio::time::Instant;
 use tracing::Instrument;
 
 use crate::clock;
 use crate::host::Host;
 use crate::migrations::Run;
+use crate::throttle;
 
 /// The pause between tries to take the application in hand.
 const OCCUPY_PAUSE: Duration = Duration::from_millis(20);
@@ -36,6 +42,10 @@ const JOURNAL_PAUSE: Duration = Duration::from_millis(500);
 struct Track {
     copy: copy::Copying,
     gate: connections::Gate,
+    /// How the application is held back while rounds go on.
+    brake: converge::Brake,
+    /// How long the destination let it wait for its turn.
+    queued: Option<Duration>,
     /// When the application was told to stop.
     stopped_at: Option<Instant>,
     /// What the application itself took of the window.
@@ -63,6 +73,7 @@ pub(crate) async fn drive(host: Arc<Host>, migration: SourceMigration, run: Arc<
     );
     let stop = host.supervisor.token().clone();
     let id = migration.id.clone();
+    let application = migration.plan.application.clone();
     let driving = Driver {
         host: Arc::clone(&host),
         run,
@@ -70,7 +81,10 @@ pub(crate) async fn drive(host: Arc<Host>, migration: SourceMigration, run: Arc<
     }
     .drive(migration)
     .instrument(span);
-    if stop.run_until_cancelled(driving).await.is_some() {
+    let ended = stop.run_until_cancelled(driving).await.is_some();
+    // A daemon that stops must not leave it held back for as long as it is away.
+    throttle::lift(&host, &application).await;
+    if ended {
         host.live.remove(&id);
         host.kick();
     }
@@ -179,6 +193,7 @@ impl Driver {
     async fn perform(&mut self, migration: &SourceMigration, effect: Effect) -> Event {
         let (phase, round) = label(&effect);
         self.run.enter(phase, round);
+        let window = self.watch_window(migration, &effect);
         // A stop goes on in the runtime when nobody waits for it any more, and would hit what the
         // way back starts: it has a bound of its own and is waited for.
         let interruptible = matches!(migration.phase, Phase::Before(_))
@@ -200,6 +215,7 @@ impl Driver {
                 reason = unwanted(desired, &migration.plan), if interruptible && leaves_serving => {
                     Event::AbortRequested { reason }
                 }
+                reason = window::overrun(window), if interruptible => Event::Failed { reason },
                 () = sleep_or_never(limit), if interruptible => Event::Failed {
                     reason: format!(
                         "the hard cap of {:.1} s would be passed in phase {phase}",
@@ -208,26 +224,16 @@ impl Driver {
                 },
             }
         };
+        let queued = self.track.queued.take().unwrap_or_default();
+        if !queued.is_zero() {
+            self.run.spent("queue", queued.as_secs_f64());
+        }
         // Parts that know their time better say it themselves.
         if !matches!(phase, "final_delta" | "clean_up" | "start") {
-            self.run.spent(phase, began.elapsed().as_secs_f64());
+            let took = began.elapsed().saturating_sub(queued);
+            self.run.spent(phase, took.as_secs_f64());
         }
         event
-    }
-
-    /// What is left of a cut-over: until the deadline that was written down, and until the hard
-    /// cap after the stop less what start and health took the last time.
-    fn time_left(&self, migration: &SourceMigration) -> Option<Duration> {
-        let left = clock::now().until(migration.deadline()?);
-        let Some(stopped_at) = self.track.stopped_at else {
-            return Some(left);
-        };
-        let there = self
-            .host
-            .ledger
-            .read(|registry| copy::measured_start(registry.history(), &migration.plan.application));
-        let window = migration.plan.limits.hard_cap.saturating_sub(there);
-        Some(left.min(window.saturating_sub(stopped_at.elapsed())))
     }
 
     async fn work(&mut self, migration: &SourceMigration, effect: Effect) -> Event {
@@ -265,21 +271,6 @@ impl Driver {
             report: Box::new(self.run.view()),
         }
     }
-
-    /// The destination serves: the window is over.
-    fn window_ends(&self) {
-        let Some(stopped_at) = self.track.stopped_at else {
-            return;
-        };
-        let window = stopped_at.elapsed();
-        let mut report = self.run.report();
-        let there = report.phases.get("health").copied().unwrap_or_default();
-        let application = (self.track.application.as_secs_f64() + there).min(window.as_secs_f64());
-        report.window_seconds = Some(Window {
-            platform: window.as_secs_f64() - application,
-            application,
-        });
-    }
 }
 
 fn label(effect: &Effect) -> (&'static str, u32) {
@@ -295,102 +286,5 @@ fn label(effect: &Effect) -> (&'static str, u32) {
         Effect::Finish { .. } => ("clean_up", 0),
         Effect::Restore { .. } => ("abort", 0),
         Effect::Reclaim { .. } => ("return", 0),
-    }
-}
-
-async fn abort_requested(abort: &mut tokio::sync::watch::Receiver<Option<String>>) -> String {
-    loop {
-        if let Some(reason) = abort.borrow_and_update().clone() {
-            return reason;
-        }
-        if abort.changed().await.is_err() {
-            std::future::pending::<()>().await;
-        }
-    }
-}
-
-/// Returns when a newer deployment does not want the application where it is going.
-async fn unwanted(mut desired: tokio::sync::watch::Receiver<Arc<Desired>>, plan: &Plan) -> String {
-    loop {
-        let now = Arc::clone(&desired.borrow_and_update());
-        let known = now.applications.contains_key(&plan.application);
-        let wanted = known && now.host_of(&plan.application) == Some(&plan.to);
-        if now.generation > plan.generation && !wanted {
-            return format!(
-                "deployment {} does not want it on {} any more",
-                now.generation, plan.to
-            );
-        }
-        if desired.changed().await.is_err() {
-            std::future::pending::<()>().await;
-        }
-    }
-}
-
-async fn sleep_or_never(limit: Option<Duration>) {
-    match limit {
-        Some(limit) => tokio::time::sleep(limit).await,
-        None => std::future::pending().await,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::future::poll_fn;
-    use std::task::Poll;
-
-    use migrated_core::UnixMillis;
-    use rehome_shared::config::model::MigrationLimits;
-    use rehome_shared::ids::{DeploymentGeneration, Epoch};
-    use tokio::sync::watch;
-
-    use super::*;
-    use crate::fixtures::{app, deployment, host};
-
-    /// A move of `db` to `h2` that generation 2 asked for.
-    fn plan() -> Plan {
-        Plan {
-            application: app("db"),
-            to: host("h2"),
-            epoch: Epoch(1),
-            generation: DeploymentGeneration(2),
-            volumes: Vec::new(),
-            limits: MigrationLimits::default(),
-            was_running: true,
-            started_at: UnixMillis(0),
-        }
-    }
-
-    async fn answers_to(desired: Desired) -> bool {
-        let now = watch::Sender::new(Arc::new(desired));
-        let plan = plan();
-        let mut asked = std::pin::pin!(unwanted(now.subscribe(), &plan));
-        poll_fn(|cx| Poll::Ready(asked.as_mut().poll(cx).is_ready())).await
-    }
-
-    #[tokio::test]
-    async fn a_newer_deployment_that_wants_it_elsewhere_calls_it_off() {
-        assert!(answers_to(deployment(3, &[("h1", &["db"]), ("h2", &[])])).await);
-        assert!(
-            answers_to(deployment(3, &[("h1", &[]), ("h2", &[])])).await,
-            "not placed"
-        );
-    }
-
-    #[tokio::test]
-    async fn the_deployment_that_asked_for_it_and_one_that_still_wants_it_do_not() {
-        assert!(!answers_to(deployment(2, &[("h1", &[]), ("h2", &["db"])])).await);
-        assert!(!answers_to(deployment(3, &[("h1", &["web"]), ("h2", &["db"])])).await);
-    }
-
-    #[tokio::test]
-    async fn a_deployment_that_comes_later_is_heard() {
-        let now = watch::Sender::new(Arc::new(deployment(2, &[("h2", &["db"])])));
-        let (plan, desired) = (plan(), now.subscribe());
-        let (reason, ()) = tokio::join!(unwanted(desired, &plan), async {
-            tokio::task::yield_now().await;
-            now.send_replace(Arc::new(deployment(3, &[("h1", &["db"])])));
-        });
-        assert!(reason.contains("deployment 3"), "{reason}");
     }
 }

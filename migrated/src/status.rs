@@ -10,19 +10,17 @@ use migrated_core::source::{BeforeRelease, Phase};
 use rehome_runtime::report::Report;
 use rehome_shared::api::cluster::{
     ApplicationState, ApplicationStatus, ConnectionGauge, Desired, Failure, HostStatus, Migration,
-    MigrationState, MoveRequest, Prediction, Progress, Status, VolumeStatus,
+    MigrationState, Progress, Status, VolumeStatus,
 };
 use rehome_shared::api::peer::{Advert, HostReport, OwnedApplication, PreflightReply};
 use rehome_shared::api::proxy::{CheckPorts, RouteKey};
 use rehome_shared::ids::{AppName, HostAddr, MigrationId};
-use rehome_shared::units::Bytes;
 
 use crate::applications::{self, instance_spec};
 use crate::desired;
 use crate::host::Host;
 use crate::migrations::{self, AbortError};
 use crate::reconcile;
-use crate::source;
 
 /// The version of this program.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -147,7 +145,11 @@ fn state(host: &Host, name: &AppName) -> (ApplicationState, Option<String>) {
         Some((_, Phase::Before(BeforeRelease::Aborting { reason }))) => {
             (ApplicationState::Migrating, Some(reason))
         }
-        Some(_) => (ApplicationState::Migrating, None),
+        Some((id, Phase::Before(_) | Phase::Ended(_))) => {
+            let waits = host.live.get(&id).and_then(|run| run.waits());
+            let reason = waits.map(|why| format!("waits: {why}"));
+            (ApplicationState::Migrating, reason)
+        }
     }
 }
 
@@ -275,45 +277,6 @@ pub async fn preflight(host: &Host, desired: &Desired) -> PreflightReply {
         }
     }
     PreflightReply { problems }
-}
-
-/// What a move of an application of this host would take.
-pub async fn predict(host: &Host, request: &MoveRequest) -> Prediction {
-    let owned = host
-        .ledger
-        .read(|registry| registry.owned(&request.application).cloned());
-    let mut bytes = Bytes(0);
-    for volume in owned.map(|owned| owned.volumes).unwrap_or_default() {
-        let info = host.storage.inspect(&volume.dataset).await.ok().flatten();
-        bytes = bytes.saturating_add(info.map(|info| info.used).unwrap_or_default());
-    }
-    let (cost, moved_before) = host.ledger.read(|registry| {
-        let history = registry.history();
-        let before = history
-            .iter()
-            .any(|p| p.application == request.application && p.window_seconds.is_some());
-        (source::measured_cost(history, &request.application), before)
-    });
-    let delta = host.ledger.read(|registry| {
-        registry.destinations().values().any(|handoff| {
-            handoff.reservation.application == request.application
-                && handoff.reservation.from == request.to
-        }) || registry
-            .history()
-            .iter()
-            .any(|past| past.application == request.application && past.to == request.to)
-    });
-    let basis = if moved_before {
-        "stop, start and the handoff as in its last move; the final difference is added when the rounds show how much it writes"
-    } else {
-        "an application that was never moved; the rounds of the move predict better"
-    };
-    Prediction {
-        bytes,
-        delta,
-        window_seconds: cost.as_secs_f64(),
-        basis: basis.to_owned(),
-    }
 }
 
 /// What every host of the deployment says; `None` for those that do not answer.

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::console::Console;
-use crate::{abort, ca, check, connections, demo, deploy, lab, migrations, moves, status};
+use crate::{abort, ca, check, connections, demo, deploy, drain, lab, migrations, moves, status};
 
 /// Moves running stateful applications, their data and their traffic between hosts.
 #[derive(Debug, Parser)]
@@ -31,6 +31,8 @@ enum Command {
     Status(status::StatusArgs),
     /// Move an application to another host
     Move(moves::MoveArgs),
+    /// Move everything off a host
+    Drain(drain::DrainArgs),
     /// Show the history of moves, or one of them
     Migrations(migrations::MigrationsArgs),
     /// Give up a move while it is still possible
@@ -66,6 +68,7 @@ impl Cli {
             Command::Deploy(args) => deploy::run(&args, target, console),
             Command::Status(args) => status::run(&args, target, console),
             Command::Move(args) => moves::run(args, target, console),
+            Command::Drain(args) => drain::run(args, target, console),
             Command::Migrations(args) => migrations::run(&args, target, console),
             Command::Abort(args) => abort::run(&args, target, console),
             Command::Connections(args) => connections::run(&args, target, console),

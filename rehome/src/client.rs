@@ -12,7 +12,7 @@ use http::Method;
 use rehome_runtime::http_client::HttpClient;
 use rehome_runtime::tls::Tls;
 use rehome_shared::api::cluster::{
-    DeployReply, DeployRequest, Migration, MoveRequest, Prediction, Progress, Status,
+    DeployReply, DeployRequest, DrainRequest, Migration, MoveRequest, Prediction, Progress, Status,
 };
 use rehome_shared::api::proxy::{ConnectionsReply, RouteKey};
 use rehome_shared::ids::MigrationId;
@@ -122,6 +122,11 @@ impl Migrated {
         request: &MoveRequest,
     ) -> Result<DeployReply, CallError> {
         self.0.post("/v1/moves", request).await
+    }
+
+    /// Empties a host, or asks what that would change.
+    pub(crate) async fn drain(&self, request: &DrainRequest) -> Result<DeployReply, CallError> {
+        self.0.post("/v1/drains", request).await
     }
 
     /// What a move would take.

@@ -16,6 +16,7 @@ mod connections;
 mod console;
 mod demo;
 mod deploy;
+mod drain;
 mod hash;
 mod invocation;
 mod lab;

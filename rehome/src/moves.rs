@@ -92,7 +92,8 @@ fn known(status: &Status, request: &MoveRequest) -> Result<(), WrongInput> {
     Ok(())
 }
 
-fn unknown(what: &str, name: &str, known: &[&str]) -> WrongInput {
+/// A name that is not in the cluster, and the ones that are.
+pub(crate) fn unknown(what: &str, name: &str, known: &[&str]) -> WrongInput {
     let known = if known.is_empty() {
         "none".to_owned()
     } else {

@@ -9,7 +9,7 @@
 //!
 //! Decide and append under one lock.
 
-use rehome_shared::ids::{Epoch, HostAddr, MigrationId};
+use rehome_shared::ids::{AppName, Epoch, HostAddr, MigrationId};
 
 use crate::destination::{DestinationHandoff, Phase};
 use crate::record::{Plan, Reservation};
@@ -158,6 +158,21 @@ pub fn may_take(
         }
     }
     Ok(Admission::Reserve { supersedes })
+}
+
+/// The handoffs of other applications that come to this host: their room is promised, and not all
+/// of them is here yet, or they are being started.
+pub fn coming<'a>(
+    registry: &'a Registry,
+    application: &AppName,
+) -> impl Iterator<Item = &'a DestinationHandoff> {
+    registry.destinations().values().filter(move |handoff| {
+        handoff.reservation.application != *application
+            && matches!(
+                handoff.phase,
+                Phase::Reserved | Phase::Verified { .. } | Phase::Owned { .. }
+            )
+    })
 }
 
 /// What makes two offers the same; how it should run may have changed in between.

@@ -11,12 +11,21 @@
 //! of the rounds, because a window that is too long hurts more than a round too many; `least` is
 //! what a round takes however little it sends; `fixed` is what stopping, starting and the
 //! handoff's messages took when they were last measured.
+//!
+//! [`throttle`] says how hard an application is held back that writes too fast, [`window`] whether
+//! a window that has begun still fits, and [`forecast`] what a move would come to that has not.
+
+pub mod forecast;
+pub mod throttle;
+pub mod window;
 
 use std::time::Duration;
 
 use rehome_shared::api::cluster::Round;
 use rehome_shared::config::model::{MigrationLimits, OnStall};
 use rehome_shared::units::Bytes;
+
+use self::throttle::Throttle;
 
 /// Rounds go on while they shrink to less than this share of the one before.
 const SHRINK: f64 = 0.85;
@@ -29,6 +38,9 @@ const TELLING: Bytes = Bytes(1 << 20);
 
 /// The bandwidth, per second, while no round has measured it: any wired network has more.
 const ASSUMED: Bytes = Bytes(8 << 20);
+
+/// So many rounds it takes until one shows what holding the application back has changed.
+const TELLING_ROUNDS: usize = 2;
 
 /// How many times `max_rounds` a move with `on_stall: wait` goes on for.
 const WAIT_FACTOR: u32 = 8;
@@ -45,6 +57,10 @@ pub struct Observed<'a> {
     pub running: bool,
     /// Stop, start and messages, as last measured.
     pub fixed: Duration,
+    /// How hard the application is held back now; `None` where that cannot be done.
+    pub throttle: Option<Throttle>,
+    /// Rounds that have arrived since it is held back so hard.
+    pub held: usize,
 }
 
 /// What to do after a round.
@@ -55,6 +71,13 @@ pub enum Decision {
     Again {
         /// The window as predicted now; `None` while there is no dirty rate.
         predicted: Option<Duration>,
+    },
+    /// Hold the application back this hard, then send another round.
+    Throttle {
+        /// The window as predicted now.
+        predicted: Duration,
+        /// How hard.
+        throttle: Throttle,
     },
     /// Cut over.
     CutOver {
@@ -87,55 +110,121 @@ pub fn decide(observed: &Observed<'_>, limits: &MigrationLimits) -> Decision {
             predicted: Some(predicted),
         };
     }
-    if observed.fixed > limits.hard_cap && limits.on_stall == OnStall::Cutover {
-        // More rounds cannot help: this is not what the application writes.
-        return Decision::Abort {
-            reason: format!(
-                "stopping and starting it alone took {:.1} s the last time, over the hard cap of {:.1} s: raise migration.hard_cap",
-                observed.fixed.as_secs_f64(),
-                limits.hard_cap.as_secs_f64()
-            ),
-        };
-    }
-    stalled(predicted, count, limits)
+    stalled(predicted, observed, limits)
 }
 
-fn stalled(predicted: Duration, rounds: u32, limits: &MigrationLimits) -> Decision {
-    let seconds = predicted.as_secs_f64();
-    let cap = limits.hard_cap.as_secs_f64();
+/// The rounds do not shrink any more, or there were as many as there may be.
+fn stalled(predicted: Duration, observed: &Observed<'_>, limits: &MigrationLimits) -> Decision {
+    let rounds = observed.rounds.len();
     match limits.on_stall {
         OnStall::Abort => Decision::Abort {
             reason: format!(
-                "after {rounds} rounds the window would still be {seconds:.1} s, over the budget of {:.1} s, and on_stall is abort",
+                "after {rounds} rounds the window would still be {:.1} s, over the budget of {:.1} s, and on_stall is abort",
+                predicted.as_secs_f64(),
                 limits.downtime_budget.as_secs_f64()
             ),
         },
-        OnStall::Cutover if predicted <= limits.hard_cap => Decision::CutOver { predicted },
-        // Nothing throttles in this version: both go on until the application calms down.
-        OnStall::Wait | OnStall::Throttle
-            if rounds < limits.max_rounds.saturating_mul(WAIT_FACTOR) =>
-        {
-            Decision::Again {
-                predicted: Some(predicted),
-            }
-        }
-        OnStall::Cutover | OnStall::Wait | OnStall::Throttle => Decision::Abort {
-            reason: format!(
-                "after {rounds} rounds the window would still be {seconds:.1} s, over the hard cap of {cap:.1} s: the application writes faster than the rounds shrink"
-            ),
+        OnStall::Cutover => within_cap(predicted, observed, limits),
+        OnStall::Wait => wait(predicted, observed, limits),
+        OnStall::Throttle => match observed.throttle {
+            // What cannot be held back may calm down by itself.
+            None => wait(predicted, observed, limits),
+            Some(throttle) => hold_back(throttle, predicted, observed, limits),
         },
+    }
+}
+
+/// Holds the application back, step by step, for as long as that can help. To write less does not
+/// make it stop and start faster: where that alone is over the budget the hard cap is the goal.
+fn hold_back(
+    throttle: Throttle,
+    predicted: Duration,
+    observed: &Observed<'_>,
+    limits: &MigrationLimits,
+) -> Decision {
+    // The first round sends what was written before: only the second shows whether it helps.
+    if throttle > Throttle::FREE && observed.held < TELLING_ROUNDS {
+        return Decision::Again {
+            predicted: Some(predicted),
+        };
+    }
+    let fits = observed.fixed > limits.downtime_budget && predicted <= limits.hard_cap;
+    match throttle.harder() {
+        Some(throttle) if !fits && observed.fixed <= limits.hard_cap => Decision::Throttle {
+            predicted,
+            throttle,
+        },
+        Some(_) | None => within_cap(predicted, observed, limits),
+    }
+}
+
+/// Goes on until the application calms down, but not for ever.
+fn wait(predicted: Duration, observed: &Observed<'_>, limits: &MigrationLimits) -> Decision {
+    let rounds = u32::try_from(observed.rounds.len()).unwrap_or(u32::MAX);
+    if rounds < limits.max_rounds.saturating_mul(WAIT_FACTOR) {
+        return Decision::Again {
+            predicted: Some(predicted),
+        };
+    }
+    Decision::Abort {
+        reason: format!(
+            "after {rounds} rounds the window would still be {:.1} s, over the budget of {:.1} s: the application did not calm down",
+            predicted.as_secs_f64(),
+            limits.downtime_budget.as_secs_f64()
+        ),
+    }
+}
+
+/// The end of the rounds: cuts over if the window fits the hard cap.
+fn within_cap(predicted: Duration, observed: &Observed<'_>, limits: &MigrationLimits) -> Decision {
+    let cap = limits.hard_cap.as_secs_f64();
+    if observed.fixed > limits.hard_cap {
+        // More rounds cannot help: this is not what the application writes.
+        return Decision::Abort {
+            reason: format!(
+                "stopping and starting it alone took {:.1} s the last time, over the hard cap of {cap:.1} s: raise migration.hard_cap",
+                observed.fixed.as_secs_f64(),
+            ),
+        };
+    }
+    if predicted <= limits.hard_cap {
+        return Decision::CutOver { predicted };
+    }
+    let held = observed
+        .throttle
+        .filter(|throttle| throttle.percent() > 0)
+        .map(|throttle| format!(", though it was held back by {throttle}"))
+        .unwrap_or_default();
+    Decision::Abort {
+        reason: format!(
+            "after {} rounds the window would still be {:.1} s, over the hard cap of {cap:.1} s: the application writes faster than the rounds shrink{held}",
+            observed.rounds.len(),
+            predicted.as_secs_f64(),
+        ),
     }
 }
 
 /// The predicted window; `None` before the second round.
 #[must_use]
 pub fn predict(observed: &Observed<'_>, limits: &MigrationLimits) -> Option<Duration> {
-    let rate = dirty_rate(observed)?;
-    let bandwidth = bandwidth(observed.rounds, limits);
     let exposed = observed.rounds.last()?.seconds + limits.drain.as_secs_f64();
-    let seconds = least(observed.rounds) + rate * exposed / bandwidth;
+    let seconds =
+        least(observed.rounds) + dirty_rate(observed)? * exposed / rate(observed.rounds, limits);
     let delta = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
     Some(observed.fixed.saturating_add(delta))
+}
+
+/// The bytes that the final difference holds when the last snapshot is so long ago.
+#[must_use]
+pub fn pending(rounds: &[Round], gaps: &[f64], exposed: Duration) -> Bytes {
+    let rate = rate_of(rounds, gaps).unwrap_or_default();
+    whole(rate * exposed.as_secs_f64())
+}
+
+/// Bytes per second that the way to the destination takes, as a pessimist reads the rounds.
+#[must_use]
+pub fn bandwidth(rounds: &[Round], limits: &MigrationLimits) -> Bytes {
+    whole(rate(rounds, limits))
 }
 
 fn shrinks(rounds: &[Round]) -> bool {
@@ -146,10 +235,13 @@ fn shrinks(rounds: &[Round]) -> bool {
 }
 
 fn dirty_rate(observed: &Observed<'_>) -> Option<f64> {
-    observed
-        .rounds
+    rate_of(observed.rounds, observed.gaps)
+}
+
+fn rate_of(rounds: &[Round], gaps: &[f64]) -> Option<f64> {
+    rounds
         .iter()
-        .zip(observed.gaps)
+        .zip(gaps)
         .skip(1)
         .map(|(round, gap)| float(round.bytes) / gap.max(0.001))
         .reduce(|mean, sample| mean + NEWEST * (sample - mean))
@@ -157,7 +249,7 @@ fn dirty_rate(observed: &Observed<'_>) -> Option<f64> {
 
 /// Bytes per second, pessimistic. Rounds of a few bytes measure latency and not bandwidth: they do
 /// not count, and without others a slow wire is assumed.
-fn bandwidth(rounds: &[Round], limits: &MigrationLimits) -> f64 {
+fn rate(rounds: &[Round], limits: &MigrationLimits) -> f64 {
     let mut rates: Vec<f64> = rounds
         .iter()
         .filter(|r| r.bytes >= TELLING)
@@ -187,6 +279,18 @@ fn float(bytes: Bytes) -> f64 {
     )]
     let value = bytes.0 as f64;
     value
+}
+
+/// The other way round; what makes no sense is nothing.
+fn whole(bytes: f64) -> Bytes {
+    #[expect(
+        clippy::as_conversions,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "std has no other conversion; it saturates and makes 0 of what is not a number"
+    )]
+    let value = bytes as u64;
+    Bytes(value)
 }
 
 #[cfg(test)]

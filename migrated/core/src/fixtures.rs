@@ -150,6 +150,8 @@ pub(crate) fn report(id: MigrationId, state: MigrationState) -> Box<Migration> {
         rounds: vec![round()],
         phases: BTreeMap::from([("stop".to_owned(), 0.5)]),
         window_seconds: None,
+        predicted_window: None,
+        throttled: None,
         bytes: Bytes(1 << 20),
         connections: Connections::default(),
         error: None,

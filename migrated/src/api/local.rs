@@ -5,7 +5,8 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use http::StatusCode;
 use rehome_shared::api::cluster::{
-    DeployReply, DeployRequest, Desired, Migration, MoveRequest, Prediction, Progress, Status,
+    DeployReply, DeployRequest, Desired, DrainRequest, Migration, MoveRequest, Prediction,
+    Progress, Status,
 };
 use rehome_shared::ids::MigrationId;
 
@@ -19,6 +20,7 @@ pub(super) fn router() -> Router<Shared> {
         .route("/v1/deployments/current", get(show_deployment))
         .route("/v1/progress", get(show_progress))
         .route("/v1/moves", post(take_move))
+        .route("/v1/drains", post(take_drain))
         .route("/v1/predictions", post(predict))
         .route("/v1/migrations", get(list_migrations))
         .route("/v1/migrations/{id}", get(show_migration))
@@ -59,6 +61,16 @@ async fn take_move(
             async move { deploy::relocate(&owner, request).await },
         )
         .await??,
+    ))
+}
+
+async fn take_drain(
+    State(host): State<Shared>,
+    Json(request): Json<DrainRequest>,
+) -> Result<Json<DeployReply>, Failed> {
+    let owner = host.clone();
+    Ok(Json(
+        detached(&host, async move { deploy::drain(&owner, request).await }).await??,
     ))
 }
 

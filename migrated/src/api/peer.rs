@@ -14,13 +14,13 @@ use rehome_runtime::tls::PeerIdentity;
 use rehome_shared::api::cluster::{Desired, Migration, MoveRequest, Prediction};
 use rehome_shared::api::peer::{
     Accepted, Gossip, HandoffRef, HandoffState, HandoffView, HostReport, Offer, PreflightReply,
-    Ready, Received, StreamProgress, StreamQuery, VerifyRequest,
+    Ready, Received, StreamProgress, StreamQuery, VerifyRequest, VolumesQuery, VolumesReply,
 };
 use rehome_shared::ids::{MigrationId, StreamId};
 use serde::Deserialize;
 
 use super::{Failed, Shared};
-use crate::{destination, migrations, peers, status};
+use crate::{destination, migrations, peers, prediction, status};
 
 pub(super) fn router() -> Router<Shared> {
     Router::new()
@@ -29,6 +29,7 @@ pub(super) fn router() -> Router<Shared> {
         .route("/peer/v1/desired", get(desired).put(accept))
         .route("/peer/v1/gossip", post(gossip))
         .route("/peer/v1/predictions", post(predict))
+        .route("/peer/v1/volumes", post(volumes))
         .route("/peer/v1/migrations/{id}", get(migration))
         .route("/peer/v1/migrations/{id}/abort", post(abort_migration))
         .route("/peer/v1/handoffs/{id}", get(view))
@@ -89,7 +90,15 @@ async fn gossip(
 }
 
 async fn predict(State(host): State<Shared>, Json(request): Json<MoveRequest>) -> Json<Prediction> {
-    Json(status::predict(&host, &request).await)
+    Json(prediction::predict(&host, &request).await)
+}
+
+async fn volumes(
+    State(host): State<Shared>,
+    Json(query): Json<VolumesQuery>,
+) -> Result<Json<VolumesReply>, Failed> {
+    let found = prediction::volumes(&host, &query).await;
+    Ok(Json(found.map_err(destination::TakeError::Storage)?))
 }
 
 async fn migration(

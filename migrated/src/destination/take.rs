@@ -9,13 +9,13 @@ use migrated_core::destination::Event;
 use migrated_core::record::{DestinationRecord, Record, Reservation};
 use rehome_runtime::report::Report;
 use rehome_runtime::tls::PeerIdentity;
-use rehome_shared::api::peer::{HandoffState, Offer, Ready, StreamEncoding};
+use rehome_shared::api::peer::{HandoffState, Offer, OfferedVolume, Ready, StreamEncoding};
 use rehome_shared::api::proxy::{CheckPorts, RouteKey};
-use rehome_shared::ids::{DatasetId, MigrationId};
+use rehome_shared::ids::{AppName, DatasetId, MigrationId};
 use rehome_shared::units::Bytes;
 use tokio::time::Instant;
 
-use super::{TakeError, discard, handoff, step, view};
+use super::{TakeError, discard, handoff, others_coming, step, view};
 use crate::applications::{self, instance_spec};
 use crate::host::Host;
 use crate::storage::StorageError;
@@ -64,12 +64,19 @@ pub async fn prepare(
         Err(TakeError::Unknown(_)) => {}
         Err(error) => return Err(error),
     }
-    let before = snapshots(host, &offer).await?;
-    check_space(host, &offer, &before).await?;
+    check_turn(host, &offer)?;
+    check_space(host, &offer).await?;
     check_ports(host, &offer).await?;
     check_runtime(host, &offer).await?;
+    wait_given(host, &offer.application).await;
     let wanted = offer.clone();
-    reserve(host, id, offer).await?;
+    {
+        // One after the other, so that each sees what the ones before it have taken.
+        let _admitting = host.takings.admitting.lock().await;
+        check_turn(host, &offer)?;
+        check_space(host, &offer).await?;
+        reserve(host, id, offer).await?;
+    }
     host.takings.get(id).hear();
     // What was superseded took its snapshots with it.
     let snapshots = snapshots(host, &wanted).await?;
@@ -99,21 +106,47 @@ async fn snapshots(
     Ok(all)
 }
 
-/// Room for everything and some slack. What is here already of a volume shares its space with
-/// what comes, as far as anybody can tell before it comes.
-async fn check_space(
-    host: &Host,
-    offer: &Offer,
-    snapshots: &BTreeMap<DatasetId, Vec<String>>,
-) -> Result<(), TakeError> {
-    let fresh = offer.volumes.iter().filter(|volume| {
-        snapshots
-            .get(&volume.identity.dataset)
-            .is_none_or(Vec::is_empty)
+/// Fewer come here than may at a time.
+fn check_turn(host: &Host, offer: &Offer) -> Result<(), TakeError> {
+    let coming = others_coming(host, &offer.application);
+    let count = u32::try_from(coming.len()).unwrap_or(u32::MAX);
+    if count >= host.config().limits.concurrent_migrations {
+        return Err(TakeError::Busy(coming));
+    }
+    Ok(())
+}
+
+/// A move back may come while the move before it is still being cleaned up after here.
+async fn wait_given(host: &Host, application: &AppName) {
+    let mut changes = host.ledger.changes();
+    let patience = Instant::now() + STILL_GIVING;
+    while host
+        .ledger
+        .read(|registry| registry.source_of(application).is_some())
+    {
+        let changed = tokio::time::timeout_at(patience, changes.changed()).await;
+        if !matches!(changed, Ok(Ok(()))) {
+            return;
+        }
+    }
+}
+
+/// Room for everything and some slack, beside what is still to come of other applications.
+async fn check_space(host: &Host, offer: &Offer) -> Result<(), TakeError> {
+    if offer.volumes.is_empty() {
+        return Ok(());
+    }
+    let data = missing(host, &offer.volumes).await?;
+    let slack = Bytes(SLACK.0.max(data.0 / 100 * SLACK_PERCENT));
+    let mut needed = data.saturating_add(slack);
+    let others: Vec<Vec<OfferedVolume>> = host.ledger.read(|registry| {
+        admission::coming(registry, &offer.application)
+            .map(|handoff| handoff.reservation.volumes.clone())
+            .collect()
     });
-    let data: u64 = fresh.map(|volume| volume.used.0).sum();
-    let slack = SLACK.0.max(data / 100 * SLACK_PERCENT);
-    let needed = Bytes(data.saturating_add(if offer.volumes.is_empty() { 0 } else { slack }));
+    for volumes in others {
+        needed = needed.saturating_add(missing(host, &volumes).await?);
+    }
     let available = host.storage.available().await?;
     if available < needed {
         let what = format!("the volumes of {}", offer.application);
@@ -125,6 +158,19 @@ async fn check_space(
         .into());
     }
     Ok(())
+}
+
+/// What of these volumes is not here at all. What is here of a volume shares its space with what
+/// comes, as far as anybody can tell before it comes.
+async fn missing(host: &Host, volumes: &[OfferedVolume]) -> Result<Bytes, StorageError> {
+    let mut sum = Bytes(0);
+    for volume in volumes {
+        let info = host.storage.inspect(&volume.identity.dataset).await?;
+        if info.is_none_or(|info| info.snapshots.is_empty()) {
+            sum = sum.saturating_add(volume.used);
+        }
+    }
+    Ok(sum)
 }
 
 /// The external ports are listened on here, or could be.
@@ -180,19 +226,7 @@ async fn reserve(host: &Arc<Host>, id: &MigrationId, offer: Offer) -> Result<(),
         volumes: offer.volumes,
         limits: offer.limits,
     };
-    let mut changes = host.ledger.changes();
-    let patience = Instant::now() + STILL_GIVING;
     for _ in 0..SUPERSEDED {
-        // A move back may come while the move before it is still being cleaned up after here.
-        while host
-            .ledger
-            .read(|registry| registry.source_of(&reservation.application).is_some())
-        {
-            let changed = tokio::time::timeout_at(patience, changes.changed()).await;
-            if !matches!(changed, Ok(Ok(()))) {
-                break;
-            }
-        }
         let decided = {
             let (id, here, reservation) = (id.clone(), host.address.clone(), reservation.clone());
             host.ledger

@@ -20,6 +20,7 @@ use crate::applications::{self, LaunchError};
 use crate::health::{self, Unhealthy};
 use crate::host::spec_of;
 use crate::runtime::{Instance, InstanceState};
+use crate::throttle;
 
 /// Tries to bring the application back before the migration is closed and the reconcile loop
 /// goes on trying.
@@ -34,6 +35,7 @@ const LONG_TRIES: Duration = Duration::from_hours(24);
 impl Driver {
     /// Brings the application back at the epoch that this host never gave away.
     pub(super) async fn restore(&mut self, migration: &SourceMigration, reason: String) -> Event {
+        throttle::lift(&self.host, &migration.plan.application).await;
         self.serve_again(migration, migration.plan.epoch).await;
         self.call_off(migration).await;
         self.drop_snapshots(migration, None).await;

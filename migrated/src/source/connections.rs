@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use migrated_core::routes::LocalRoute;
 use migrated_core::source::{Event, SourceMigration};
+use rehome_runtime::backoff::Backoff;
+use rehome_runtime::http_client::ClientError;
 use rehome_runtime::report::Report;
 use rehome_shared::api::cluster::Connections;
 use rehome_shared::api::proxy::{Drain, GateCounts, GateRef, ParkLimits, Prepare};
@@ -13,12 +15,16 @@ use tokio::time::Instant;
 use super::Driver;
 use crate::host::spec_of;
 use crate::routes;
+use crate::throttle;
 
 /// Without a word for so long, the proxy asks what is true. It stays parked meanwhile.
 const LEASE: Duration = Duration::from_secs(15);
 
 /// Of the hard cap the application may take this share to stop.
 const STOP_SHARE: f64 = 0.6;
+
+/// Outside of a cut-over `proxyd` gets so long to come back.
+const RESTART: Duration = Duration::from_secs(5);
 
 /// The gate of the application on this host.
 #[derive(Debug, Default)]
@@ -59,14 +65,36 @@ impl Driver {
         };
         // A deployment that has just come may name routes that the proxy was not told of yet.
         self.push_routes().await;
-        let counts = self
-            .host
-            .proxy
-            .prepare(&gate)
+        let asked = self.ask_proxy(migration, || self.host.proxy.prepare(&gate));
+        let counts = asked
             .await
             .map_err(|error| format!("the connections cannot be parked: {}", Report(&error)))?;
         self.count(counts);
         Ok(())
+    }
+
+    /// Asks `proxyd`, and again while it is away: it may be about to come back from a restart,
+    /// with its gates as they were. In a cut-over for as long as that may take.
+    async fn ask_proxy<T, F>(
+        &self,
+        migration: &SourceMigration,
+        ask: impl Fn() -> F + Send,
+    ) -> Result<T, ClientError>
+    where
+        F: Future<Output = Result<T, ClientError>> + Send,
+    {
+        let until = Instant::now() + self.time_left(migration).unwrap_or(RESTART);
+        let mut pause = Backoff::new(Duration::from_millis(50), Duration::from_millis(500));
+        loop {
+            match ask().await {
+                Err(error) if is_away(&error) && Instant::now() < until => {
+                    let error = Report(&error).to_string();
+                    tracing::info!(error, "proxyd does not answer; it is asked again");
+                }
+                answer => return answer,
+            }
+            tokio::time::sleep(pause.next_delay()).await;
+        }
     }
 
     /// Lets old connections finish. What does not is ended after the application has stopped.
@@ -91,10 +119,10 @@ impl Driver {
             version,
             deadline: migration.plan.limits.drain,
         };
-        let counts =
-            self.host.proxy.drain(&gate).await.map_err(|error| {
-                format!("the connections cannot be drained: {}", Report(&error))
-            })?;
+        let asked = self.ask_proxy(migration, || self.host.proxy.drain(&gate));
+        let counts = asked
+            .await
+            .map_err(|error| format!("the connections cannot be drained: {}", Report(&error)))?;
         self.count(counts);
         Ok(())
     }
@@ -102,6 +130,11 @@ impl Driver {
     /// Stops the application; the window begins. Then ends the connections that remain, so that
     /// no client hangs on a dead one.
     pub(super) async fn stop(&mut self, migration: &SourceMigration) -> Event {
+        if let Some(reason) = self.cannot_fit(migration) {
+            return Event::Failed { reason };
+        }
+        // One that is held back stops slowly, and that is a longer window.
+        throttle::lift(&self.host, &migration.plan.application).await;
         let began = Instant::now();
         self.track.stopped_at.get_or_insert(began);
         let stopped = self.stop_application(migration).await;
@@ -150,10 +183,8 @@ impl Driver {
             application: migration.plan.application.clone(),
             version,
         };
-        let counts = self
-            .host
-            .proxy
-            .freeze(&gate)
+        let asked = self.ask_proxy(migration, || self.host.proxy.freeze(&gate));
+        let counts = asked
             .await
             .map_err(|error| format!("the connections cannot be ended: {}", Report(&error)))?;
         self.count(counts);
@@ -179,5 +210,20 @@ impl Driver {
             parked: counts.parked_total,
             refused: counts.refused,
         };
+    }
+}
+
+/// Whether another try may find it: it does not listen, or ended in the middle of the answer.
+fn is_away(error: &ClientError) -> bool {
+    match error {
+        ClientError::Unreachable { .. }
+        | ClientError::Timeout { .. }
+        | ClientError::Broken { .. } => true,
+        ClientError::Status { .. }
+        | ClientError::Source { .. }
+        | ClientError::BadAnswer { .. }
+        | ClientError::TooLong { .. }
+        | ClientError::Encode(_)
+        | ClientError::Request(_) => false,
     }
 }

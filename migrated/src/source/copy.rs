@@ -4,44 +4,42 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use http::{Method, StatusCode};
-use migrated_core::convergence::{self, Decision, Observed};
-use migrated_core::source::{AfterRound, Event, SourceMigration};
+use migrated_core::source::{Event, SourceMigration};
 use rehome_runtime::http_client::ClientError;
 use rehome_runtime::report::Report;
-use rehome_shared::api::cluster::{Migration, MigrationState, Round};
+use rehome_shared::api::cluster::Round;
 use rehome_shared::api::peer::{
     FinalSnapshot, HandoffState, HandoffView, Offer, OfferedVolume, Ready, StreamEncoding,
     VerifyRequest, VolumeIdentity,
 };
-use rehome_shared::ids::{AppName, Attempt, DatasetId, HostAddr, MigrationId};
+use rehome_shared::ids::{Attempt, DatasetId, HostAddr, MigrationId};
 use rehome_shared::units::Bytes;
 use tokio::time::Instant;
 
 use super::Driver;
-use crate::runtime::InstanceState;
 use crate::storage::{Snapshot, StorageError};
 use crate::stream::SendError;
 
 /// The destination may have to fetch the image first, which may take long.
 const PREPARE_LIMIT: Duration = Duration::from_mins(30);
 
+/// The pause before a destination that is busy is asked again.
+const TURN: Duration = Duration::from_millis(500);
+
 /// The pause before a round that failed is sent again; a daemon restarts in less.
 const ROUND_PAUSE: Duration = Duration::from_millis(250);
-
-/// What stop, start and messages take when nothing of this application was measured.
-const UNMEASURED: Duration = Duration::from_millis(1500);
 
 /// What is known of the copy on the destination.
 #[derive(Debug, Default)]
 pub(super) struct Copying {
     /// By volume the newest snapshot that both sides have; `None` until the destination said so.
-    bases: Option<BTreeMap<DatasetId, Snapshot>>,
+    pub(super) bases: Option<BTreeMap<DatasetId, Snapshot>>,
     /// What it understands in a stream, as it said with that.
     pub(super) encodings: Vec<StreamEncoding>,
     /// When the last snapshots were taken.
-    snapped: Option<Instant>,
+    pub(super) snapped: Option<Instant>,
     /// Seconds between the snapshots of each round and the one before.
-    gaps: Vec<f64>,
+    pub(super) gaps: Vec<f64>,
 }
 
 /// Why a round or the final difference did not arrive.
@@ -81,16 +79,35 @@ pub(super) fn snapshot_name(id: &MigrationId, what: &str) -> String {
 }
 
 impl Driver {
-    /// Asks the destination to reserve.
+    /// Asks the destination to reserve. One that takes as many as it may already is asked again
+    /// for as long as the move is wanted.
     pub(super) async fn prepare(&mut self, migration: &SourceMigration) -> Event {
-        match self.offer(migration).await {
-            Ok(()) => Event::Ready,
-            Err(CopyError::Send(ClientError::Status { reply, .. })) => Event::Refused {
-                reason: format!("{}: {}", migration.plan.to, reply.error),
-            },
-            Err(error) => Event::Refused {
-                reason: format!("{} cannot take it: {}", migration.plan.to, Report(&error)),
-            },
+        let to = &migration.plan.to;
+        let began = Instant::now();
+        loop {
+            match self.offer(migration).await {
+                Ok(()) => return Event::Ready,
+                Err(CopyError::Send(ClientError::Status { status, reply, .. }))
+                    if status == StatusCode::TOO_MANY_REQUESTS =>
+                {
+                    if self.track.queued.is_none() {
+                        tracing::info!(reason = reply.error, "waits for its turn");
+                    }
+                    self.run.wait(format!("{to} is {}", reply.error));
+                    tokio::time::sleep(TURN).await;
+                    self.track.queued = Some(began.elapsed());
+                }
+                Err(CopyError::Send(ClientError::Status { reply, .. })) => {
+                    return Event::Refused {
+                        reason: format!("{to}: {}", reply.error),
+                    };
+                }
+                Err(error) => {
+                    return Event::Refused {
+                        reason: format!("{to} cannot take it: {}", Report(&error)),
+                    };
+                }
+            }
         }
     }
 
@@ -101,6 +118,13 @@ impl Driver {
             .ok_or_else(|| CopyError::Missing(plan.application.to_string()))?;
         let mut volumes = Vec::new();
         for identity in &plan.volumes {
+            // The storage counts what has reached it: the destination makes room by that.
+            match self.host.storage.flush(&identity.dataset).await {
+                Err(StorageError::NotFound(_)) => {
+                    return Err(CopyError::Missing(identity.name.to_string()));
+                }
+                flushed => flushed?,
+            }
             let info = self.host.storage.inspect(&identity.dataset).await?;
             let info = info
                 .filter(|info| info.live)
@@ -204,6 +228,7 @@ impl Driver {
             .snapped
             .replace(snapped)
             .map(|before| (snapped - before).as_secs_f64());
+        self.measure_use(migration).await;
         self.run.stream_begins();
         let began = Instant::now();
         for volume in &migration.plan.volumes {
@@ -256,42 +281,6 @@ impl Driver {
                 .await?;
         }
         Ok(snapshot)
-    }
-
-    async fn after_round(&self, migration: &SourceMigration, sent: Round) -> AfterRound {
-        let mut rounds = migration.rounds.clone();
-        rounds.push(sent);
-        // A runtime that does not answer does not mean that nothing runs.
-        let running = self.host.observe().await.is_err()
-            || self
-                .host
-                .instance(&migration.plan.application)
-                .is_some_and(|instance| instance.state == InstanceState::Running);
-        let observed = Observed {
-            rounds: &rounds,
-            gaps: &self.track.copy.gaps,
-            running,
-            fixed: self.fixed_cost(migration),
-        };
-        match convergence::decide(&observed, &migration.plan.limits) {
-            Decision::Again { predicted } => {
-                self.run.predict(predicted.map(|p| p.as_secs_f64()));
-                AfterRound::Again
-            }
-            Decision::CutOver { predicted } => {
-                self.run.predict(Some(predicted.as_secs_f64()));
-                AfterRound::CutOver
-            }
-            Decision::Abort { reason } => AfterRound::Abort { reason },
-        }
-    }
-
-    /// What everything but the difference took in this application's last move.
-    fn fixed_cost(&self, migration: &SourceMigration) -> Duration {
-        let application = &migration.plan.application;
-        self.host
-            .ledger
-            .read(|registry| measured_cost(registry.history(), application))
     }
 
     /// Takes the final snapshots, sends them, and has the destination promise to wait.
@@ -355,31 +344,4 @@ impl Driver {
         self.run.spent("final_delta", began.elapsed().as_secs_f64());
         Ok(view)
     }
-}
-
-/// What the application's last good move took in these phases.
-fn measured(history: &[Migration], application: &AppName, phases: &[&str]) -> Option<Duration> {
-    let past = history.iter().rev().find(|past| {
-        past.application == *application
-            && past.state == MigrationState::Done
-            && past.window_seconds.is_some()
-    })?;
-    let seconds: f64 = phases
-        .iter()
-        .filter_map(|phase| past.phases.get(*phase))
-        .sum();
-    Duration::try_from_secs_f64(seconds).ok()
-}
-
-/// The parts of a window that do not depend on how much was written.
-pub(crate) fn measured_cost(history: &[Migration], application: &AppName) -> Duration {
-    const FIXED: [&str; 7] = [
-        "stop", "flush", "release", "adopt", "start", "health", "open",
-    ];
-    measured(history, application, &FIXED).unwrap_or(UNMEASURED)
-}
-
-/// What starting took.
-pub(super) fn measured_start(history: &[Migration], application: &AppName) -> Duration {
-    measured(history, application, &["start", "health"]).unwrap_or_default()
 }

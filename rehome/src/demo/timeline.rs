@@ -220,6 +220,7 @@ fn bars(counts: &[usize]) -> String {
 /// The letter that stands for a phase.
 fn letter(phase: &str) -> char {
     match phase {
+        "queue" => 'q',
         "prepare" => 'P',
         "precopy" => 'c',
         "park" => 'p',

@@ -104,7 +104,7 @@ impl Feed {
 /// A migration on one line, as it stands.
 pub(super) fn line(migration: &Migration) -> String {
     let what = match (&migration.state, &migration.now) {
-        (MigrationState::Running, Some(now)) => migration::now(now),
+        (MigrationState::Running, Some(now)) => migration::now(now, migration.throttled),
         (MigrationState::Running, None) => "begins".to_owned(),
         (
             MigrationState::Done
@@ -136,6 +136,7 @@ mod tests {
                 rate: Bytes(0),
                 predicted_window: None,
                 elapsed: Duration::from_secs(1),
+                waits: None,
             }),
             ..sample::migration(MigrationState::Running)
         }

@@ -13,9 +13,13 @@ pub(crate) fn title(migration: &Migration) -> String {
     )
 }
 
-/// What a running migration does now: phase, round, bytes, rate, predicted window.
-pub(crate) fn now(now: &MigrationNow) -> String {
+/// What a running migration does now: phase, round, bytes, rate, how hard the application is held
+/// back, predicted window.
+pub(crate) fn now(now: &MigrationNow, throttled: Option<u8>) -> String {
     let mut parts = vec![now.phase.clone()];
+    if let Some(why) = &now.waits {
+        parts.push(format!("waits: {why}"));
+    }
     if now.round > 0 {
         parts.push(format!("round {}", now.round));
     }
@@ -24,6 +28,9 @@ pub(crate) fn now(now: &MigrationNow) -> String {
     }
     if now.rate > Bytes(0) {
         parts.push(format!("{}/s", now.rate));
+    }
+    if let Some(percent) = throttled.filter(|_| now.round > 0) {
+        parts.push(format!("held back by {percent} %"));
     }
     if let Some(window) = now.predicted_window {
         parts.push(format!("predicted window {}", seconds(window)));
@@ -65,8 +72,12 @@ pub(crate) fn details(migration: &Migration) -> String {
         table(&["  PHASE", "TIME", "SHARE"], &rows)
     };
     let window = migration.window_seconds.map(|window| {
+        let predicted = migration
+            .predicted_window
+            .map(|predicted| format!(", predicted {}", seconds(predicted)))
+            .unwrap_or_default();
         format!(
-            "  window       {} = platform {} + application {}\n",
+            "  window       {} = platform {} + application {}{predicted}\n",
             seconds(window.platform + window.application),
             seconds(window.platform),
             seconds(window.application),
@@ -83,7 +94,18 @@ pub(crate) fn details(migration: &Migration) -> String {
         count(migration.rounds.len(), "round"),
         rounds(migration),
     );
-    [head, phases, window.unwrap_or_default(), connections, sent].concat()
+    let held = migration
+        .throttled
+        .map(|percent| format!("  held back    by {percent} % before the window\n"));
+    [
+        head,
+        phases,
+        window.unwrap_or_default(),
+        connections,
+        sent,
+        held.unwrap_or_default(),
+    ]
+    .concat()
 }
 
 fn rounds(migration: &Migration) -> String {
@@ -115,7 +137,7 @@ fn phases(migration: &Migration) -> impl Iterator<Item = (&str, f64)> {
 /// Whose time a phase is: the application's, Rehome's, or nobody's because clients are served.
 fn share(phase: &str) -> &'static str {
     match phase {
-        "prepare" | "precopy" | "park" | "drain" => "before the window",
+        "queue" | "prepare" | "precopy" | "park" | "drain" => "before the window",
         "stop" | "health" => "application",
         "flush" | "final_delta" | "release" | "adopt" | "start" | "open" => "platform",
         _ => NOTHING,
@@ -174,9 +196,10 @@ mod tests {
             rate: Bytes(40 << 20),
             predicted_window: Some(1.25),
             elapsed: Duration::from_secs(3),
+            waits: None,
         };
         assert_eq!(
-            now(&value),
+            now(&value, None),
             "precopy, round 2, 12.0 MiB, 40.0 MiB/s, predicted window 1.25 s"
         );
         value = MigrationNow {
@@ -187,13 +210,24 @@ mod tests {
             predicted_window: None,
             ..value
         };
-        assert_eq!(now(&value), "stop");
+        assert_eq!(now(&value, Some(30)), "stop");
+        value.round = 3;
+        assert_eq!(now(&value, Some(30)), "stop, round 3, held back by 30 %");
+        value = MigrationNow {
+            phase: "queue".to_owned(),
+            round: 0,
+            waits: Some("10.0.0.2 is busy with web".to_owned()),
+            ..value
+        };
+        assert_eq!(now(&value, None), "queue, waits: 10.0.0.2 is busy with web");
     }
 
     #[test]
     fn details_list_phases_in_their_order_with_their_share() {
         let mut value = migration(MigrationState::Done);
         value.phases.insert("anneal".to_owned(), 1.0);
+        value.predicted_window = Some(0.9);
+        value.throttled = Some(30);
         assert_eq!(
             details(&value),
             "db 10.0.0.1 → 10.0.0.2: done, window 850 ms\n\
@@ -204,9 +238,10 @@ mod tests {
              \x20 start    250 ms  platform\n\
              \x20 health   100 ms  application\n\
              \x20 anneal   1.00 s  -\n\
-             \x20 window       850 ms = platform 250 ms + application 600 ms\n\
+             \x20 window       850 ms = platform 250 ms + application 600 ms, predicted 900 ms\n\
              \x20 connections  5 drained, 12 parked, 0 refused\n\
-             \x20 sent         42.0 MiB in all, 2 rounds before the window: 40.0 MiB in 3.00 s, 2.00 MiB in 200 ms\n"
+             \x20 sent         42.0 MiB in all, 2 rounds before the window: 40.0 MiB in 3.00 s, 2.00 MiB in 200 ms\n\
+             \x20 held back    by 30 % before the window\n"
         );
     }
 

@@ -82,6 +82,8 @@ pub(crate) fn migration(state: MigrationState) -> Migration {
             platform: 0.25,
             application: 0.6,
         }),
+        predicted_window: None,
+        throttled: None,
         bytes: Bytes(42 << 20),
         connections: Connections {
             drained: 5,

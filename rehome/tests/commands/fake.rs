@@ -333,3 +333,13 @@ pub(crate) fn accepted() -> Value {
         "kind": {"change": "move", "from": "10.0.0.1", "to": "10.0.0.2", "volumes": true},
     }]})
 }
+
+/// What a move of `db` would take.
+pub(crate) fn prediction() -> Value {
+    json!({
+        "bytes": 4096, "delta": true, "base": "mig-01jd-final-1", "dirty_rate": 1024,
+        "bandwidth": 8_388_608, "rounds": 2, "copy_seconds": 0.25,
+        "window_seconds": 1.5, "window": {"platform": 1.0, "application": 0.5},
+        "throttled": null, "gives_up": null, "basis": "one move before",
+    })
+}

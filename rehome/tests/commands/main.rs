@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod deploy;
+mod drain;
 mod fake;
 mod moves;
 mod questions;

@@ -3,7 +3,7 @@
 use axum::http::StatusCode;
 use serde_json::json;
 
-use crate::fake::{Fake, accepted, application, migration, progress, status};
+use crate::fake::{Fake, accepted, application, migration, prediction, progress, status};
 
 const STATUS: &str = "GET /v1/status";
 const MOVES: &str = "POST /v1/moves";
@@ -109,15 +109,16 @@ async fn unknown_names_are_answered_with_the_known_ones() -> anyhow::Result<()> 
 async fn a_dry_run_predicts_and_moves_nothing() -> anyhow::Result<()> {
     let fake = Fake::start().await?;
     fake.answers(STATUS, status());
-    let prediction =
-        json!({"bytes": 4096, "delta": true, "window_seconds": 1.5, "basis": "one move before"});
+    let prediction = prediction();
     fake.answers("POST /v1/predictions", prediction.clone());
     let ended = fake
         .rehome(&["move", "db", "--to", "10.0.0.2", "--dry-run"])
         .await?;
     assert_eq!(ended.status, Some(0), "{ended:?}");
     assert!(
-        ended.out.contains("predicted window  1.50 s"),
+        ended
+            .out
+            .contains("predicted window  1.50 s = platform 1.00 s + application 500 ms"),
         "{}",
         ended.out
     );

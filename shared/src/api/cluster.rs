@@ -8,6 +8,7 @@
 //! | `GET /v1/deployments/current` | → [`Desired`] |
 //! | `GET /v1/progress` | → [`Progress`] of the current deployment |
 //! | `POST /v1/moves` | [`MoveRequest`] → [`DeployReply`] |
+//! | `POST /v1/drains` | [`DrainRequest`] → [`DeployReply`] |
 //! | `POST /v1/predictions` | [`MoveRequest`] → [`Prediction`] |
 //! | `GET /v1/migrations` | → list of [`Migration`], oldest first |
 //! | `GET /v1/migrations/{id}` | → [`Migration`] |
@@ -131,6 +132,16 @@ pub struct MoveRequest {
     pub to: HostAddr,
 }
 
+/// `POST /v1/drains`: everything that is placed on a host goes to the others.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrainRequest {
+    /// Which host.
+    pub host: HostAddr,
+    /// Only say what would happen.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
 /// `POST /v1/predictions`: what a move would take.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Prediction {
@@ -138,8 +149,32 @@ pub struct Prediction {
     pub bytes: Bytes,
     /// Whether the destination has a common snapshot already, so that a delta is enough.
     pub delta: bool,
+    /// That snapshot.
+    #[serde(default)]
+    pub base: Option<String>,
+    /// Bytes per second that the application wrote just now; `None` when that is not known.
+    #[serde(default)]
+    pub dirty_rate: Option<Bytes>,
+    /// Bytes per second that the way to the destination is expected to take.
+    #[serde(default)]
+    pub bandwidth: Bytes,
+    /// The expected number of rounds before the window.
+    #[serde(default)]
+    pub rounds: u32,
+    /// How long they take, in seconds.
+    #[serde(default)]
+    pub copy_seconds: f64,
     /// The predicted window, in seconds.
     pub window_seconds: f64,
+    /// Its two shares.
+    #[serde(default)]
+    pub window: Option<Window>,
+    /// How much less of the processor the application would have in the end, in percent.
+    #[serde(default)]
+    pub throttled: Option<u8>,
+    /// Why the move would be given up as things are now.
+    #[serde(default)]
+    pub gives_up: Option<String>,
     /// What it rests on, for people.
     pub basis: String,
 }
@@ -335,6 +370,12 @@ pub struct Migration {
     pub phases: BTreeMap<String, f64>,
     /// The window; `None` until the destination serves, or when there was none.
     pub window_seconds: Option<Window>,
+    /// The window in seconds, as predicted when the rounds ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub predicted_window: Option<f64>,
+    /// How much less of the processor the application had in the rounds, in percent, at the most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub throttled: Option<u8>,
     /// Bytes sent in all.
     pub bytes: Bytes,
     /// What happened to connections.
@@ -347,7 +388,8 @@ pub struct Migration {
 }
 
 /// The phases of a move in their order; [`Migration::phases`] is keyed by these.
-pub const PHASES: [&str; 12] = [
+pub const PHASES: [&str; 13] = [
+    "queue",
     "prepare",
     "precopy",
     "park",
@@ -407,4 +449,7 @@ pub struct MigrationNow {
     /// Seconds since the migration began.
     #[serde(with = "seconds")]
     pub elapsed: Duration,
+    /// What it waits for, while it cannot begin.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waits: Option<String>,
 }

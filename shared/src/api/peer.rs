@@ -6,6 +6,7 @@
 //! | `POST /peer/v1/preflight` | [`super::cluster::Desired`] → [`PreflightReply`] | the host that takes a deployment → all |
 //! | `PUT /peer/v1/desired` | [`super::cluster::Desired`] → [`Accepted`] | the same |
 //! | `POST /peer/v1/gossip` | [`Gossip`] → [`Gossip`] | anyone |
+//! | `POST /peer/v1/volumes` | [`VolumesQuery`] → [`VolumesReply`] | source → destination, for a prediction |
 //! | `POST /peer/v1/handoffs/{id}/prepare` | [`Offer`] → [`Ready`] | source → destination |
 //! | `PUT /peer/v1/handoffs/{id}/stream` | a backend's stream in frames, [`StreamQuery`] → [`Received`] | |
 //! | `GET /peer/v1/handoffs/{id}/stream` | `?stream=ID` → [`StreamProgress`] | |
@@ -92,6 +93,20 @@ pub struct PreflightReply {
 pub struct Accepted {
     /// The generation that the host follows now.
     pub generation: DeploymentGeneration,
+}
+
+/// What does a host have of these volumes?
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumesQuery {
+    /// The volumes.
+    pub datasets: Vec<DatasetId>,
+}
+
+/// What a host has of volumes that it was asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumesReply {
+    /// Guids of the snapshots of each, oldest first; nothing of those that it does not have.
+    pub snapshots: BTreeMap<DatasetId, Vec<String>>,
 }
 
 /// What hosts tell each other again and again. The larger version wins everywhere.

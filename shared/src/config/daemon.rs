@@ -210,7 +210,7 @@ impl Default for ProxyEndpoint {
 /// What migrated refuses for being too much.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MigratedLimits {
-    /// Migrations that this host sends at the same time; more wait.
+    /// Migrations that this host sends at the same time, and as many that it takes; more wait.
     pub concurrent_migrations: u32,
     /// Bytes per second that all migrations of this host may send together.
     pub bandwidth: Option<Bytes>,

@@ -217,8 +217,9 @@ pub enum OnStall {
     /// Cut over if the predicted window fits the hard cap, else abort.
     #[default]
     Cutover,
-    /// Slow the application down and go on. This version does not slow it down: it goes on with
-    /// rounds as [`OnStall::Wait`] does.
+    /// Give the application less and less of the processor until the rounds shrink; cut over at
+    /// the end of that if the predicted window fits the hard cap, else abort. Where it cannot be
+    /// held back, go on as [`OnStall::Wait`] does.
     Throttle,
     /// Go on with rounds until the writes calm down.
     Wait,

@@ -326,3 +326,31 @@ fn an_unclosed_handoff_that_served_stays_for_its_source_to_ask() {
         1
     );
 }
+
+#[test]
+fn what_comes_is_counted_until_it_is_served_or_over() {
+    let coming = |records: &[Record], name: &str| {
+        let registry = Registry::replay(records);
+        super::coming(&registry, &application_named(name)).count()
+    };
+    assert_eq!(coming(&[], "other"), 0);
+    let steps = [
+        (reserved(1), 1),
+        (verified(1), 1),
+        (destination(1, DestinationRecord::Adopted), 1),
+        (destination(1, DestinationRecord::Serving), 0),
+    ];
+    let mut records = Vec::new();
+    for (record, want) in steps {
+        records.push(record);
+        assert_eq!(coming(&records, "other"), want, "{records:?}");
+        // A newer move of the same application takes its place.
+        assert_eq!(coming(&records, application().as_str()), 0);
+    }
+    let dropped = [reserved(1), destination(1, DestinationRecord::Dropped)];
+    assert_eq!(coming(&dropped, "other"), 0);
+}
+
+fn application_named(name: &str) -> rehome_shared::ids::AppName {
+    rehome_shared::ids::AppName::try_new(name).unwrap()
+}

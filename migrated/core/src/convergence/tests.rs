@@ -1,10 +1,12 @@
 use std::time::Duration;
 
+use proptest::prelude::*;
 use rehome_shared::api::cluster::Round;
 use rehome_shared::config::model::{MigrationLimits, OnStall};
 use rehome_shared::units::Bytes;
 
-use super::{Decision, Observed, decide, predict};
+use super::throttle::Throttle;
+use super::{Decision, Observed, bandwidth, decide, pending, predict};
 
 const MIB: u64 = 1 << 20;
 
@@ -21,6 +23,8 @@ fn observed<'a>(rounds: &'a [Round], gaps: &'a [f64]) -> Observed<'a> {
         gaps,
         running: true,
         fixed: Duration::from_secs(1),
+        throttle: Some(Throttle::FREE),
+        held: 2,
     }
 }
 
@@ -194,7 +198,8 @@ fn a_stall_cuts_over_within_the_hard_cap_and_aborts_beyond_it() {
 }
 
 #[test]
-fn waiting_and_throttling_go_on_but_not_for_ever() {
+fn waiting_goes_on_but_not_for_ever() {
+    // What cannot be held back is waited for.
     for on_stall in [OnStall::Wait, OnStall::Throttle] {
         let few = MigrationLimits {
             max_rounds: 3,
@@ -202,18 +207,146 @@ fn waiting_and_throttling_go_on_but_not_for_ever() {
         };
         let mut rounds = STALLED.to_vec();
         let mut gaps = STALLED_GAPS.to_vec();
-        while let Decision::Again { predicted } = decide(&observed(&rounds, &gaps), &few) {
+        let seen = |rounds: &[Round], gaps: &[f64]| {
+            let seen = Observed {
+                throttle: None,
+                ..observed(rounds, gaps)
+            };
+            decide(&seen, &few)
+        };
+        while let Decision::Again { predicted } = seen(&rounds, &gaps) {
             assert!(predicted.is_some());
             assert!(rounds.len() <= 24, "{on_stall:?} never ends");
             rounds.push(STALLED[0]);
             gaps.push(10.0);
         }
         assert_eq!(rounds.len(), 24, "{on_stall:?}");
-        assert!(matches!(
-            decide(&observed(&rounds, &gaps), &few),
-            Decision::Abort { .. }
-        ));
+        match seen(&rounds, &gaps) {
+            Decision::Abort { reason } => {
+                assert!(reason.contains("over the budget of 3.0 s"), "{reason}");
+            }
+            other => panic!("{other:?}"),
+        }
     }
+}
+
+#[test]
+fn a_writer_is_held_back_harder_with_each_round_that_does_not_help() {
+    let mut throttle = Throttle::FREE;
+    let mut steps = Vec::new();
+    let last = loop {
+        let seen = Observed {
+            throttle: Some(throttle),
+            ..observed(&STALLED, &STALLED_GAPS)
+        };
+        match decide(&seen, &limits(OnStall::Throttle)) {
+            Decision::Throttle { throttle: next, .. } => throttle = next,
+            other => break other,
+        }
+        steps.push(throttle.percent());
+    };
+    assert_eq!(steps, [20, 30, 40, 50, 60, 70, 80, 90, 99]);
+    match last {
+        Decision::Abort { reason } => {
+            assert!(
+                reason.contains("though it was held back by 99 %"),
+                "{reason}"
+            );
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_step_is_judged_by_the_second_round_after_it() {
+    let step = Throttle::FREE.harder();
+    for (held, judged) in [(0, false), (1, false), (2, true), (3, true)] {
+        let seen = Observed {
+            throttle: step,
+            held,
+            ..observed(&STALLED, &STALLED_GAPS)
+        };
+        let decision = decide(&seen, &limits(OnStall::Throttle));
+        let harder = matches!(decision, Decision::Throttle { .. });
+        assert_eq!(harder, judged, "{held}: {decision:?}");
+    }
+    // Nobody waits before the first step.
+    let free = Observed {
+        held: 0,
+        ..observed(&STALLED, &STALLED_GAPS)
+    };
+    let decision = decide(&free, &limits(OnStall::Throttle));
+    assert!(matches!(decision, Decision::Throttle { .. }));
+}
+
+#[test]
+fn one_that_was_held_back_to_the_end_cuts_over_within_the_hard_cap() {
+    let mut most = Throttle::FREE;
+    while let Some(harder) = most.harder() {
+        most = harder;
+    }
+    let seen = Observed {
+        throttle: Some(most),
+        ..observed(&STALLED, &STALLED_GAPS)
+    };
+    let wide = MigrationLimits {
+        hard_cap: Duration::from_secs(14),
+        ..limits(OnStall::Throttle)
+    };
+    assert!(matches!(decide(&seen, &wide), Decision::CutOver { .. }));
+}
+
+#[test]
+fn while_the_rounds_shrink_nobody_is_held_back() {
+    let rounds = [round(4000, 40.0), round(2000, 20.0), round(1600, 16.0)];
+    let decision = decide(
+        &observed(&rounds, &[0.0, 40.0, 20.0]),
+        &limits(OnStall::Throttle),
+    );
+    assert!(matches!(decision, Decision::Again { .. }), "{decision:?}");
+}
+
+#[test]
+fn holding_back_is_not_tried_against_what_it_cannot_shorten() {
+    // Stop and start take longer than the budget: only the hard cap can be kept.
+    let slow = |fixed| Observed {
+        fixed: Duration::from_secs(fixed),
+        ..observed(&STALLED, &STALLED_GAPS)
+    };
+    let wide = MigrationLimits {
+        hard_cap: Duration::from_secs(17),
+        ..limits(OnStall::Throttle)
+    };
+    let fits = decide(&slow(4), &wide);
+    assert!(matches!(fits, Decision::CutOver { .. }), "{fits:?}");
+    let helps = decide(&slow(6), &wide);
+    assert!(matches!(helps, Decision::Throttle { .. }), "{helps:?}");
+    match decide(&slow(18), &wide) {
+        Decision::Abort { reason } => {
+            assert!(reason.contains("raise migration.hard_cap"), "{reason}");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn what_is_left_to_send_grows_with_the_time_since_the_last_snapshot() {
+    // 10 MiB in 10 s, twice: 1 MiB/s.
+    let rounds = [round(1000, 10.0), round(10, 0.1), round(10, 0.1)];
+    let gaps = [0.0, 10.0, 10.0];
+    assert_eq!(pending(&rounds, &gaps, Duration::ZERO), Bytes(0));
+    assert_eq!(
+        pending(&rounds, &gaps, Duration::from_secs(7)),
+        Bytes(7 * MIB)
+    );
+    assert_eq!(
+        pending(&rounds[..1], &gaps[..1], Duration::from_secs(7)),
+        Bytes(0)
+    );
+    assert_eq!(
+        bandwidth(&rounds, &MigrationLimits::default()),
+        Bytes(100 * MIB)
+    );
 }
 
 #[test]
@@ -240,5 +373,68 @@ fn an_application_that_starts_slower_than_the_cap_is_told_apart_from_one_that_wr
             assert!(reason.contains("raise migration.hard_cap"), "{reason}");
         }
         other => panic!("{other:?}"),
+    }
+}
+
+fn any_on_stall() -> impl Strategy<Value = OnStall> {
+    prop_oneof![
+        Just(OnStall::Abort),
+        Just(OnStall::Cutover),
+        Just(OnStall::Throttle),
+        Just(OnStall::Wait),
+    ]
+}
+
+proptest! {
+    /// Whatever is observed: nobody is cut over past the hard cap, or past the budget where the
+    /// user does not want that; nobody is held back who did not ask for it; every end has a reason.
+    #[test]
+    fn every_answer_keeps_the_limits(
+        seen in prop::collection::vec((0_u64..10_000, 0.0_f64..100.0, 0.0_f64..100.0), 1..40),
+        fixed in 0_u64..20_000, budget in 1_u64..20_000, slack in 0_u64..20_000,
+        step in prop::option::of(0_usize..10), held in 0_usize..4,
+        on_stall in any_on_stall(), max_rounds in 1_u32..20,
+    ) {
+        let rounds: Vec<Round> = seen.iter().map(|(size, time, _)| round(*size, *time)).collect();
+        let gaps: Vec<f64> = seen.iter().map(|(_, _, gap)| *gap).collect();
+        let steps: Vec<Throttle> =
+            std::iter::successors(Some(Throttle::FREE), |now| now.harder()).collect();
+        let observed = Observed {
+            rounds: &rounds,
+            gaps: &gaps,
+            running: true,
+            fixed: Duration::from_millis(fixed),
+            throttle: step.map(|step| steps[step]),
+            held,
+        };
+        let limits = MigrationLimits {
+            max_rounds,
+            downtime_budget: Duration::from_millis(budget),
+            hard_cap: Duration::from_millis(budget + slack),
+            ..limits(on_stall)
+        };
+        match decide(&observed, &limits) {
+            Decision::CutOver { predicted } => {
+                prop_assert!(predicted <= limits.hard_cap);
+                let patient = matches!(on_stall, OnStall::Abort | OnStall::Wait);
+                prop_assert!(!patient || predicted <= limits.downtime_budget);
+            }
+            Decision::Throttle { throttle, predicted } => {
+                prop_assert_eq!(on_stall, OnStall::Throttle);
+                prop_assert!(observed.throttle < Some(throttle) && observed.throttle.is_some());
+                prop_assert!(predicted > limits.downtime_budget);
+            }
+            Decision::Abort { reason } => {
+                prop_assert!(!reason.is_empty());
+                let count = u32::try_from(rounds.len()).unwrap();
+                let stalled = count >= max_rounds || rounds.len() >= 2;
+                prop_assert!(stalled, "given up after {} rounds", count);
+            }
+            Decision::Again { .. } => {
+                let count = u32::try_from(rounds.len()).unwrap();
+                let tells = on_stall == OnStall::Throttle && step > Some(0) && held < 2;
+                prop_assert!(count < max_rounds * 8 || count == 1 || tells);
+            }
+        }
     }
 }

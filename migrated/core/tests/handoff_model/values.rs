@@ -207,6 +207,8 @@ pub(crate) fn report(migration: &SourceMigration) -> Box<Migration> {
         rounds: Vec::new(),
         phases: BTreeMap::new(),
         window_seconds: None,
+        predicted_window: None,
+        throttled: None,
         bytes: Bytes(0),
         connections: Connections::default(),
         error: None,
