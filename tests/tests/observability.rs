@@ -16,7 +16,7 @@ const RULE_TESTS: &str = "config/prometheus/rules_test.yml";
 const DASHBOARD: &str = "config/grafana/dashboard.json";
 
 /// Every metric that Rehome promises, as Prometheus shows it.
-const METRICS: [&str; 17] = [
+const METRICS: [&str; 18] = [
     "rehome_applications",
     "rehome_build_info",
     "rehome_config_reloads_total",
@@ -24,6 +24,7 @@ const METRICS: [&str; 17] = [
     "rehome_migration_phase_seconds",
     "rehome_migration_raw_bytes_total",
     "rehome_migration_stream_resumes_total",
+    "rehome_migration_window_error_seconds",
     "rehome_migration_window_seconds",
     "rehome_migrations_total",
     "rehome_proxy_bytes_total",

@@ -1,0 +1,81 @@
+//! Several moves at once: each application in its own hand, and no host overrun.
+
+use std::net::SocketAddr;
+
+use anyhow::{Context as _, ensure};
+use rehome_tests::cluster::Migration;
+use rehome_tests::deployment::{Deployment, changed};
+use rehome_tests::lab::{Lab, Runtime, with_lab};
+use rehome_tests::load::{Load, block_on};
+use rehome_tests::store::{Redis, Store as _};
+use serde_json::json;
+
+/// Three stores: name, port, and the hosts between which each moves.
+type Plan = [(&'static str, u16, usize, usize); 3];
+
+fn deployment(plan: &Plan, after: bool) -> Deployment {
+    let slow = json!({"migration": {"bandwidth_limit": "8MiB"}});
+    plan.iter()
+        .fold(Deployment::new(), |all, (name, port, from, to)| {
+            let host = if after { to } else { from };
+            all.with(name, *host, &changed(&Redis.body(*port), &slow))
+        })
+}
+
+/// Moves the stores under load, each with something to copy; nobody is refused and nothing lost.
+fn all_at_once(lab: &Lab, plan: &Plan) -> anyhow::Result<Vec<Migration>> {
+    lab.deploy(&deployment(plan, false))?.ok()?;
+    let mut loads = Vec::new();
+    for (name, port, from, _) in plan {
+        lab.wait_running(name, *from)?;
+        let doors: Vec<SocketAddr> = lab.doors(*port)?;
+        block_on(Redis.ballast(doors[0], 24))?;
+        let load = Load::start(Redis, &doors, 3)?;
+        load.wait_served(9)?;
+        loads.push((load, doors));
+    }
+
+    lab.deploy(&deployment(plan, true))?.ok()?;
+
+    for (load, doors) in loads {
+        load.wait_served(9)?;
+        load.stop_and_verify(&doors)?.all_served()?;
+    }
+    for (name, _, from, to) in plan {
+        let moved = lab.wait_running(name, *to)?;
+        ensure!(moved.epoch == 2, "{name}: {moved:?}");
+        let here = lab.host(*from)?.processes()?;
+        let comes = plan.iter().any(|(_, _, _, other)| other == from);
+        ensure!(comes || !here.contains("redis-server"), "left: {here}");
+    }
+    let migrations = lab.migrations()?;
+    ensure!(
+        migrations.len() == 3 && migrations.iter().all(|m| m.state() == "done"),
+        "{migrations:?}"
+    );
+    Ok(migrations)
+}
+
+#[test]
+fn three_applications_move_at_once_between_two_hosts_under_load() -> anyhow::Result<()> {
+    with_lab(Runtime::Process, &[], |lab| {
+        all_at_once(
+            lab,
+            &[("a", 7001, 1, 2), ("b", 7002, 1, 2), ("c", 7003, 2, 1)],
+        )
+        .map(drop)
+    })
+}
+
+/// Two hosts give, one takes: as many come there at a time as it may take, and the others wait.
+#[test]
+fn what_comes_to_a_busy_host_waits_for_its_turn() -> anyhow::Result<()> {
+    with_lab(Runtime::Process, &[], |lab| {
+        let plan = [("a", 7001, 1, 2), ("b", 7002, 1, 2), ("c", 7003, 3, 2)];
+        let migrations = all_at_once(lab, &plan)?;
+        let waited = |m: &&Migration| m.0["phases"]["queue"].as_f64() > Some(0.0);
+        let turn = migrations.iter().find(waited);
+        turn.with_context(|| format!("nobody waited: {migrations:?}"))?;
+        Ok(())
+    })
+}
