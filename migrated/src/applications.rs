@@ -2,10 +2,14 @@
 //! stopping it until nothing of it is left.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use migrated_core::record::Record;
 use migrated_core::registry::Ownership;
+use migrated_core::stamp::{Of, Stamp};
+use rehome_runtime::backoff::Backoff;
+use rehome_runtime::report::Report;
 use rehome_shared::api::peer::VolumeIdentity;
 use rehome_shared::config::links;
 use rehome_shared::config::model::Application;
@@ -260,6 +264,12 @@ pub async fn restart(
     application: &AppName,
     spec: &Application,
 ) -> Result<Instance, LaunchError> {
+    let owned = host
+        .ledger
+        .read(|registry| registry.owned(application).cloned());
+    if let Some(owned) = owned {
+        hold_volumes(host, application, &owned).await?;
+    }
     let instance = host.runtime.start(application).await?;
     note_start(host, application);
     drop(host.observe().await);
@@ -335,22 +345,9 @@ async fn provide_volumes(
                 Ok(()) | Err(StorageError::Exists(_)) => {}
                 Err(error) => return Err(error.into()),
             }
-        } else {
-            let info = host.storage.inspect(&identity.dataset).await?;
-            if !info.is_some_and(|info| info.live) {
-                return Err(LaunchError::VolumeMissing {
-                    application: application.clone(),
-                    name: identity.name.to_string(),
-                });
-            }
         }
-        host.storage
-            .stamp(
-                &identity.dataset,
-                &stamp(host, application, owned.epoch, identity),
-            )
-            .await?;
     }
+    hold_volumes(host, application, owned).await?;
     if !owned.unmade.is_empty() {
         let application = application.clone();
         host.ledger
@@ -360,21 +357,91 @@ async fn provide_volumes(
     Ok(())
 }
 
-/// What stands on a volume that this host owns.
-#[must_use]
-pub fn stamp(
+/// Insists on the volumes of an application that this host owns, and stamps them as held, all
+/// before it runs on them: what is stamped otherwise might be given to another host for the asking
+/// if the journal were lost.
+///
+/// # Errors
+/// [`LaunchError`]; it must not be started.
+///
+/// # Cancel safety
+/// May have stamped some; call it again.
+pub(crate) async fn hold_volumes(
     host: &Host,
     application: &AppName,
-    epoch: Epoch,
-    identity: &VolumeIdentity,
-) -> crate::storage::Stamp {
-    crate::storage::Stamp {
-        application: application.clone(),
-        volume: identity.name.clone(),
-        owner: host.address.clone(),
-        epoch,
-        migration: None,
+    owned: &Ownership,
+) -> Result<(), LaunchError> {
+    for identity in &owned.volumes {
+        let info = host.storage.inspect(&identity.dataset).await?;
+        if !info.is_some_and(|info| info.live) {
+            return Err(LaunchError::VolumeMissing {
+                application: application.clone(),
+                name: identity.name.to_string(),
+            });
+        }
     }
+    let of = Of {
+        application,
+        volumes: &owned.volumes,
+    };
+    for identity in &owned.volumes {
+        let stamp = Stamp::held(of, identity, &host.address, owned.epoch);
+        host.storage.stamp(&identity.dataset, &stamp).await?;
+    }
+    Ok(())
+}
+
+/// Stamps the volumes of an application as held as soon as that is possible: it runs here already.
+pub(crate) fn hold_later(host: &Arc<Host>, application: &AppName) {
+    let (owner, application) = (Arc::clone(host), application.clone());
+    let stop = host.supervisor.token().clone();
+    let work = async move {
+        let mut pause = Backoff::new(Duration::from_secs(1), Duration::from_mins(1));
+        loop {
+            tokio::time::sleep(pause.next_delay()).await;
+            // The next handoff stamps them by itself, and not while this looks.
+            let _held = owner.hold(&application).await;
+            let owned = owner.ledger.read(|registry| {
+                let moves = registry.source_of(&application).is_some();
+                let owned = registry.owned(&application).cloned();
+                owned.filter(|_| !moves)
+            });
+            let Some(owned) = owned else { return };
+            match hold_volumes(&owner, &application, &owned).await {
+                Ok(()) => return,
+                Err(error) => {
+                    let error = Report(&error).to_string();
+                    tracing::warn!(%application, error, "its volumes cannot be stamped as held yet");
+                }
+            }
+        }
+    };
+    host.spawn("stamp", async move {
+        // At a stop it is left: the next start of the application stamps them.
+        stop.run_until_cancelled(work).await;
+    });
+}
+
+/// Stamps what this host gave away, where there is anything of it.
+///
+/// # Errors
+/// [`StorageError`].
+///
+/// # Cancel safety
+/// May have stamped some; call it again.
+pub(crate) async fn mark_gone(
+    host: &Host,
+    of: Of<'_>,
+    to: &HostAddr,
+    epoch: Epoch,
+) -> Result<(), StorageError> {
+    for identity in of.volumes {
+        if host.storage.inspect(&identity.dataset).await?.is_some() {
+            let stamp = Stamp::gone(of, identity, to, epoch);
+            host.storage.stamp(&identity.dataset, &stamp).await?;
+        }
+    }
+    Ok(())
 }
 
 /// Stops an application until nothing of it is left, and removes its instance.

@@ -13,13 +13,14 @@ use rehome_runtime::http_client::ClientError;
 use rehome_shared::api::cluster::Desired;
 use rehome_shared::api::peer::{HostReport, VolumeIdentity};
 use rehome_shared::config::model::Application;
-use rehome_shared::ids::{AppName, HostAddr};
+use rehome_shared::ids::{AppName, DatasetId, HostAddr};
 use tokio::time::Instant;
 
 use crate::desired;
 use crate::host::Host;
 use crate::ledger::LedgerError;
 use crate::reconcile::identity;
+use crate::storage::StorageError;
 
 /// Why an application is not born yet.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +47,19 @@ pub enum BirthError {
         /// The host.
         host: HostAddr,
     },
+    /// There are volumes of one of that name.
+    #[error(
+        "the pool has volume {dataset} of an application {application} that this host does not know: it is not begun anew, empty. Bring its journal back, or remove the volume"
+    )]
+    Leftover {
+        /// The application.
+        application: AppName,
+        /// The volume.
+        dataset: DatasetId,
+    },
+    /// The pool does not say what is in it.
+    #[error("the volumes cannot be listed")]
+    Storage(#[from] StorageError),
     /// A newer deployment came in between.
     #[error("a newer deployment came in between")]
     Superseded,
@@ -131,6 +145,17 @@ async fn try_give(
             }
             Some(objection) => return Err(objection),
         }
+    }
+    let pool = host.storage.list().await?;
+    let left = pool.into_iter().find(|volume| {
+        let stamp = volume.stamp.as_ref();
+        stamp.is_some_and(|stamp| stamp.application == *application)
+    });
+    if let Some(left) = left.filter(|_| !spec.volumes.is_empty()) {
+        return Err(BirthError::Leftover {
+            application: application.clone(),
+            dataset: left.dataset,
+        });
     }
     let volumes: Vec<VolumeIdentity> = spec.volumes.iter().map(identity).collect();
     let record = Record::Born {

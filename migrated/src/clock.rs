@@ -13,6 +13,16 @@ pub fn now() -> UnixMillis {
     UnixMillis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
+/// The time as a part of a file's name: RFC 3339 in its compact form, to the second.
+#[must_use]
+pub fn compact(at: UnixMillis) -> String {
+    let whole = UnixMillis(at.0 / 1000 * 1000);
+    let plain = rfc3339(whole);
+    let digits = plain.split('.').next().unwrap_or_default();
+    let compact: String = digits.chars().filter(|c| !"-:".contains(*c)).collect();
+    format!("{compact}Z")
+}
+
 /// RFC 3339 with milliseconds.
 #[must_use]
 pub fn rfc3339(at: UnixMillis) -> String {

@@ -489,20 +489,16 @@ pub async fn close(
 
 /// Takes up the handoffs that the journal knows: after a restart.
 pub fn recover(host: &Arc<Host>) {
-    let open: Vec<(MigrationId, HandoffState)> = host.ledger.read(|registry| {
-        registry
-            .destinations()
-            .iter()
-            .map(|(id, handoff)| (id.clone(), handoff.state()))
-            .collect()
-    });
-    for (id, state) in open {
-        match state {
-            HandoffState::Owned => serve::spawn(host, &id),
-            HandoffState::Dropped => discard::spawn(host, &id),
+    let open: Vec<DestinationHandoff> = host
+        .ledger
+        .read(|registry| registry.destinations().values().cloned().collect());
+    for handoff in open {
+        match handoff.state() {
+            HandoffState::Owned => serve::spawn(host, &handoff.id),
+            HandoffState::Dropped => discard::spawn(host, &handoff.id),
+            HandoffState::Returned => serve::spawn_mark_returned(host, handoff),
             // What runs and what is open follows from who owns it: the reconcile loop's.
             HandoffState::Serving
-            | HandoffState::Returned
             | HandoffState::Reserved
             | HandoffState::Verified
             | HandoffState::Unknown => {}

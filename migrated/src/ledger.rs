@@ -5,24 +5,23 @@
 //! applies them, and only then answers. So decisions are serial, a record is durable before
 //! anybody acts on it, and a caller that goes away cannot leave a record half taken.
 
-use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+mod file;
 
-use migrated_core::journal::{self, Corrupt, EncodeError, MAGIC, Position};
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use migrated_core::journal::{Corrupt, EncodeError};
 use migrated_core::record::Record;
 use migrated_core::registry::Registry;
+use rehome_runtime::report::Report;
 use tokio::sync::{mpsc, oneshot, watch};
+
+use self::file::Writer;
+pub use self::file::{Place, Present};
 
 /// Decisions that may wait for the disk; more callers than this wait to enqueue.
 const QUEUE: usize = 64;
-
-/// A daemon that holds the journal gets so long to end, with pauses of so long.
-const LOCK_PATIENCE: Duration = Duration::from_secs(3);
-const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
 /// Why the journal cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -40,7 +39,7 @@ pub enum LedgerError {
     },
     /// Its bytes cannot be believed.
     #[error(
-        "the journal {} is damaged: migrated does not guess who owns what. Keep the file, and restore it or ask for help",
+        "the journal {} cannot be believed: migrated does not guess who owns what. Keep the file",
         path.display()
     )]
     Corrupt {
@@ -54,8 +53,8 @@ pub enum LedgerError {
     #[error("cannot write a record")]
     Encode(#[source] EncodeError),
     /// An earlier write failed and could not be undone.
-    #[error("the journal failed earlier; restart migrated when the disk is well again")]
-    Failed,
+    #[error("the journal failed ({0}); restart migrated when the disk is well again")]
+    Failed(String),
     /// The journal's thread is gone.
     #[error("the journal is closed")]
     Closed,
@@ -74,33 +73,52 @@ pub struct Ledger {
     requests: mpsc::Sender<Request>,
     registry: Arc<RwLock<Registry>>,
     changed: watch::Receiver<u64>,
+    problem: watch::Receiver<Option<String>>,
+}
+
+/// What the journal's thread tells everybody.
+struct Announce {
+    /// Counts up with every change of the registry.
+    changed: watch::Sender<u64>,
+    /// Why nothing can be written down, if so.
+    problem: watch::Sender<Option<String>>,
 }
 
 impl Ledger {
-    /// Opens or makes the journal in a directory and reads it. A torn tail is cut off.
+    /// Opens the journal in its place, or begins one, and reads it. A torn tail is cut off.
+    /// Whether one may be begun is the caller's to know: see [`Place::look`].
     ///
     /// # Errors
     /// [`LedgerError`] when it cannot be read, or not be believed.
-    pub fn open(dir: &Path) -> Result<Self, LedgerError> {
-        let path = dir.join("journal");
-        let (writer, registry) = Writer::open(path)?;
+    pub fn open(place: Place) -> Result<Self, LedgerError> {
+        let (writer, registry) = Writer::open(place)?;
+        Self::begin(writer, registry)
+    }
+
+    fn begin(mut writer: Writer, registry: Registry) -> Result<Self, LedgerError> {
+        writer.compact(&registry);
+        let path = writer.path();
         let registry = Arc::new(RwLock::new(registry));
         let (requests, queue) = mpsc::channel(QUEUE);
-        let (announce, changed) = watch::channel(0);
-        let shared = Arc::clone(&registry);
+        let announce = Announce {
+            changed: watch::Sender::new(0),
+            problem: watch::Sender::new(None),
+        };
+        let ledger = Self {
+            requests,
+            registry: Arc::clone(&registry),
+            changed: announce.changed.subscribe(),
+            problem: announce.problem.subscribe(),
+        };
         std::thread::Builder::new()
             .name("journal".to_owned())
-            .spawn(move || run(writer, &shared, queue, &announce))
+            .spawn(move || run(writer, &registry, queue, &announce))
             .map_err(|source| LedgerError::Io {
                 attempt: "start the thread of",
-                path: dir.to_owned(),
+                path,
                 source,
             })?;
-        Ok(Self {
-            requests,
-            registry,
-            changed,
-        })
+        Ok(ledger)
     }
 
     /// Looks at what the journal means now.
@@ -112,6 +130,12 @@ impl Ledger {
     #[must_use]
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changed.clone()
+    }
+
+    /// Why nothing can be written down, while that is so; to look at or to wait on.
+    #[must_use]
+    pub fn problem(&self) -> watch::Receiver<Option<String>> {
+        self.problem.clone()
     }
 
     /// Decides on the registry as it is, and makes the decision's records durable before it
@@ -158,164 +182,41 @@ fn run(
     mut writer: Writer,
     registry: &RwLock<Registry>,
     mut queue: mpsc::Receiver<Request>,
-    announce: &watch::Sender<u64>,
+    announce: &Announce,
 ) {
     while let Some(Request { decide, done }) = queue.blocking_recv() {
         let records = decide(&registry.read().unwrap_or_else(PoisonError::into_inner));
         let result = writer.append(&records);
-        if result.is_ok() && !records.is_empty() {
+        let appended = result.is_ok() && !records.is_empty();
+        if appended {
             let mut registry = registry.write().unwrap_or_else(PoisonError::into_inner);
             for record in &records {
                 registry.apply(record);
             }
             drop(registry);
-            announce.send_modify(|count| *count = count.wrapping_add(1));
+            announce
+                .changed
+                .send_modify(|count| *count = count.wrapping_add(1));
         }
+        let failure = result.as_ref().err().map(|error| Report(error).to_string());
         // A caller that went away does not need the answer.
         drop(done.send(result));
-    }
-}
-
-/// The open file.
-struct Writer {
-    path: PathBuf,
-    file: File,
-    position: Position,
-    length: u64,
-    failed: bool,
-}
-
-impl Writer {
-    fn open(path: PathBuf) -> Result<(Self, Registry), LedgerError> {
-        let io = |attempt| {
-            let path = path.clone();
-            move |source| LedgerError::Io {
-                attempt,
-                path,
-                source,
-            }
-        };
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            // Applications' environments stand in it.
-            .mode(0o600)
-            .open(&path)
-            .map_err(io("open"))?;
-        lock(&file).map_err(io("lock"))?;
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes).map_err(io("read"))?;
-        let scan = journal::scan(&bytes).map_err(|source| LedgerError::Corrupt {
-            path: path.clone(),
-            source,
-        })?;
-        if scan.torn {
-            tracing::warn!(
-                journal.path = %path.display(),
-                journal.believed = scan.believed,
-                journal.length = bytes.len(),
-                "cut a torn record off the journal: a crash interrupted it, and it promised nothing yet"
-            );
+        if appended {
+            writer.compact(&registry.read().unwrap_or_else(PoisonError::into_inner));
         }
-        let mut length = u64::try_from(scan.believed).unwrap_or(u64::MAX);
-        file.set_len(length).map_err(io("cut"))?;
-        file.seek(SeekFrom::Start(length)).map_err(io("seek in"))?;
-        if scan.believed == 0 {
-            file.write_all(MAGIC).map_err(io("write"))?;
-            length = u64::try_from(MAGIC.len()).unwrap_or_default();
-        }
-        file.sync_all().map_err(io("sync"))?;
-        sync_parent(&path).map_err(io("sync the directory of"))?;
-        let registry = Registry::replay(&scan.records);
-        Ok((
-            Self {
-                path,
-                file,
-                position: scan.position,
-                length,
-                failed: false,
-            },
-            registry,
-        ))
-    }
-
-    fn append(&mut self, records: &[Record]) -> Result<(), LedgerError> {
-        if self.failed {
-            return Err(LedgerError::Failed);
-        }
-        if records.is_empty() {
-            return Ok(());
-        }
-        let mut bytes = Vec::new();
-        let mut position = self.position;
-        for record in records {
-            let (frame, next) = journal::encode(position, record).map_err(LedgerError::Encode)?;
-            bytes.extend_from_slice(&frame);
-            position = next;
-        }
-        if let Err(source) = self.file.write_all(&bytes) {
-            self.undo();
-            return Err(LedgerError::Io {
-                attempt: "append to",
-                path: self.path.clone(),
-                source,
-            });
-        }
-        if let Err(source) = self.file.sync_data() {
-            // After a failed sync the kernel may call the pages clean: only a new start, which
-            // reads the file again, knows what is on the disk.
-            self.undo();
-            self.failed = true;
-            return Err(LedgerError::Io {
-                attempt: "sync",
-                path: self.path.clone(),
-                source,
-            });
-        }
-        self.position = position;
-        self.length = self
-            .length
-            .saturating_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
-        Ok(())
-    }
-
-    /// Takes a failed append back. Where that fails too, what the disk holds is unknown, and
-    /// nothing is written any more.
-    fn undo(&mut self) {
-        let undone = self
-            .file
-            .set_len(self.length)
-            .and_then(|()| self.file.seek(SeekFrom::Start(self.length)).map(drop))
-            .and_then(|()| self.file.sync_data());
-        if let Err(error) = undone {
-            tracing::error!(%error, "cannot take a failed append to the journal back");
-            self.failed = true;
+        if appended || failure.is_some() {
+            announce.tell(failure.or_else(|| writer.failure()));
         }
     }
 }
 
-/// A journal has one writer: another one would cut off what this one is just appending. A daemon
-/// that is just ending is waited for.
-fn lock(file: &File) -> io::Result<()> {
-    let deadline = Instant::now() + LOCK_PATIENCE;
-    loop {
-        match file.try_lock() {
-            Ok(()) => return Ok(()),
-            Err(TryLockError::Error(error)) => return Err(error),
-            Err(TryLockError::WouldBlock) if Instant::now() >= deadline => {
-                return Err(io::Error::other("another migrated has it open"));
-            }
-            Err(TryLockError::WouldBlock) => std::thread::park_timeout(LOCK_PAUSE),
-        }
-    }
-}
-
-fn sync_parent(path: &Path) -> io::Result<()> {
-    match path.parent() {
-        Some(parent) => File::open(parent)?.sync_all(),
-        None => Ok(()),
+impl Announce {
+    fn tell(&self, problem: Option<String>) {
+        self.problem.send_if_modified(|known| {
+            let news = *known != problem;
+            *known = problem;
+            news
+        });
     }
 }
 

@@ -42,6 +42,7 @@ pub mod migrations;
 pub mod peers;
 pub mod prediction;
 pub mod proxy;
+pub mod rebuild;
 pub mod reconcile;
 pub mod routes;
 pub mod runtime;

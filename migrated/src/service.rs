@@ -21,7 +21,7 @@ use tokio::sync::watch;
 use crate::applications::Memory;
 use crate::desired::DesiredStore;
 use crate::host::Host;
-use crate::ledger::Ledger;
+use crate::ledger::Place;
 use crate::metrics::{HostCollector, Metrics};
 use crate::peers::Peers;
 use crate::proxy::Proxy;
@@ -31,7 +31,9 @@ use crate::runtime::process::{ProcessConfig, ProcessRuntime, Subnet};
 use crate::storage::Storage;
 use crate::storage::btrfs::{Btrfs, PoolConfig, PoolImage};
 use crate::stream::Bucket;
-use crate::{api, destination, files, incarnation, migrations, peers, reconcile, routes, throttle};
+use crate::{
+    api, destination, files, incarnation, migrations, peers, rebuild, reconcile, routes, throttle,
+};
 
 /// Requests under way get so long at a stop; migrations are taken up again from the journal.
 const GRACE: Duration = Duration::from_secs(5);
@@ -59,14 +61,13 @@ pub async fn run(
     let reloads = signals::listen(&supervisor).context("cannot listen for signals")?;
     let readiness = Readiness::new();
     readiness.block("start", "migrated is starting");
-    let tls = Tls::load(TlsFiles {
-        ca: config.tls.ca.clone(),
-        certificate: config.tls.certificate.clone(),
-        key: config.tls.key.clone(),
-    })
-    .context("cannot use the TLS files")?;
-    let host = build(config, tls.clone(), supervisor.clone()).await?;
+    let tls = open_tls(&config)?;
+    let host = build(config, &path, tls.clone(), supervisor.clone()).await?;
     listen(&host, &tls, &readiness).await?;
+    host.spawn(
+        "journal",
+        watch_journal(Arc::clone(&host), readiness.clone()),
+    );
     begin(&host);
     supervisor.spawn(
         "reload",
@@ -91,16 +92,48 @@ pub async fn run(
     }
 }
 
+pub(crate) fn open_tls(config: &MigratedConfig) -> anyhow::Result<Tls> {
+    Tls::load(TlsFiles {
+        ca: config.tls.ca.clone(),
+        certificate: config.tls.certificate.clone(),
+        key: config.tls.key.clone(),
+    })
+    .context("cannot use the TLS files")
+}
+
+/// A host that cannot write anything down is not ready: it serves what it has and does nothing
+/// else.
+async fn watch_journal(host: Arc<Host>, readiness: Readiness) {
+    let stop = host.supervisor.token().clone();
+    let mut problem = host.ledger.problem();
+    loop {
+        let now = problem.borrow_and_update().clone();
+        match now {
+            Some(reason) => readiness.block("journal", &reason),
+            None => readiness.clear("journal"),
+        }
+        // Waits on a level.
+        match stop.run_until_cancelled(problem.changed()).await {
+            Some(Ok(())) => {}
+            Some(Err(_)) | None => return,
+        }
+    }
+}
+
 async fn build(
     config: MigratedConfig,
+    path: &Path,
     tls: Tls,
     supervisor: Supervisor,
 ) -> anyhow::Result<Arc<Host>> {
     make_private(&config.state)?;
-    let ledger = Ledger::open(&config.state)?;
+    // Before the pool is opened, which drops what an earlier run had in work.
+    let place = Place::take(&config.state)?;
     let desired =
         DesiredStore::open(&config.state).context("cannot read the deployment in force")?;
     let storage: Arc<dyn Storage> = Arc::new(open_storage(&config).await?);
+    let ledger =
+        rebuild::open_ledger(place, &config, path, &desired.get(), storage.as_ref()).await?;
     let runtime = open_runtime(&config);
     let memory = Memory {
         host_restarted: incarnation::is_new(&config.state),
@@ -129,13 +162,13 @@ async fn build(
 }
 
 /// The directory of what only root may read: deployments hold secrets.
-fn make_private(path: &Path) -> anyhow::Result<()> {
+pub(crate) fn make_private(path: &Path) -> anyhow::Result<()> {
     std::fs::create_dir_all(path).with_context(|| format!("cannot make {}", path.display()))?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700))
         .with_context(|| format!("cannot close {} to other users", path.display()))
 }
 
-async fn open_storage(config: &MigratedConfig) -> anyhow::Result<Btrfs> {
+pub(crate) async fn open_storage(config: &MigratedConfig) -> anyhow::Result<Btrfs> {
     let pool = PoolConfig {
         path: config.storage.path.clone(),
         image: config.storage.image.as_ref().map(|image| PoolImage {
@@ -322,7 +355,7 @@ pub fn main(config: PathBuf, check: Option<PathBuf>) -> ExitCode {
 }
 
 /// The daemon's last words: there may be no log yet.
-fn complain(error: &anyhow::Error, status: ExitCode) -> ExitCode {
+pub(crate) fn complain(error: &anyhow::Error, status: ExitCode) -> ExitCode {
     use std::io::Write as _;
     // Nobody is left to tell when stderr is closed.
     drop(writeln!(std::io::stderr(), "migrated: {error:#}"));

@@ -70,8 +70,14 @@ pub fn report(host: &Host) -> HostReport {
         incoming,
         settled: reconcile::is_settled(host),
         failures: failures(host, &desired),
-        problem: host.routes.statuses().err(),
+        problem: problem(host),
     }
+}
+
+/// Why this host cannot do its work, if so.
+fn problem(host: &Host) -> Option<String> {
+    let journal = host.ledger.problem().borrow().clone();
+    journal.or_else(|| host.routes.statuses().err())
 }
 
 fn application(host: &Host, desired: &Desired, owned: &OwnedApplication) -> ApplicationStatus {

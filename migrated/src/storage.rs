@@ -12,7 +12,8 @@ pub mod btrfs;
 use std::path::PathBuf;
 
 use async_trait::async_trait;
-use rehome_shared::ids::{AppName, DatasetId, Epoch, HostAddr, MigrationId, VolumeName};
+use migrated_core::stamp::Stamp;
+use rehome_shared::ids::DatasetId;
 use rehome_shared::units::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncRead;
@@ -93,22 +94,6 @@ pub enum StorageError {
     },
 }
 
-/// What stands on a volume, so that a pool explains itself to a person and a lost journal can be
-/// rebuilt. It never travels with a stream.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Stamp {
-    /// The application.
-    pub application: AppName,
-    /// The volume's name in it.
-    pub volume: VolumeName,
-    /// The owner as this host last knew it.
-    pub owner: HostAddr,
-    /// The owner's epoch.
-    pub epoch: Epoch,
-    /// The migration under way, if any.
-    pub migration: Option<MigrationId>,
-}
-
 /// A snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshot {
@@ -172,7 +157,7 @@ pub trait Storage: std::fmt::Debug + Send + Sync {
         limit: Option<Bytes>,
     ) -> Result<(), StorageError>;
 
-    /// Writes the stamp, durably.
+    /// Writes the stamp, durably. One that is there already costs nothing.
     async fn stamp(&self, dataset: &DatasetId, stamp: &Stamp) -> Result<(), StorageError>;
 
     /// Brings everything that was written (also through mmap) to disk.

@@ -16,7 +16,8 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use migrated::storage::btrfs::Btrfs;
-use migrated::storage::{Stamp, Storage, StorageError};
+use migrated::storage::{Storage, StorageError};
+use migrated_core::stamp::{Stamp, StampState};
 use rehome_shared::ids::{AppName, DatasetId, Epoch, HostAddr, VolumeName};
 use rehome_shared::units::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -490,6 +491,8 @@ async fn a_pool_that_was_unmounted_is_found_again() -> Test {
         owner: HostAddr::try_new("10.0.0.1")?,
         epoch: Epoch(3),
         migration: None,
+        state: Some(StampState::Held),
+        volumes: Vec::new(),
     };
     a.stamp(&dataset, &stamp).await?;
     let known = a.list().await?;

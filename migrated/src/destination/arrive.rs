@@ -4,8 +4,11 @@
 use std::sync::Arc;
 
 use migrated_core::destination::{DestinationHandoff, Stale};
+use migrated_core::stamp::Stamp;
 use rehome_runtime::tls::PeerIdentity;
-use rehome_shared::api::peer::{HandoffState, Received, StreamProgress, StreamQuery};
+use rehome_shared::api::peer::{
+    HandoffState, Received, StreamProgress, StreamQuery, VolumeIdentity,
+};
 use rehome_shared::ids::{DatasetId, MigrationId, StreamId, VolumeName};
 use rehome_shared::units::Bytes;
 use tokio::io::AsyncRead;
@@ -13,7 +16,7 @@ use tokio::sync::watch;
 
 use super::{TakeError, Taking, discard, handoff};
 use crate::host::Host;
-use crate::storage::{Stamp, StorageError};
+use crate::storage::StorageError;
 use crate::stream::{Arrivals, FeedError, Intake};
 
 /// What became of a stream.
@@ -202,13 +205,11 @@ impl Arriving {
 
     /// Says on the volume what it is.
     async fn mark(&self, known: &DestinationHandoff) -> Result<(), StorageError> {
-        let stamp = Stamp {
-            application: known.reservation.application.clone(),
-            volume: self.volume.clone(),
-            owner: known.reservation.from.clone(),
-            epoch: known.reservation.epoch,
-            migration: Some(self.id.clone()),
+        let identity = VolumeIdentity {
+            name: self.volume.clone(),
+            dataset: self.dataset.clone(),
         };
+        let stamp = Stamp::incoming(known, &identity);
         self.host.storage.stamp(&self.dataset, &stamp).await
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use migrated_core::destination::{DestinationHandoff, Event, Phase};
 use migrated_core::registry::{Ownership, Role};
 use migrated_core::routes::LocalRoute;
+use migrated_core::stamp::Of;
 use rehome_runtime::backoff::Backoff;
 use rehome_runtime::report::Report;
 use rehome_shared::api::peer::{FinalSnapshot, HandoffState};
@@ -28,6 +29,23 @@ pub(super) fn spawn(host: &Arc<Host>, id: &MigrationId) {
     let span = tracing::info_span!("handoff", migration.id = %id);
     let work = run(Arc::clone(host), id.clone()).instrument(span);
     host.spawn("handoff", work);
+}
+
+/// Stamps what was given back before a crash came in between.
+pub(super) fn spawn_mark_returned(host: &Arc<Host>, handoff: DestinationHandoff) {
+    let owner = Arc::clone(host);
+    host.spawn("stamp", async move {
+        // A later change of owner has stamped it since.
+        let known = owner.ledger.read(|registry| {
+            let known = registry
+                .applications()
+                .get(&handoff.reservation.application);
+            known.map(|known| known.epoch)
+        });
+        if known == Some(handoff.epoch_here().next()) {
+            mark_returned(&owner, &handoff).await;
+        }
+    });
 }
 
 async fn run(host: Arc<Host>, id: MigrationId) {
@@ -58,6 +76,7 @@ async fn run(host: Arc<Host>, id: MigrationId) {
     };
     if persist(&host, &id, event).await {
         host.takings.get(&id).set_trouble(None);
+        mark_returned(&host, &handoff).await;
     }
     host.kick();
 }
@@ -144,12 +163,7 @@ fn ownership(handoff: &DestinationHandoff) -> Ownership {
     Ownership {
         epoch: handoff.epoch_here(),
         role: Role::Owner,
-        volumes: handoff
-            .reservation
-            .volumes
-            .iter()
-            .map(|v| v.identity.clone())
-            .collect(),
+        volumes: handoff.volumes(),
         unmade: Vec::new(),
     }
 }
@@ -207,6 +221,20 @@ async fn take_down(host: &Host, handoff: &DestinationHandoff) {
                 "a tree that is not this host's any more cannot be dropped"
             );
         }
+    }
+}
+
+/// Stamps what was given back: it is the source's.
+async fn mark_returned(host: &Host, handoff: &DestinationHandoff) {
+    let reservation = &handoff.reservation;
+    let of = Of {
+        application: &reservation.application,
+        volumes: &handoff.volumes(),
+    };
+    let epoch = handoff.epoch_here().next();
+    if let Err(error) = applications::mark_gone(host, of, &reservation.from, epoch).await {
+        let error = Report(&error).to_string();
+        tracing::warn!(error, "what was given back cannot be stamped so");
     }
 }
 

@@ -1,12 +1,17 @@
 //! The journal's file: what survives, what is cut, what is refused.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use migrated_core::journal::MAGIC;
 use migrated_core::record::Record;
 use rehome_shared::ids::AppName;
 
 use super::*;
+
+fn open(dir: &Path) -> Result<Ledger, LedgerError> {
+    Ledger::open(Place::take(dir)?)
+}
 
 fn born(name: &str) -> Record {
     Record::Born {
@@ -26,7 +31,7 @@ fn owned(ledger: &Ledger) -> Vec<String> {
 }
 
 async fn written(dir: &Path, names: &[&str]) -> PathBuf {
-    let ledger = Ledger::open(dir).unwrap();
+    let ledger = open(dir).unwrap();
     for name in names {
         ledger.commit(vec![born(name)]).await.unwrap();
     }
@@ -37,7 +42,7 @@ async fn written(dir: &Path, names: &[&str]) -> PathBuf {
 async fn what_was_committed_is_there_after_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     written(dir.path(), &["a", "b"]).await;
-    let again = Ledger::open(dir.path()).unwrap();
+    let again = open(dir.path()).unwrap();
     assert_eq!(owned(&again), ["a", "b"]);
 }
 
@@ -47,11 +52,11 @@ async fn a_torn_tail_is_cut_and_the_next_record_follows_what_is_believed() {
     let path = written(dir.path(), &["a", "b"]).await;
     let bytes = fs::read(&path).unwrap();
     fs::write(&path, &bytes[..bytes.len() - 3]).unwrap();
-    let ledger = Ledger::open(dir.path()).unwrap();
+    let ledger = open(dir.path()).unwrap();
     assert_eq!(owned(&ledger), ["a"]);
     ledger.commit(vec![born("c")]).await.unwrap();
     drop(ledger);
-    assert_eq!(owned(&Ledger::open(dir.path()).unwrap()), ["a", "c"]);
+    assert_eq!(owned(&open(dir.path()).unwrap()), ["a", "c"]);
 }
 
 #[tokio::test]
@@ -61,7 +66,7 @@ async fn damage_in_the_middle_is_refused_and_the_file_is_left_alone() {
     let mut bytes = fs::read(&path).unwrap();
     bytes[MAGIC.len() + 14] ^= 1;
     fs::write(&path, &bytes).unwrap();
-    let refused = Ledger::open(dir.path());
+    let refused = open(dir.path());
     assert!(
         matches!(refused, Err(LedgerError::Corrupt { .. })),
         "{refused:?}"
@@ -72,7 +77,7 @@ async fn damage_in_the_middle_is_refused_and_the_file_is_left_alone() {
 #[tokio::test]
 async fn decisions_see_each_other() {
     let dir = tempfile::tempdir().unwrap();
-    let ledger = Ledger::open(dir.path()).unwrap();
+    let ledger = open(dir.path()).unwrap();
     let only_one = |ledger: Ledger| async move {
         ledger
             .transact(|registry| {
@@ -89,7 +94,7 @@ async fn decisions_see_each_other() {
 #[tokio::test]
 async fn a_caller_that_goes_away_leaves_a_whole_decision() {
     let dir = tempfile::tempdir().unwrap();
-    let ledger = Ledger::open(dir.path()).unwrap();
+    let ledger = open(dir.path()).unwrap();
     let mut changes = ledger.changes();
     // One poll hands the decision over; then the caller is gone.
     let mut commit = Box::pin(ledger.commit(vec![born("a")]));
@@ -101,14 +106,14 @@ async fn a_caller_that_goes_away_leaves_a_whole_decision() {
         .unwrap();
     assert_eq!(owned(&ledger), ["a"]);
     drop(ledger);
-    assert_eq!(owned(&Ledger::open(dir.path()).unwrap()), ["a"]);
+    assert_eq!(owned(&open(dir.path()).unwrap()), ["a"]);
 }
 
 #[tokio::test]
 async fn a_second_daemon_cannot_open_it() {
     let dir = tempfile::tempdir().unwrap();
-    let first = Ledger::open(dir.path()).unwrap();
-    let refused = Ledger::open(dir.path());
+    let first = open(dir.path()).unwrap();
+    let refused = open(dir.path());
     assert!(
         matches!(
             refused,
@@ -120,4 +125,23 @@ async fn a_second_daemon_cannot_open_it() {
         "{refused:?}"
     );
     first.commit(vec![born("a")]).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_cannot_be_written_down_is_a_problem_that_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut writer, registry) = Writer::open(Place::take(dir.path()).unwrap()).unwrap();
+    writer.close_for_writing();
+    let ledger = Ledger::begin(writer, registry).unwrap();
+    assert_eq!(*ledger.problem().borrow(), None);
+    let first = ledger.commit(vec![born("a")]).await;
+    assert!(matches!(first, Err(LedgerError::Io { .. })), "{first:?}");
+    let told = ledger.problem().borrow().clone().unwrap();
+    assert!(told.contains("the journal"), "{told}");
+    // What the disk holds is unknown: nothing is written any more, whatever the file would take.
+    let again = ledger.commit(vec![born("b")]).await;
+    assert!(matches!(again, Err(LedgerError::Failed(_))), "{again:?}");
+    let told = ledger.problem().borrow().clone().unwrap();
+    assert!(told.contains("restart migrated"), "{told}");
+    assert!(owned(&ledger).is_empty());
 }

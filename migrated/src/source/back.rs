@@ -10,7 +10,7 @@ use rehome_runtime::backoff::Backoff;
 use rehome_runtime::http_client::ClientError;
 use rehome_runtime::report::Report;
 use rehome_shared::api::cluster::MigrationState;
-use rehome_shared::api::peer::{HandoffRef, HandoffView};
+use rehome_shared::api::peer::{HandoffRef, HandoffState, HandoffView};
 use rehome_shared::config::model::Application;
 use rehome_shared::ids::{AppName, Attempt, Epoch};
 
@@ -67,6 +67,9 @@ impl Driver {
         if !migration.plan.was_running {
             self.host.routes.set(application, epoch, LocalRoute::Closed);
             self.push_routes().await;
+            if self.hold(migration, epoch).await.is_err() {
+                applications::hold_later(&self.host, application);
+            }
             return;
         }
         let mut pause = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
@@ -120,8 +123,12 @@ impl Driver {
         }
         // What was seen before the stop says nothing any more.
         self.host.observe().await?;
+        let held = self.hold(migration, epoch).await;
         let instance = match self.host.instance(application) {
             Some(instance) if instance.state == InstanceState::Running => {
+                if held.is_err() {
+                    applications::hold_later(&self.host, application);
+                }
                 // It never stopped for the move, or an earlier run of this daemon started it.
                 if !applications::is_healthy(&self.host, &instance) {
                     if self.track.gate.version.is_none() && !self.track.found_aborting {
@@ -133,6 +140,7 @@ impl Driver {
                 instance
             }
             Some(_) => {
+                held?;
                 let instance = self.host.runtime.start(application).await?;
                 applications::note_start(&self.host, application);
                 drop(self.host.observe().await);
@@ -140,12 +148,8 @@ impl Driver {
                 instance
             }
             None => {
-                let owned = Ownership {
-                    epoch,
-                    role: Role::Owner,
-                    volumes: migration.plan.volumes.clone(),
-                    unmade: Vec::new(),
-                };
+                held?;
+                let owned = ownership(migration, epoch);
                 applications::start(&self.host, application, &owned, &spec).await?
             }
         };
@@ -157,6 +161,36 @@ impl Driver {
         }
         self.push_routes().await;
         Ok(())
+    }
+
+    /// Stamps the volumes as this host's again, before the application runs on them: as long as
+    /// they are stamped as moving, and the destination keeps its promise to wait, a rebuild of the
+    /// journal would hand them over. A full pool must not keep the application down: then it is
+    /// enough that the destination has let go of its promise, and the stamp follows later.
+    async fn hold(&self, migration: &SourceMigration, epoch: Epoch) -> Result<(), LaunchError> {
+        let application = &migration.plan.application;
+        let owned = ownership(migration, epoch);
+        let held = applications::hold_volumes(&self.host, application, &owned).await;
+        let Err(LaunchError::Storage(error)) = held else {
+            return held;
+        };
+        let error = Report(&error).to_string();
+        tracing::warn!(
+            error,
+            "the volumes cannot be stamped; what the move left here goes first"
+        );
+        let returned = epoch != migration.plan.epoch;
+        let base = snapshot_name(&migration.id, &format!("final-{}", migration.attempt()));
+        let keep = returned.then_some(base.as_str());
+        self.drop_snapshots(migration, keep).await;
+        let held = applications::hold_volumes(&self.host, application, &owned).await;
+        if matches!(held, Err(LaunchError::Storage(_)))
+            && (returned || self.call_off(migration).await)
+        {
+            applications::hold_later(&self.host, application);
+            return Ok(());
+        }
+        held
     }
 
     /// Waits until it is healthy, or for as long as its health check allows: the check may be new
@@ -173,8 +207,9 @@ impl Driver {
         }
     }
 
-    /// Tells the destination. One that does not hear it asks by itself.
-    async fn call_off(&self, migration: &SourceMigration) {
+    /// Tells the destination; whether it does not wait for the grant any more. One that does not
+    /// hear it asks by itself.
+    async fn call_off(&self, migration: &SourceMigration) -> bool {
         let message = HandoffRef {
             attempt: migration.attempt(),
             epoch: migration.plan.epoch,
@@ -188,7 +223,9 @@ impl Driver {
                 .request(&migration.plan.to, Method::POST, &path, Some(&message))
                 .await;
             match told {
-                Ok(_) => return,
+                Ok(view) => {
+                    return matches!(view.state, HandoffState::Dropped | HandoffState::Unknown);
+                }
                 Err(error) => {
                     let error = Report(&error).to_string();
                     tracing::info!(
@@ -199,6 +236,7 @@ impl Driver {
             }
             tokio::time::sleep(pause.next_delay()).await;
         }
+        false
     }
 
     /// Drops this migration's snapshots here, but for the one to keep.
@@ -228,5 +266,15 @@ impl Driver {
                 }
             }
         }
+    }
+}
+
+/// How this host owns it again.
+fn ownership(migration: &SourceMigration, epoch: Epoch) -> Ownership {
+    Ownership {
+        epoch,
+        role: Role::Owner,
+        volumes: migration.plan.volumes.clone(),
+        unmade: Vec::new(),
     }
 }

@@ -6,6 +6,7 @@ use migrated_core::routes::LocalRoute;
 use migrated_core::source::{Event, SourceMigration};
 use rehome_runtime::backoff::Backoff;
 use rehome_runtime::http_client::ClientError;
+use migrated_core::stamp::Stamp;
 use rehome_runtime::report::Report;
 use rehome_shared::api::cluster::Connections;
 use rehome_shared::api::proxy::{Drain, GateCounts, GateRef, ParkLimits, Prepare};
@@ -16,6 +17,7 @@ use super::Driver;
 use crate::host::spec_of;
 use crate::routes;
 use crate::throttle;
+use crate::storage::StorageError;
 
 /// Without a word for so long, the proxy asks what is true. It stays parked meanwhile.
 const LEASE: Duration = Duration::from_secs(15);
@@ -37,10 +39,24 @@ impl Driver {
     /// Holds new connections. Nothing to hold is fine: an application without ports, or one that
     /// does not run.
     pub(super) async fn park(&mut self, migration: &SourceMigration) -> Event {
-        match self.park_gate(migration).await {
+        let parked = match self.mark_moving(migration).await {
+            Ok(()) => self.park_gate(migration).await,
+            Err(error) => Err(format!("it cannot be stamped: {}", Report(&error))),
+        };
+        match parked {
             Ok(()) => Event::Parked,
             Err(reason) => Event::Failed { reason },
         }
+    }
+
+    /// From here on the volumes may be released: without the journal nobody would know whether
+    /// they were.
+    async fn mark_moving(&self, migration: &SourceMigration) -> Result<(), StorageError> {
+        for volume in &migration.plan.volumes {
+            let stamp = Stamp::moving(&self.host.address, migration, volume);
+            self.host.storage.stamp(&volume.dataset, &stamp).await?;
+        }
+        Ok(())
     }
 
     pub(super) async fn park_gate(&mut self, migration: &SourceMigration) -> Result<(), String> {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use http::{Method, StatusCode};
 use migrated_core::source::{Event, SourceMigration};
+use migrated_core::stamp::Of;
 use rehome_runtime::backoff::Backoff;
 use rehome_runtime::http_client::ClientError;
 use rehome_runtime::report::Report;
@@ -226,6 +227,7 @@ impl Driver {
             );
         }
         self.drop_copies(migration, attempt).await;
+        self.mark_gone(migration).await;
         self.tell_closed(migration, attempt).await;
         self.close(MigrationState::Done, None)
     }
@@ -250,16 +252,29 @@ impl Driver {
     async fn drop_copies(&self, migration: &SourceMigration, attempt: Attempt) {
         let keep = snapshot_name(&migration.id, &format!("final-{attempt}"));
         for volume in &migration.plan.volumes {
-            if let Err(error) = self.drop_copy(migration, volume, &keep).await {
+            if let Err(error) = self.drop_copy(volume, &keep).await {
                 let error = Report(&error).to_string();
                 tracing::warn!(error, volume = %volume.name, "what the move left of a volume cannot be dropped");
             }
         }
     }
 
+    /// The volumes say whose they are, also where they could not be dropped.
+    async fn mark_gone(&self, migration: &SourceMigration) {
+        let plan = &migration.plan;
+        let of = Of {
+            application: &plan.application,
+            volumes: &plan.volumes,
+        };
+        let epoch = plan.epoch.next();
+        if let Err(error) = applications::mark_gone(&self.host, of, &plan.to, epoch).await {
+            let error = Report(&error).to_string();
+            tracing::warn!(error, "what was given away cannot be stamped so");
+        }
+    }
+
     async fn drop_copy(
         &self,
-        migration: &SourceMigration,
         volume: &rehome_shared::api::peer::VolumeIdentity,
         keep: &str,
     ) -> Result<(), StorageError> {
@@ -281,14 +296,7 @@ impl Driver {
                 .delete_snapshot(&volume.dataset, &snapshot.name)
                 .await?;
         }
-        let mut stamp = applications::stamp(
-            &self.host,
-            &migration.plan.application,
-            migration.plan.epoch.next(),
-            volume,
-        );
-        stamp.owner = migration.plan.to.clone();
-        storage.stamp(&volume.dataset, &stamp).await
+        Ok(())
     }
 
     /// The destination need not remember the handoff any more; if it does not hear this, it

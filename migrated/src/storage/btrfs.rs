@@ -42,6 +42,7 @@ mod tests;
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
+use migrated_core::stamp::Stamp;
 use rehome_shared::ids::DatasetId;
 use rehome_shared::units::Bytes;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
@@ -51,9 +52,7 @@ use self::layout::Layout;
 use self::meta::MetaStore;
 pub use self::pool::{OpenError, PoolConfig, PoolImage};
 use self::program::{Btrfs as Program, RECEIVE_END, failure};
-use super::{
-    BackendKind, Capabilities, SendStream, Snapshot, Stamp, Storage, StorageError, VolumeInfo,
-};
+use super::{BackendKind, Capabilities, SendStream, Snapshot, Storage, StorageError, VolumeInfo};
 
 /// The btrfs backend on one pool.
 #[derive(Debug)]

@@ -55,7 +55,7 @@ pub struct HostReport {
     pub settled: bool,
     /// What went wrong.
     pub failures: Vec<Failure>,
-    /// Why its `proxyd` or runtime cannot be used, if so.
+    /// Why its journal, `proxyd` or runtime cannot be used, if so.
     pub problem: Option<String>,
 }
 

@@ -10,6 +10,7 @@
 mod crash;
 mod journey;
 mod limits;
+mod lost;
 mod refusal;
 mod scene;
 mod streams;

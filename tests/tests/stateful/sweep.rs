@@ -32,14 +32,14 @@ const MOMENTS: [(Side, &str); 11] = [
 ];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Side {
+pub(crate) enum Side {
     Source,
     Destination,
 }
 
 /// What dies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Victim {
+pub(crate) enum Victim {
     /// A daemon; its host and the applications live on.
     Daemon(&'static str),
     /// The whole host, which comes back with its disk.
@@ -111,10 +111,10 @@ fn sweep<S: Store>(scene: &Scene<'_, S>, victim: Victim) -> anyhow::Result<Load<
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Blow {
-    victim: Victim,
-    side: Side,
-    words: &'static str,
+pub(crate) struct Blow {
+    pub(crate) victim: Victim,
+    pub(crate) side: Side,
+    pub(crate) words: &'static str,
 }
 
 /// Moves the store while one side dies, and returns where it is then.
@@ -173,7 +173,7 @@ fn move_and_kill<S: Store>(
 }
 
 /// Waits until the log of `migrated` on a host says the words once more, and kills then.
-fn lie_in_wait(lab: &Lab, host: &Host, blow: Blow, pid: u32) -> anyhow::Result<Running> {
+pub(crate) fn lie_in_wait(lab: &Lab, host: &Host, blow: Blow, pid: u32) -> anyhow::Result<Running> {
     let log = format!(
         "/var/lib/rehome-lab/{}/{}/log/migrated.log",
         lab.name(),

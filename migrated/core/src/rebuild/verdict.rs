@@ -5,7 +5,8 @@ use rehome_shared::api::peer::{HandoffState, HandoffView, OfferedVolume, VolumeI
 use rehome_shared::ids::{AppName, Attempt, DatasetId, Epoch, HostAddr, MigrationId};
 use rehome_shared::units::Bytes;
 
-use super::{Evidence, Stamped, Undecided, is_open};
+use super::stamped::Stamped;
+use super::{Evidence, Undecided, is_open};
 use crate::record::{DestinationRecord, Plan, Record, Reservation, SourceRecord};
 use crate::registry::Role;
 use crate::stamp::StampState;

@@ -1,8 +1,10 @@
 //! What stands on a volume: its stamp and its limit, in a file beside the data.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use migrated_core::stamp::Stamp;
 use rehome_runtime::report::Report;
 use rehome_runtime::store::{self, LoadError, SaveError};
 use rehome_shared::ids::DatasetId;
@@ -11,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::layout::Layout;
 use super::tree::blocking;
-use crate::storage::{Stamp, StorageError};
+use crate::storage::StorageError;
 
 /// The content of the file.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,14 +28,15 @@ pub(super) struct Meta {
 #[derive(Debug, Clone)]
 pub(super) struct MetaStore {
     layout: Layout,
-    writing: Arc<Mutex<()>>,
+    /// The files whose last change failed: whether it is on the disk is not known.
+    unsure: Arc<Mutex<BTreeSet<DatasetId>>>,
 }
 
 impl MetaStore {
     pub(super) fn new(layout: Layout) -> Self {
         Self {
             layout,
-            writing: Arc::default(),
+            unsure: Arc::default(),
         }
     }
 
@@ -43,34 +46,44 @@ impl MetaStore {
         blocking(move || load(&path)).await
     }
 
-    /// Changes a volume's file, or makes it. A damaged one is replaced.
+    /// Changes a volume's file, or makes it. A damaged one is replaced; one that is not changed is
+    /// not written.
     pub(super) async fn update(
         &self,
         dataset: &DatasetId,
         change: impl FnOnce(&mut Meta) + Send + 'static,
     ) -> Result<(), StorageError> {
-        let (path, writing) = (self.layout.meta(dataset), Arc::clone(&self.writing));
+        let (path, unsure) = (self.layout.meta(dataset), Arc::clone(&self.unsure));
         let dataset = dataset.clone();
         blocking(move || {
-            // The lock guards no data of its own, so a poisoned one is as good.
-            let _one_writer = writing.lock().unwrap_or_else(PoisonError::into_inner);
-            let mut meta = match load(&path) {
-                Ok(meta) => meta.unwrap_or_default(),
+            // Who holds it is the only writer.
+            let mut unsure = unsure.lock().unwrap_or_else(PoisonError::into_inner);
+            let known = match load(&path) {
+                Ok(known) => known,
                 Err(StorageError::Corrupt(reason)) => {
                     tracing::warn!(volume.dataset = %dataset, %reason, "a damaged stamp is replaced");
-                    Meta::default()
+                    None
                 }
                 Err(error) => return Err(error),
             };
+            let mut meta = known.clone().unwrap_or_default();
             change(&mut meta);
-            store::save_blocking(&path, &meta).map_err(|error| {
+            if known.as_ref() == Some(&meta) && !unsure.contains(&dataset) {
+                return Ok(());
+            }
+            unsure.insert(dataset.clone());
+            let saved = store::save_blocking(&path, &meta).map_err(|error| {
                 let attempt = format!("write what stands on volume {dataset}");
                 let source = match error {
                     SaveError::Io { source, .. } => source,
                     SaveError::Encode { .. } => io::Error::other(error),
                 };
                 StorageError::Io { attempt, source }
-            })
+            });
+            if saved.is_ok() {
+                unsure.remove(&dataset);
+            }
+            saved
         })
         .await
     }
