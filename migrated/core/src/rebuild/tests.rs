@@ -305,7 +305,14 @@ fn a_source_in_its_window_is_waited_for() {
         let pool = [on("data", incoming.clone())];
         rebuilt_for("h2", &deployment(), &pool, &[word], &BTreeMap::new())
     };
-    assert_eq!(at("precopy").unwrap(), Registry::default());
+    let coming = at("precopy").unwrap();
+    assert_eq!(coming.owned(&application()), None);
+    assert_eq!(
+        coming.applications()[&application()].role,
+        Role::Gone { to: host("h1") },
+        "an older offer would find nobody who knows better"
+    );
+    assert!(coming.destinations().is_empty() && coming.sources().is_empty());
     assert!(matches!(
         at("final_delta").unwrap_err()[..],
         [Undecided::InWindow { .. }]

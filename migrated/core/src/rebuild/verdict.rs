@@ -66,8 +66,9 @@ impl Evidence<'_> {
                     application: name.clone(),
                     from: from.clone(),
                 }),
-                // The source sends it again, or not.
-                _ => Ok(None),
+                // The source sends it again, or not. That it is another host's is written down:
+                // an older offer that wanders about finds nobody who would take it.
+                _ => Ok(known.map(|(epoch, owner)| gone(name, stamped, epoch, owner))),
             },
             StampState::Gone { to } => Ok(Some(gone(name, stamped, at, to))),
         }
