@@ -6,6 +6,7 @@
 //! anybody acts on it, and a caller that goes away cannot leave a record half taken.
 
 mod file;
+mod points;
 
 use std::io;
 use std::path::PathBuf;
@@ -186,9 +187,11 @@ fn run(
 ) {
     while let Some(Request { decide, done }) = queue.blocking_recv() {
         let records = decide(&registry.read().unwrap_or_else(PoisonError::into_inner));
+        points::hit(&records, "before");
         let result = writer.append(&records);
         let appended = result.is_ok() && !records.is_empty();
         if appended {
+            points::hit(&records, "after");
             let mut registry = registry.write().unwrap_or_else(PoisonError::into_inner);
             for record in &records {
                 registry.apply(record);

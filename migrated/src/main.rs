@@ -45,7 +45,7 @@ enum Internal {
     },
 }
 
-fn main() -> ExitCode {
+pub(crate) fn main() -> ExitCode {
     let arguments = Arguments::parse();
     if let Some(Internal::ProcessShim { spec }) = arguments.internal {
         // Before any thread exists: namespaces are entered by threads.

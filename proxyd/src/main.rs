@@ -46,7 +46,7 @@ enum ConfigError {
     Wrong(Vec<Problem>),
 }
 
-fn main() -> ExitCode {
+pub(crate) fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let path = arguments.check.as_deref().unwrap_or(&arguments.config);
     let config = match load(path) {

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use migrated_core::routes::LocalRoute;
 use migrated_core::source::{Event, SourceMigration};
+use migrated_core::stamp::Stamp;
 use rehome_runtime::backoff::Backoff;
 use rehome_runtime::http_client::ClientError;
-use migrated_core::stamp::Stamp;
 use rehome_runtime::report::Report;
 use rehome_shared::api::cluster::Connections;
 use rehome_shared::api::proxy::{Drain, GateCounts, GateRef, ParkLimits, Prepare};
@@ -16,8 +16,8 @@ use tokio::time::Instant;
 use super::Driver;
 use crate::host::spec_of;
 use crate::routes;
-use crate::throttle;
 use crate::storage::StorageError;
+use crate::throttle;
 
 /// Without a word for so long, the proxy asks what is true. It stays parked meanwhile.
 const LEASE: Duration = Duration::from_secs(15);

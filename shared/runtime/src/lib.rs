@@ -11,6 +11,7 @@
 //! | [`store`] | files that are replaced whole and read with a checksum |
 //! | [`notify`] | what systemd is told |
 //! | [`command`] | external programs with a deadline |
+//! | [`failpoint`] | where tests of crashes stop or kill a daemon |
 //! | [`backoff`] | how long to wait before the next try |
 //! | [`report`] | an error and its causes on one line |
 
@@ -18,6 +19,7 @@
 
 pub mod backoff;
 pub mod command;
+pub mod failpoint;
 pub mod http_client;
 pub mod http_server;
 pub mod notify;

@@ -14,6 +14,8 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::failpoint;
+
 /// Begins every file; the number is the version of the form.
 const MAGIC: &str = "rehome-store 1 blake3=";
 
@@ -89,10 +91,19 @@ pub fn replace(path: &Path, content: &[u8]) -> Result<(), SaveError> {
         temporary.persist(path).map_err(|failed| failed.error)?;
         File::open(directory)?.sync_all()
     };
+    failpoint::hit(|| point(path, "before"));
     attempt().map_err(|source| SaveError::Io {
         path: path.to_owned(),
         source,
-    })
+    })?;
+    failpoint::hit(|| point(path, "after"));
+    Ok(())
+}
+
+/// The name of a fail point of a file.
+fn point(path: &Path, when: &str) -> String {
+    let file = path.file_name().unwrap_or_default().to_string_lossy();
+    format!("store/{file}/{when}")
 }
 
 /// Replaces a file by a value with its checksum. Blocks.

@@ -5,6 +5,7 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use migrated_core::stamp::Stamp;
+use rehome_runtime::failpoint;
 use rehome_runtime::report::Report;
 use rehome_runtime::store::{self, LoadError, SaveError};
 use rehome_shared::ids::DatasetId;
@@ -72,6 +73,7 @@ impl MetaStore {
                 return Ok(());
             }
             unsure.insert(dataset.clone());
+            failpoint::hit(|| "stamp/before".to_owned());
             let saved = store::save_blocking(&path, &meta).map_err(|error| {
                 let attempt = format!("write what stands on volume {dataset}");
                 let source = match error {
@@ -82,6 +84,7 @@ impl MetaStore {
             });
             if saved.is_ok() {
                 unsure.remove(&dataset);
+                failpoint::hit(|| "stamp/after".to_owned());
             }
             saved
         })
