@@ -100,6 +100,9 @@ pub(crate) struct UpArgs {
     /// Hosts without proxyd and migrated
     #[arg(long, hide = true)]
     no_daemons: bool,
+    /// Hosts with the builds of proxyd and migrated that have fail points
+    #[arg(long, hide = true, conflicts_with = "no_daemons")]
+    faulty: bool,
 }
 
 /// The arguments of `lab exec`.

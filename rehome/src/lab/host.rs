@@ -139,9 +139,12 @@ fn plan(site: &Site, state: &LabState, host: &HostRecord) -> Result<Plan, HostEr
             command: vec!["dockerd".into()],
         });
     }
-    if state.settings.daemons == Daemons::Run {
+    if state.settings.daemons != Daemons::Absent {
         for name in ["proxyd", "migrated"] {
-            let program = bin_dir.join(name);
+            let program = bin_dir.join(match state.settings.daemons {
+                Daemons::Faulty => format!("{name}-faulty"),
+                Daemons::Run | Daemons::Absent => name.to_owned(),
+            });
             if !program.is_file() {
                 return Err(HostError::NoDaemon(program));
             }

@@ -45,7 +45,7 @@ pub(crate) fn wait_for(
     if settings.runtime == Runtime::Docker {
         daemons.push("dockerd");
     }
-    if settings.daemons == Daemons::Run {
+    if settings.daemons != Daemons::Absent {
         daemons.extend(["proxyd", "migrated"]);
     }
     if daemons.is_empty() {

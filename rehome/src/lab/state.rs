@@ -85,6 +85,8 @@ pub(crate) struct Settings {
 pub(crate) enum Daemons {
     /// They do.
     Run,
+    /// They do, in the builds with fail points that the tests of crashes use.
+    Faulty,
     /// They do not: the hosts are bare.
     Absent,
 }

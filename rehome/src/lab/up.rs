@@ -190,10 +190,10 @@ fn create(
         backend: options.backend.unwrap_or(Backend::Btrfs),
         runtime: options.runtime.unwrap_or(Runtime::Docker),
         pool_size: options.pool_size.unwrap_or(Bytes(8 << 30)),
-        daemons: if options.no_daemons {
-            Daemons::Absent
-        } else {
-            Daemons::Run
+        daemons: match (options.no_daemons, options.faulty) {
+            (true, _) => Daemons::Absent,
+            (false, true) => Daemons::Faulty,
+            (false, false) => Daemons::Run,
         },
     };
     tools::require(&settings)?;
