@@ -25,6 +25,10 @@ COMMA := ,
 RUN_AS_ROOT := $(if $(AS_ROOT),--config 'target."cfg(unix)".runner=["sudo"$(COMMA)"-E"]')
 NEXTEST := $(shell cargo nextest --version >/dev/null 2>&1 && echo yes)
 CARGO_FLAGS := --workspace --locked
+# The daemons with fail points, for the tests of crashes. They are built together with the test
+# that runs them, so that they share what they depend on with all other tests.
+FAULTY := --features migrated/failpoints,proxyd/failpoints \
+	--bin migrated-faulty --bin proxyd-faulty --test matrix
 
 export CARGO_TERM_COLOR ?= auto
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
@@ -59,6 +63,7 @@ test: deps-test ## everything: format, lints, documentation, all tests
 lint: ## format and lints; any finding fails
 	cargo fmt --all --check
 	cargo clippy $(CARGO_FLAGS) --all-targets -- -D warnings
+	cargo clippy $(CARGO_FLAGS) $(FAULTY) -- -D warnings
 	@if cargo deny --version >/dev/null 2>&1; then cargo deny --offline check bans licenses sources; fi
 
 .PHONY: docs
@@ -72,6 +77,7 @@ docs: ## build the documentation; any warning fails
 test-all:
 	cargo test $(CARGO_FLAGS) --doc
 	cargo build $(CARGO_FLAGS) --all-targets
+	cargo build $(CARGO_FLAGS) $(FAULTY)
 ifeq ($(NEXTEST),yes)
 	cargo nextest run $(CARGO_FLAGS) --all-targets $(RUN_AS_ROOT)
 else
@@ -81,6 +87,7 @@ endif
 .PHONY: test-e2e
 test-e2e: deps-test ## only the tests on lab hosts
 	cargo build $(CARGO_FLAGS) --all-targets
+	cargo build $(CARGO_FLAGS) $(FAULTY)
 ifeq ($(NEXTEST),yes)
 	cargo nextest run $(CARGO_FLAGS) --all-targets $(RUN_AS_ROOT) -E 'package(rehome-tests)'
 else
@@ -92,6 +99,14 @@ endif
 soak: deps-test ## break a cluster under load for SECONDS (300), from SEED (a new one), and check it
 	cargo build $(CARGO_FLAGS) --bins
 	$(AS_ROOT) target/debug/soak --seconds $(or $(SECONDS),300) $(if $(SEED),--seed $(SEED))
+
+# The test keeps its own time: one minute, and 12 s for each case.
+.PHONY: test-crash
+test-crash: deps-test ## a crash at every durable write, about 15 min; CASES=part of their names
+	cargo build $(CARGO_FLAGS) --bin rehome --bin migrated --bin proxyd --test matrix
+	cargo build $(CARGO_FLAGS) $(FAULTY)
+	REHOME_CRASH_CASES='$(or $(CASES),all)' \
+		cargo test $(CARGO_FLAGS) --test matrix $(RUN_AS_ROOT) -- --nocapture
 
 .PHONY: install
 install: ## install a release build and the units (DESTDIR is honoured)

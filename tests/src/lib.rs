@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 pub mod clock;
 pub mod cluster;
 pub mod deployment;
+pub mod http;
 pub mod lab;
 pub mod load;
 pub mod log;

@@ -118,6 +118,39 @@ impl<S: Store> Load<S> {
         .with_context(|| format!("failures: {:#?}", self.shared.tally().failures))
     }
 
+    /// How many requests have failed or had no answer.
+    #[must_use]
+    pub fn failures(&self) -> usize {
+        let tally = self.shared.tally();
+        let unanswered = usize::try_from(tally.unanswered).unwrap_or(usize::MAX);
+        tally.failures.len().saturating_add(unanswered)
+    }
+
+    /// The requests that failed after the first `known` ones.
+    #[must_use]
+    pub fn newest_failures(&self, known: usize) -> Vec<(Duration, SocketAddr, Failure)> {
+        self.shared
+            .tally()
+            .failures
+            .iter()
+            .skip(known)
+            .cloned()
+            .collect()
+    }
+
+    /// While the clients go on, insists that a store has all the words that it acknowledged
+    /// until now.
+    ///
+    /// # Errors
+    /// When it has not.
+    pub fn verify_so_far(&self, door: SocketAddr) -> anyhow::Result<()> {
+        let acknowledged = self.shared.tally().acknowledged.clone();
+        let words = block_on(self.store.words(door))?;
+        let lost: Vec<_> = acknowledged.difference(&words).collect();
+        ensure!(lost.is_empty(), "behind {door} are not: {lost:?}");
+        Ok(())
+    }
+
     /// Lets the clients finish and tells what became of all requests.
     #[must_use]
     pub fn stop(mut self) -> Tally {
