@@ -36,6 +36,7 @@ impl Driver {
     /// Brings the application back at the epoch that this host never gave away.
     pub(super) async fn restore(&mut self, migration: &SourceMigration, reason: String) -> Event {
         throttle::lift(&self.host, &migration.plan.application).await;
+        self.hold_clients(migration).await;
         self.serve_again(migration, migration.plan.epoch).await;
         self.call_off(migration).await;
         self.drop_snapshots(migration, None).await;
@@ -59,6 +60,26 @@ impl Driver {
         self.tell_closed(migration, attempt).await;
         let reason = format!("{} gave it back: {reason}", migration.plan.to);
         self.close(MigrationState::Returned, Some(reason))
+    }
+
+    /// An earlier run of this daemon may have begun to stop the application, or have ended before
+    /// it even parked. The stop is made sure of on the way back, and clients must not notice it:
+    /// they are held first, whether they are held already or not.
+    async fn hold_clients(&mut self, migration: &SourceMigration) {
+        let ends = self.track.stopping && migration.plan.was_running;
+        if !ends || self.track.gate.version.is_some() {
+            return;
+        }
+        let held = match self.park_gate(migration).await {
+            Ok(()) => self.drain_gate(migration).await,
+            Err(reason) => Err(reason),
+        };
+        if let Err(reason) = held {
+            tracing::warn!(
+                reason,
+                "clients may notice that the application starts again"
+            );
+        }
     }
 
     /// Runs the application here if it ran before, and opens its gate.
