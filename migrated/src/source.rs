@@ -21,6 +21,7 @@ use std::time::Duration;
 use interrupt::{abort_requested, sleep_or_never, unwanted};
 use migrated_core::record::{Record, SourceRecord};
 use migrated_core::source::{BeforeRelease, Effect, Event, Illegal, Phase, SourceMigration};
+use rehome_runtime::failpoint;
 use rehome_runtime::report::Report;
 use rehome_shared::api::cluster::MigrationState;
 use tokio::time::Instant;
@@ -194,6 +195,7 @@ impl Driver {
         let (phase, round) = label(&effect);
         self.run.enter(phase, round);
         let window = self.watch_window(migration, &effect);
+        failpoint::reach(|| format!("phase/{phase}/before")).await;
         // A stop goes on in the runtime when nobody waits for it any more, and would hit what the
         // way back starts: it has a bound of its own and is waited for.
         let interruptible = matches!(migration.phase, Phase::Before(_))

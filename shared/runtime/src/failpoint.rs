@@ -1,5 +1,5 @@
 //! Points at which a test of crashes stops or kills a daemon: every durable write has one before
-//! it and one after it.
+//! it and one after it, and every step of a migration one at its begin.
 //!
 //! Only the second binaries of the daemons (`migrated-faulty`, `proxyd-faulty`) have them. They
 //! are built with the feature `failpoints`; without it [`hit`] does nothing at all.
@@ -19,9 +19,18 @@
 mod armed;
 
 #[cfg(feature = "failpoints")]
-pub use armed::hit;
+pub use armed::{hit, reach};
 
 /// Does nothing: this is not a binary for tests of crashes.
 #[cfg(not(feature = "failpoints"))]
 #[inline]
 pub fn hit(_name: impl FnOnce() -> String) {}
+
+/// Does nothing: this is not a binary for tests of crashes.
+///
+/// # Cancel safety
+/// Cancel safe.
+#[cfg(not(feature = "failpoints"))]
+#[inline]
+#[expect(clippy::unused_async, reason = "where there are fail points, it waits")]
+pub async fn reach(_name: impl FnOnce() -> String) {}

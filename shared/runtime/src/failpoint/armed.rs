@@ -26,6 +26,17 @@ pub fn hit(name: impl FnOnce() -> String) {
     }
 }
 
+/// As [`hit`], where nothing may block.
+///
+/// # Cancel safety
+/// A dropped call leaves a thread that waits for as long as the point is held.
+#[cfg(feature = "failpoints")]
+pub async fn reach(name: impl FnOnce() -> String) {
+    let name = name();
+    // It fails only when the daemon is stopping.
+    drop(tokio::task::spawn_blocking(move || hit(|| name)).await);
+}
+
 /// Does what the file of a point says; `die` does not return in a daemon.
 fn obey(directory: &Path, name: &str, die: impl FnOnce()) {
     let file = name.replace('/', "__");
