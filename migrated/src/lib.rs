@@ -13,6 +13,7 @@
 //! | [`destination`] | moves that come to this host |
 //! | [`throttle`] | holds back an application whose rounds do not shrink |
 //! | [`deploy`], [`files`] | takes a deployment for the cluster |
+//! | [`garbage`] | finds and removes what an accident left |
 //! | [`status`] | what this host, and all hosts together, say |
 //! | [`prediction`] | what a move would take |
 //! | [`routes`], [`proxy`] | what `proxyd` is told |
@@ -33,6 +34,7 @@ pub mod destination;
 pub mod files;
 #[cfg(test)]
 mod fixtures;
+pub mod garbage;
 pub mod health;
 pub mod host;
 pub mod incarnation;

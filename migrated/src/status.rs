@@ -286,7 +286,7 @@ pub async fn preflight(host: &Host, desired: &Desired) -> PreflightReply {
 }
 
 /// What every host of the deployment says; `None` for those that do not answer.
-async fn reports(host: &Arc<Host>) -> Reports {
+pub(crate) async fn reports(host: &Arc<Host>) -> Reports {
     let mut hosts: BTreeSet<HostAddr> = host.other_hosts();
     hosts.insert(host.address.clone());
     let asked = hosts.into_iter().map(|peer| async move {
@@ -327,7 +327,7 @@ pub async fn cluster(host: &Arc<Host>) -> Status {
 }
 
 /// What the hosts that were asked said; `None` of those that did not answer.
-type Reports = BTreeMap<HostAddr, Option<HostReport>>;
+pub(crate) type Reports = BTreeMap<HostAddr, Option<HostReport>>;
 
 /// One entry for each application: its owner's, or what the deployment says where no owner
 /// speaks.

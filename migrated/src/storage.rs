@@ -9,6 +9,7 @@
 
 pub mod btrfs;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use async_trait::async_trait;
@@ -120,6 +121,17 @@ pub struct VolumeInfo {
     pub snapshots: Vec<Snapshot>,
 }
 
+/// Part of a snapshot that was being received.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Partial {
+    /// The volume.
+    pub dataset: DatasetId,
+    /// The snapshot.
+    pub name: String,
+    /// What it takes.
+    pub bytes: Bytes,
+}
+
 /// A stream that a backend is sending. Reading to the end without an error means that the
 /// sender finished well: an exit status that is not zero arrives as a read error.
 pub type SendStream = Box<dyn AsyncRead + Send + Unpin>;
@@ -209,6 +221,13 @@ pub trait Storage: std::fmt::Debug + Send + Sync {
     /// Drops the live tree but keeps the snapshots: what a source does after it gave a volume
     /// away, so that stale data can never be mounted.
     async fn retire(&self, dataset: &DatasetId) -> Result<(), StorageError>;
+
+    /// What was received by halves and is there: being received now, or left by an accident.
+    async fn partials(&self) -> Result<Vec<Partial>, StorageError>;
+
+    /// Of each snapshot of a volume the bytes that nothing else refers to: what deleting it frees.
+    async fn exclusive(&self, dataset: &DatasetId)
+    -> Result<BTreeMap<String, Bytes>, StorageError>;
 
     /// Destroys a volume with its snapshots and stamp. Only on an explicit command, or for
     /// what an aborted migration left on a destination.

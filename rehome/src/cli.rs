@@ -5,7 +5,9 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::console::Console;
-use crate::{abort, ca, check, connections, demo, deploy, drain, lab, migrations, moves, status};
+use crate::{
+    abort, ca, check, connections, demo, deploy, drain, gc, lab, migrations, moves, status,
+};
 
 /// Moves running stateful applications, their data and their traffic between hosts.
 #[derive(Debug, Parser)]
@@ -39,6 +41,8 @@ enum Command {
     Abort(abort::AbortArgs),
     /// Show live connections of this host's proxyd
     Connections(connections::ConnectionsArgs),
+    /// Remove what accidents left on the hosts, and nothing that anybody needs
+    Gc(gc::GcArgs),
     /// Make a cluster of hosts on this one machine
     Lab(lab::LabArgs),
     /// Make a certificate authority and the certificates of hosts
@@ -72,6 +76,7 @@ impl Cli {
             Command::Migrations(args) => migrations::run(&args, target, console),
             Command::Abort(args) => abort::run(&args, target, console),
             Command::Connections(args) => connections::run(&args, target, console),
+            Command::Gc(args) => gc::run(&args, target, console),
             Command::Lab(args) => lab::run(args, console),
             Command::Ca(args) => ca::run(args, console),
             Command::Demo(args) => demo::run(&args, console),

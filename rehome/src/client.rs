@@ -14,6 +14,7 @@ use rehome_runtime::tls::Tls;
 use rehome_shared::api::cluster::{
     DeployReply, DeployRequest, DrainRequest, Migration, MoveRequest, Prediction, Progress, Status,
 };
+use rehome_shared::api::gc::Collected;
 use rehome_shared::api::proxy::{ConnectionsReply, RouteKey};
 use rehome_shared::ids::MigrationId;
 use serde::Serialize;
@@ -30,6 +31,9 @@ const QUESTION: Duration = Duration::from_secs(15);
 
 /// A deployment is checked on every host before it is accepted; one of them may be down.
 const SUBMISSION: Duration = Duration::from_mins(1);
+
+/// Deleting waits for the disks of all hosts.
+const COLLECTION: Duration = Duration::from_mins(15);
 
 /// One daemon.
 #[derive(Debug, Clone)]
@@ -153,6 +157,20 @@ impl Migrated {
                 None::<&()>,
                 SUBMISSION,
             )
+            .await
+    }
+
+    /// What accidents left on the hosts.
+    pub(crate) async fn garbage(&self) -> Result<Collected, CallError> {
+        self.0
+            .call(Method::GET, "/v1/gc", None::<&()>, SUBMISSION)
+            .await
+    }
+
+    /// Removes it.
+    pub(crate) async fn collect_garbage(&self) -> Result<Collected, CallError> {
+        self.0
+            .call(Method::POST, "/v1/gc", None::<&()>, COLLECTION)
             .await
     }
 }

@@ -2,6 +2,7 @@
 //! the time or knows whether a terminal listens.
 
 pub(crate) mod connections;
+pub(crate) mod gc;
 pub(crate) mod migration;
 pub(crate) mod plan;
 pub(crate) mod status;

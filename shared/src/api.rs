@@ -2,6 +2,7 @@
 //! are only added, never renamed, so that the daemons and the command can be upgraded alone.
 
 pub mod cluster;
+pub mod gc;
 pub mod peer;
 pub mod proxy;
 

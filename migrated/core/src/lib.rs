@@ -9,6 +9,7 @@
 //! | [`source`] | the next step of a handoff on the host that gives |
 //! | [`destination`] | the next step of a handoff on the host that takes |
 //! | [`convergence`] | one more round, cut over, or give up |
+//! | [`garbage`] | what nobody needs of what lies on a host |
 //! | [`reconcile`] | what a host does next for an application |
 //! | [`stamp`] | what stands on a volume of its owner |
 //! | [`rebuild`] | who owns what, by the stamps and the other hosts' word |
@@ -25,6 +26,7 @@
 pub mod admission;
 pub mod convergence;
 pub mod destination;
+pub mod garbage;
 pub mod journal;
 pub mod rebuild;
 pub mod reconcile;

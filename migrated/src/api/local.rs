@@ -8,9 +8,11 @@ use rehome_shared::api::cluster::{
     DeployReply, DeployRequest, Desired, DrainRequest, Migration, MoveRequest, Prediction,
     Progress, Status,
 };
+use rehome_shared::api::gc::Collected;
 use rehome_shared::ids::MigrationId;
 
 use super::{Failed, Shared};
+use crate::garbage::{self, Verb};
 use crate::{deploy, status};
 
 pub(super) fn router() -> Router<Shared> {
@@ -25,6 +27,7 @@ pub(super) fn router() -> Router<Shared> {
         .route("/v1/migrations", get(list_migrations))
         .route("/v1/migrations/{id}", get(show_migration))
         .route("/v1/migrations/{id}/abort", post(abort_migration))
+        .route("/v1/gc", get(list_garbage).post(collect_garbage))
 }
 
 async fn show_status(State(host): State<Shared>) -> Json<Status> {
@@ -123,4 +126,15 @@ async fn abort_migration(
     Path(id): Path<MigrationId>,
 ) -> Result<Json<Migration>, Failed> {
     Ok(Json(status::abort(&host, &id).await?))
+}
+
+async fn list_garbage(State(host): State<Shared>) -> Json<Collected> {
+    Json(garbage::cluster(&host, Verb::List).await)
+}
+
+/// What was begun is finished when the client hangs up.
+async fn collect_garbage(State(host): State<Shared>) -> Result<Json<Collected>, Failed> {
+    let owner = host.clone();
+    let collected = async move { garbage::cluster(&owner, Verb::Remove).await };
+    Ok(Json(detached(&host, collected).await?))
 }

@@ -12,6 +12,7 @@ use rehome_runtime::http_client::ClientError;
 use rehome_runtime::report::Report;
 use rehome_runtime::tls::PeerIdentity;
 use rehome_shared::api::cluster::{Desired, Migration, MoveRequest, Prediction};
+use rehome_shared::api::gc::HostGarbage;
 use rehome_shared::api::peer::{
     Accepted, Gossip, HandoffRef, HandoffState, HandoffView, HostReport, Offer, PreflightReply,
     Ready, Received, StreamProgress, StreamQuery, VerifyRequest, VolumesQuery, VolumesReply,
@@ -20,6 +21,7 @@ use rehome_shared::ids::{MigrationId, StreamId};
 use serde::Deserialize;
 
 use super::{Failed, Shared};
+use crate::garbage::{self, Verb};
 use crate::{destination, migrations, peers, prediction, status};
 
 pub(super) fn router() -> Router<Shared> {
@@ -30,6 +32,7 @@ pub(super) fn router() -> Router<Shared> {
         .route("/peer/v1/gossip", post(gossip))
         .route("/peer/v1/predictions", post(predict))
         .route("/peer/v1/volumes", post(volumes))
+        .route("/peer/v1/gc", get(list_garbage).post(collect_garbage))
         .route("/peer/v1/migrations/{id}", get(migration))
         .route("/peer/v1/migrations/{id}/abort", post(abort_migration))
         .route("/peer/v1/handoffs/{id}", get(view))
@@ -99,6 +102,14 @@ async fn volumes(
 ) -> Result<Json<VolumesReply>, Failed> {
     let found = prediction::volumes(&host, &query).await;
     Ok(Json(found.map_err(destination::TakeError::Storage)?))
+}
+
+async fn list_garbage(State(host): State<Shared>) -> Json<HostGarbage> {
+    Json(garbage::here(&host, Verb::List).await)
+}
+
+async fn collect_garbage(State(host): State<Shared>) -> Json<HostGarbage> {
+    Json(garbage::here(&host, Verb::Remove).await)
 }
 
 async fn migration(

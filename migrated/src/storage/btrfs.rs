@@ -39,6 +39,7 @@ mod tree;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
@@ -52,7 +53,9 @@ use self::layout::Layout;
 use self::meta::MetaStore;
 pub use self::pool::{OpenError, PoolConfig, PoolImage};
 use self::program::{Btrfs as Program, RECEIVE_END, failure};
-use super::{BackendKind, Capabilities, SendStream, Snapshot, Storage, StorageError, VolumeInfo};
+use super::{
+    BackendKind, Capabilities, Partial, SendStream, Snapshot, Storage, StorageError, VolumeInfo,
+};
 
 /// The btrfs backend on one pool.
 #[derive(Debug)]
@@ -465,6 +468,23 @@ impl Storage for Btrfs {
         tree::discard(&live).await?;
         let root = self.layout.root().to_owned();
         tree::blocking(move || tree::sync_blocking(&root)).await
+    }
+
+    async fn partials(&self) -> Result<Vec<Partial>, StorageError> {
+        let usage = program::usage(self.layout.root()).await;
+        tree::partials(&self.layout, &usage).await
+    }
+
+    async fn exclusive(
+        &self,
+        dataset: &DatasetId,
+    ) -> Result<BTreeMap<String, Bytes>, StorageError> {
+        let usage = program::usage(self.layout.root()).await;
+        let snapshots = tree::snapshots(&self.layout, dataset).await?;
+        let sized = snapshots
+            .into_iter()
+            .map(|(name, info)| (name, usage.exclusive(info.id)));
+        Ok(sized.collect())
     }
 
     async fn destroy(&self, dataset: &DatasetId) -> Result<(), StorageError> {

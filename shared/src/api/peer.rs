@@ -7,6 +7,7 @@
 //! | `PUT /peer/v1/desired` | [`super::cluster::Desired`] → [`Accepted`] | the same |
 //! | `POST /peer/v1/gossip` | [`Gossip`] → [`Gossip`] | anyone |
 //! | `POST /peer/v1/volumes` | [`VolumesQuery`] → [`VolumesReply`] | source → destination, for a prediction |
+//! | `GET`, `POST /peer/v1/gc` | → [`super::gc::HostGarbage`] | anyone |
 //! | `POST /peer/v1/handoffs/{id}/prepare` | [`Offer`] → [`Ready`] | source → destination |
 //! | `PUT /peer/v1/handoffs/{id}/stream` | a backend's stream in frames, [`StreamQuery`] → [`Received`] | |
 //! | `GET /peer/v1/handoffs/{id}/stream` | `?stream=ID` → [`StreamProgress`] | |

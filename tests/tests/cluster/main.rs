@@ -8,6 +8,7 @@
 )]
 
 mod deploy;
+mod gc;
 mod leftovers;
 mod proxy;
 mod reload;

@@ -77,14 +77,19 @@ pub(super) fn failure(error: CommandError, needed: Bytes) -> StorageError {
     }
 }
 
-/// What the subvolumes of a pool refer to.
+/// What the subvolumes of a pool refer to, and what of that nothing else does.
 #[derive(Debug, Default)]
-pub(super) struct Usage(HashMap<u64, u64>);
+pub(super) struct Usage(HashMap<u64, (u64, u64)>);
 
 impl Usage {
     /// The bytes that a subvolume refers to; 0 when it is not known.
     pub(super) fn of(&self, id: u64) -> Bytes {
-        Bytes(self.0.get(&id).copied().unwrap_or_default())
+        Bytes(self.0.get(&id).copied().unwrap_or_default().0)
+    }
+
+    /// The bytes that are free again without it; 0 when it is not known.
+    pub(super) fn exclusive(&self, id: u64) -> Bytes {
+        Bytes(self.0.get(&id).copied().unwrap_or_default().1)
     }
 
     /// Reads the table of `btrfs qgroup show --raw`: `0/ID REFERENCED EXCLUSIVE`.
@@ -92,7 +97,8 @@ impl Usage {
         let row = |line: &str| {
             let mut columns = line.split_whitespace();
             let id = columns.next()?.strip_prefix("0/")?.parse().ok()?;
-            Some((id, columns.next()?.parse().ok()?))
+            let referenced = columns.next()?.parse().ok()?;
+            Some((id, (referenced, columns.next()?.parse().ok()?)))
         };
         Self(text.lines().filter_map(row).collect())
     }
@@ -168,6 +174,7 @@ mod tests {
                    0/256         30019584        16384   y/n\n";
         for text in [old, new] {
             assert_eq!(Usage::parse(text).of(256), Bytes(30_019_584));
+            assert_eq!(Usage::parse(text).exclusive(256), Bytes(16384));
             assert_eq!(Usage::parse(text).of(1), Bytes(0));
         }
     }

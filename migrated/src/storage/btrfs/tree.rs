@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 use rehome_shared::ids::DatasetId;
 use rehome_sys::btrfs::{SubvolumeInfo, subvolume_info};
 
-use super::layout::{DATA, Layout};
+use super::layout::{DATA, Layout, NEXT};
 use super::program;
-use crate::storage::StorageError;
+use crate::storage::{Partial, StorageError};
 
 /// The inode number of the root of every btrfs subvolume.
 const SUBVOLUME_ROOT: u64 = 256;
@@ -122,6 +122,32 @@ pub(super) async fn snapshots(
         Ok(found)
     })
     .await
+}
+
+/// What was received by halves. The tree that becomes live next is none of it.
+pub(super) async fn partials(
+    layout: &Layout,
+    usage: &program::Usage,
+) -> Result<Vec<Partial>, StorageError> {
+    let mut found = Vec::new();
+    for dataset in datasets(layout).await? {
+        let work = layout.work(&dataset);
+        let listed = work.clone();
+        for name in blocking(move || names(&listed)).await? {
+            if name == NEXT {
+                continue;
+            }
+            let info = info(&work.join(&name).join(DATA)).await?;
+            found.push(Partial {
+                dataset: dataset.clone(),
+                bytes: info
+                    .map(|info| usage.exclusive(info.id))
+                    .unwrap_or_default(),
+                name,
+            });
+        }
+    }
+    Ok(found)
 }
 
 /// The entries of a directory; none when there is no such directory.
