@@ -83,6 +83,19 @@ impl<S: Store> Load<S> {
     /// # Errors
     /// When this machine has no threads left.
     pub fn start(store: S, doors: &[SocketAddr], clients: usize) -> anyhow::Result<Self> {
+        Self::start_at(store, doors, clients, PACE)
+    }
+
+    /// As [`Load::start`], with another pause between the requests of a client.
+    ///
+    /// # Errors
+    /// When this machine has no threads left.
+    pub fn start_at(
+        store: S,
+        doors: &[SocketAddr],
+        clients: usize,
+        pace: Duration,
+    ) -> anyhow::Result<Self> {
         let runtime = runtime()?;
         let shared = Arc::new(Shared::default());
         let mut set = JoinSet::new();
@@ -93,6 +106,7 @@ impl<S: Store> Load<S> {
                 doors: doors.to_vec(),
                 shared: Arc::clone(&shared),
                 begin: Instant::now(),
+                pace,
             };
             set.spawn_on(client.work(), runtime.handle());
         }
@@ -210,6 +224,7 @@ struct Client<S> {
     doors: Vec<SocketAddr>,
     shared: Arc<Shared>,
     begin: Instant,
+    pace: Duration,
 }
 
 impl<S: Store> Client<S> {
@@ -242,7 +257,7 @@ impl<S: Store> Client<S> {
                     earlier = Some(word);
                 }
             }
-            tokio::time::sleep(PACE).await;
+            tokio::time::sleep(self.pace).await;
         }
     }
 }

@@ -105,6 +105,19 @@ const OTHERS: [(Side, &str); 5] = [
     (Side::Destination, "store/routes"),
 ];
 
+/// The steps of a source between its writes.
+const STEPS: [(Scenario, &str); 9] = [
+    (Scenario::Forward, "phase/park"),
+    (Scenario::Forward, "phase/drain"),
+    (Scenario::Forward, "phase/stop"),
+    (Scenario::Forward, "phase/final_delta"),
+    (Scenario::Forward, "phase/adopt"),
+    (Scenario::Forward, "phase/start"),
+    (Scenario::Forward, "phase/clean_up"),
+    (Scenario::CalledOff, "phase/abort"),
+    (Scenario::GivenBack, "phase/return"),
+];
+
 /// Where a `proxyd` dies: its migrated works on the gate then, or has just done so.
 const GATES: [(Side, &str); 5] = [
     (Side::Source, "journal/source/cut_over"),
@@ -138,6 +151,15 @@ pub(crate) fn all() -> Vec<Case> {
             add(&mut cases, (scenario, side, write), AT_RECORDS);
         }
     }
+    for (scenario, step) in STEPS {
+        let both = [Blow::Daemon(Side::Source), Blow::Host(Side::Source)];
+        let step = (scenario, Side::Source, step);
+        add_when(&mut cases, step, "before", &both);
+    }
+    for step in ["phase/drain", "phase/stop"] {
+        let step = (Scenario::Forward, Side::Source, step);
+        add_when(&mut cases, step, "before", &SIDES.map(Blow::Proxy));
+    }
     for (side, write) in OTHERS {
         let own = if write == "store/routes" {
             Blow::Proxy(side)
@@ -157,20 +179,28 @@ pub(crate) fn all() -> Vec<Case> {
     cases
 }
 
-fn add(
-    cases: &mut Vec<Case>,
-    (scenario, side, write): (Scenario, Side, &'static str),
-    to: &[Blow],
-) {
+/// The write of a case: on which way, whose, and its name.
+type Write = (Scenario, Side, &'static str);
+
+fn add(cases: &mut Vec<Case>, write: Write, blows: &[Blow]) {
     for when in WHEN {
-        cases.extend(to.iter().map(|blow| Case {
-            scenario,
-            side,
-            write,
-            when,
-            blow: *blow,
-        }));
+        add_when(cases, write, when, blows);
     }
+}
+
+fn add_when(
+    cases: &mut Vec<Case>,
+    (scenario, side, write): Write,
+    when: &'static str,
+    blows: &[Blow],
+) {
+    cases.extend(blows.iter().map(|blow| Case {
+        scenario,
+        side,
+        write,
+        when,
+        blow: *blow,
+    }));
 }
 
 /// The cases that stand for the others in `make test`: one for each way to recover.

@@ -28,8 +28,10 @@ const PORT: u16 = 7000;
 /// abort that the destination has to ask after: it does so every 13 s.
 pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 
-/// Clients at work all the time.
+/// Clients at work all the time, and the pause between the requests of each: somebody is in the
+/// middle of a request at nearly any time, and the words of all cases still fit in one answer.
 const CLIENTS: usize = 4;
+const PACE: Duration = Duration::from_millis(60);
 
 /// The file on a host's disk that keeps the store from starting there.
 const REFUSE: &str = "rehome/refuse";
@@ -78,7 +80,7 @@ impl<'a> Stage<'a> {
         let groups = Groups::of(lab, Redis.process())?;
         let mut stage = Self {
             lab,
-            load: Load::start(Redis, &doors, CLIENTS)?,
+            load: Load::start_at(Redis, &doors, CLIENTS, PACE)?,
             doors,
             roots: Vec::new(),
             watch: Watch::start(groups.clone(), lock.with_extension("twice")),

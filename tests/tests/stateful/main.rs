@@ -14,7 +14,6 @@ mod lost;
 mod refusal;
 mod scene;
 mod streams;
-mod sweep;
 
 /// A test of each scenario, for one store.
 macro_rules! scenarios {

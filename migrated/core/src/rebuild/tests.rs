@@ -293,6 +293,7 @@ fn a_source_in_its_window_is_waited_for() {
             bytes: Bytes(0),
             rate: Bytes(0),
             predicted_window: None,
+            waits: None,
             elapsed: std::time::Duration::ZERO,
         }),
         ..*report(id(1), MigrationState::Running)
