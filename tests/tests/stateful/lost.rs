@@ -11,8 +11,8 @@ use rehome_tests::program::Outcome;
 use rehome_tests::store::{Redis, Store};
 use rehome_tests::wait::wait_for;
 
+use crate::ambush::{Side, lie_in_wait};
 use crate::scene::{NAME, Scene, on_stage};
-use crate::sweep::{Blow, Side, Victim, lie_in_wait};
 
 const PATIENCE: Duration = Duration::from_mins(3);
 
@@ -144,12 +144,7 @@ fn move_and_lose<S: Store>(
         .host(if side == Side::Source { from } else { to })?;
     let old = host.daemon("migrated")?;
     let command = command_line(host, old)?;
-    let blow = Blow {
-        victim: Victim::Daemon("migrated"),
-        side,
-        words,
-    };
-    let killer = lie_in_wait(scene.lab, host, blow, old)?;
+    let killer = lie_in_wait(scene.lab, host, words, old)?;
     host.hold("migrated")?;
     let moving = scene.lab.begin_move(NAME, to)?;
     killer.wait()?.ok()?;
