@@ -140,6 +140,8 @@ pub(crate) fn report(from: usize, migration: &SourceMigration) -> Box<Migration>
         rounds: migration.rounds.clone(),
         phases: BTreeMap::new(),
         window_seconds: None,
+        predicted_window: None,
+        throttled: None,
         bytes: Bytes(0),
         connections: Connections::default(),
         error: None,
