@@ -11,6 +11,7 @@ pub mod btrfs;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::SystemTime;
 
 use async_trait::async_trait;
 use migrated_core::stamp::Stamp;
@@ -119,6 +120,8 @@ pub struct VolumeInfo {
     pub limit: Option<Bytes>,
     /// Its snapshots, oldest first.
     pub snapshots: Vec<Snapshot>,
+    /// The names of former live trees that were set aside.
+    pub diverged: Vec<String>,
 }
 
 /// Part of a snapshot that was being received.
@@ -148,6 +151,9 @@ pub trait Storage: std::fmt::Debug + Send + Sync {
 
     /// The path of a volume's live tree; it never changes.
     fn live_path(&self, dataset: &DatasetId) -> PathBuf;
+
+    /// The path of a live tree that was set aside under `name`.
+    fn diverged_path(&self, dataset: &DatasetId, name: &str) -> PathBuf;
 
     /// Bytes that new data may take.
     async fn available(&self) -> Result<Bytes, StorageError>;
@@ -229,7 +235,19 @@ pub trait Storage: std::fmt::Debug + Send + Sync {
     async fn exclusive(&self, dataset: &DatasetId)
     -> Result<BTreeMap<String, Bytes>, StorageError>;
 
-    /// Destroys a volume with its snapshots and stamp. Only on an explicit command, or for
-    /// what an aborted migration left on a destination.
+    /// When a snapshot came to be on this host: when it was taken, or when it began to arrive.
+    async fn taken_at(&self, dataset: &DatasetId, name: &str) -> Result<SystemTime, StorageError>;
+
+    /// Whether the live tree holds exactly what a snapshot does; nothing may be writing to it.
+    /// When in doubt it does not.
+    async fn is_unchanged(&self, dataset: &DatasetId, snapshot: &str)
+    -> Result<bool, StorageError>;
+
+    /// Keeps the live tree for people, read-only, and returns where: what was written to it is
+    /// not in the owner's lineage. Nothing but an explicit command deletes it.
+    async fn set_aside(&self, dataset: &DatasetId, name: &str) -> Result<PathBuf, StorageError>;
+
+    /// Destroys a volume with its snapshots and stamp, but for what was set aside. Only on an
+    /// explicit command, or for what an aborted migration left on a destination.
     async fn destroy(&self, dataset: &DatasetId) -> Result<(), StorageError>;
 }

@@ -89,7 +89,7 @@ async fn discard_volume(
         .snapshots
         .into_iter()
         .partition(|snapshot| snapshot.name.starts_with(&prefix));
-    if others.is_empty() && !info.live {
+    if others.is_empty() && !info.live && info.diverged.is_empty() {
         return host.storage.destroy(dataset).await;
     }
     for snapshot in ours {
@@ -201,7 +201,7 @@ fn is_silent(host: &Host, handoff: &DestinationHandoff) -> bool {
 }
 
 /// What the source's word, or its silence, means for a handoff that waits. A source that says
-/// "aborted" has written that down before; one that says how it ended needs nothing more of it.
+/// "aborted" or "returned" has written that down before; one that says how it ended needs nothing more of it.
 /// Silence ends only what was merely reserved: after it the source offers anew.
 fn ending(
     handoff: &DestinationHandoff,
@@ -209,9 +209,12 @@ fn ending(
     silent_for: Duration,
 ) -> Option<Event> {
     match (&handoff.phase, word) {
-        (Phase::Reserved | Phase::Verified { .. }, Some(MigrationState::Aborted)) => {
-            Some(Event::Aborted)
-        }
+        // What its source has again, because an operator called this host fenced, is as little
+        // granted any more as what was called off.
+        (
+            Phase::Reserved | Phase::Verified { .. },
+            Some(MigrationState::Aborted | MigrationState::Returned),
+        ) => Some(Event::Aborted),
         (Phase::Reserved, None) if silent_for >= EXPIRY => Some(Event::Expired),
         (
             Phase::Serving { .. } | Phase::Returned { .. },
@@ -299,9 +302,10 @@ mod tests {
     }
 
     #[test]
-    fn a_promise_is_broken_by_nothing_but_the_word_that_it_was_called_off() {
+    fn a_promise_is_broken_by_nothing_but_the_word_that_the_source_has_it() {
         for state in STATES {
-            let expected = (state == MigrationState::Aborted).then_some(Event::Aborted);
+            let over = matches!(state, MigrationState::Aborted | MigrationState::Returned);
+            let expected = over.then_some(Event::Aborted);
             assert_eq!(
                 ending(&verified(), Some(state), Duration::MAX),
                 expected,

@@ -6,6 +6,7 @@
 //! | `live/DATASET` | the live tree: a writable subvolume, limited by its quota group |
 //! | `snap/DATASET/NAME/data` | a snapshot: a read-only subvolume |
 //! | `recv/DATASET/…` | work in progress: streams being received, trees being swapped; emptied at start |
+//! | `diverged/DATASET/NAME` | a live tree of a time when another host was the owner already: read-only, kept for people |
 //! | `meta/DATASET.json` | the stamp and the limit, below one line with a checksum |
 //!
 //! The stamp lies beside the data and not in an extended attribute of it, because attributes
@@ -29,6 +30,7 @@
 //! what the live tree refers to. Snapshots inherit a limit from their origin and would hand it
 //! on to what is received on top of them, so theirs is taken off.
 
+mod aside;
 mod layout;
 mod meta;
 mod pool;
@@ -41,6 +43,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use async_trait::async_trait;
 use migrated_core::stamp::Stamp;
@@ -93,6 +96,7 @@ impl Btrfs {
     async fn recover(&self) -> Result<(), StorageError> {
         for dataset in tree::datasets(&self.layout).await? {
             tree::discard(&self.layout.work(&dataset)).await?;
+            aside::recover(&self.layout, &dataset).await?;
             let limit = self.meta.load(&dataset).await?.and_then(|meta| meta.limit);
             if limit.is_some() && tree::exists(&self.layout.live(&dataset)).await? {
                 limit_tree(&self.layout.live(&dataset), limit).await?;
@@ -209,7 +213,8 @@ impl Btrfs {
         let recorded = !matches!(meta, Ok(None));
         let live = tree::info(&self.layout.live(dataset)).await?;
         let snapshots = tree::snapshots(&self.layout, dataset).await?;
-        if live.is_none() && snapshots.is_empty() && !recorded {
+        let diverged = tree::diverged(&self.layout, dataset).await?;
+        if live.is_none() && snapshots.is_empty() && diverged.is_empty() && !recorded {
             return Ok(None);
         }
         let meta = meta.ok().flatten().unwrap_or_default();
@@ -224,6 +229,7 @@ impl Btrfs {
                 .into_iter()
                 .map(|(name, info)| snapshot(name, &info))
                 .collect(),
+            diverged,
         }))
     }
 }
@@ -256,6 +262,10 @@ impl Storage for Btrfs {
 
     fn live_path(&self, dataset: &DatasetId) -> PathBuf {
         self.layout.live(dataset)
+    }
+
+    fn diverged_path(&self, dataset: &DatasetId, name: &str) -> PathBuf {
+        self.layout.all_diverged(dataset).join(name)
     }
 
     async fn available(&self) -> Result<Bytes, StorageError> {
@@ -485,6 +495,22 @@ impl Storage for Btrfs {
             .into_iter()
             .map(|(name, info)| (name, usage.exclusive(info.id)));
         Ok(sized.collect())
+    }
+
+    async fn taken_at(&self, dataset: &DatasetId, name: &str) -> Result<SystemTime, StorageError> {
+        aside::taken_at(&self.layout, dataset, name).await
+    }
+
+    async fn is_unchanged(
+        &self,
+        dataset: &DatasetId,
+        snapshot: &str,
+    ) -> Result<bool, StorageError> {
+        aside::is_unchanged(&self.layout, dataset, snapshot).await
+    }
+
+    async fn set_aside(&self, dataset: &DatasetId, name: &str) -> Result<PathBuf, StorageError> {
+        aside::set_aside(&self.layout, dataset, name).await
     }
 
     async fn destroy(&self, dataset: &DatasetId) -> Result<(), StorageError> {

@@ -32,8 +32,8 @@ impl Layout {
     }
 
     /// The directories that exist in every pool.
-    pub(super) fn directories(&self) -> [PathBuf; 4] {
-        ["live", "snap", "recv", "meta"].map(|name| self.root.join(name))
+    pub(super) fn directories(&self) -> [PathBuf; 5] {
+        ["live", "snap", "recv", "meta", "diverged"].map(|name| self.root.join(name))
     }
 
     pub(super) fn live(&self, dataset: &DatasetId) -> PathBuf {
@@ -61,22 +61,45 @@ impl Layout {
         dataset: &DatasetId,
         name: &str,
     ) -> Result<PathBuf, StorageError> {
-        let fits = (1..=MAX_NAME).contains(&name.len())
-            && !name.starts_with('.')
-            && name
-                .chars()
-                .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
-        if fits {
-            return Ok(self.snapshots(dataset).join(name));
-        }
-        Err(StorageError::Unsupported(format!(
-            "{name:?} cannot name a snapshot: use 1 to {MAX_NAME} ASCII letters, digits, '-', '_' \
-             or '.', and do not begin with '.'"
-        )))
+        check_name(name)?;
+        Ok(self.snapshots(dataset).join(name))
     }
 
-    /// The dataset that an entry of `live`, `snap`, `recv` or `meta` belongs to.
+    /// All that is kept of a volume's former live trees.
+    pub(super) fn all_diverged(&self, dataset: &DatasetId) -> PathBuf {
+        self.root.join("diverged").join(dataset.as_str())
+    }
+
+    /// A live tree that is kept for people.
+    ///
+    /// # Errors
+    /// As [`Self::snapshot`].
+    pub(super) fn diverged(
+        &self,
+        dataset: &DatasetId,
+        name: &str,
+    ) -> Result<PathBuf, StorageError> {
+        check_name(name)?;
+        Ok(self.all_diverged(dataset).join(name))
+    }
+
+    /// The dataset that an entry of `live`, `snap`, `recv`, `meta` or `diverged` belongs to.
     pub(super) fn dataset_of(entry: &str) -> Option<DatasetId> {
         DatasetId::try_new(entry.strip_suffix(".json").unwrap_or(entry)).ok()
     }
+}
+
+fn check_name(name: &str) -> Result<(), StorageError> {
+    let fits = (1..=MAX_NAME).contains(&name.len())
+        && !name.starts_with('.')
+        && name
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+    if fits {
+        return Ok(());
+    }
+    Err(StorageError::Unsupported(format!(
+        "{name:?} cannot name a snapshot: use 1 to {MAX_NAME} ASCII letters, digits, '-', '_' \
+         or '.', and do not begin with '.'"
+    )))
 }

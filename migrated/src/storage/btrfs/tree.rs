@@ -150,6 +150,20 @@ pub(super) async fn partials(
     Ok(found)
 }
 
+/// The names of what is kept of a volume's former live trees.
+pub(super) async fn diverged(
+    layout: &Layout,
+    dataset: &DatasetId,
+) -> Result<Vec<String>, StorageError> {
+    let directory = layout.all_diverged(dataset);
+    blocking(move || {
+        let mut found = names(&directory)?;
+        found.sort();
+        Ok(found)
+    })
+    .await
+}
+
 /// The entries of a directory; none when there is no such directory.
 fn names(directory: &Path) -> Result<Vec<String>, StorageError> {
     let attempt = || format!("list {}", directory.display());
