@@ -13,6 +13,7 @@ use rehome_runtime::report::Report;
 use crate::deploy::DeployError;
 use crate::desired::AcceptError;
 use crate::destination::TakeError;
+use crate::failover::FailoverError;
 use crate::host::Host;
 use crate::migrations::AbortError;
 use crate::storage::StorageError;
@@ -60,6 +61,21 @@ impl From<DeployError> for Failed {
     }
 }
 
+impl From<FailoverError> for Failed {
+    fn from(error: FailoverError) -> Self {
+        let status = match error {
+            FailoverError::Deploy(error) => return error.into(),
+            FailoverError::Invalid(_) => StatusCode::BAD_REQUEST,
+            FailoverError::Refused(_) => StatusCode::CONFLICT,
+            FailoverError::Unanswered { .. } => StatusCode::BAD_GATEWAY,
+            FailoverError::Storage(_) | FailoverError::Ledger(_) => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
+        };
+        Self(status, Report(&error).to_string())
+    }
+}
+
 impl From<AcceptError> for Failed {
     fn from(error: AcceptError) -> Self {
         DeployError::Accept(error).into()
@@ -70,9 +86,9 @@ impl From<AbortError> for Failed {
     fn from(error: AbortError) -> Self {
         let status = match &error {
             AbortError::Unknown(_) => StatusCode::NOT_FOUND,
-            AbortError::Over { .. } | AbortError::TooLate(_) | AbortError::Coordinator { .. } => {
-                StatusCode::CONFLICT
-            }
+            AbortError::Over { .. }
+            | AbortError::TooLate { .. }
+            | AbortError::Coordinator { .. } => StatusCode::CONFLICT,
         };
         Self(status, error.to_string())
     }

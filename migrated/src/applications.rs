@@ -48,6 +48,8 @@ pub struct Memory {
     pub throttled: BTreeSet<AppName>,
     /// Bytes of each volume, as measured last.
     pub sizes: std::collections::BTreeMap<DatasetId, Bytes>,
+    /// What was set aside here, as the pool told it last.
+    pub diverged: Vec<rehome_shared::api::cluster::DivergedCopy>,
     /// Images that are being fetched now.
     pub pulls: ByApplication<PullProgress>,
 }

@@ -13,7 +13,7 @@ use rehome_runtime::http_client::ClientError;
 use rehome_shared::api::cluster::Desired;
 use rehome_shared::api::peer::{HostReport, VolumeIdentity};
 use rehome_shared::config::model::Application;
-use rehome_shared::ids::{AppName, DatasetId, HostAddr};
+use rehome_shared::ids::{AppName, DatasetId, Epoch, HostAddr};
 use tokio::time::Instant;
 
 use crate::desired;
@@ -60,6 +60,16 @@ pub enum BirthError {
     /// The pool does not say what is in it.
     #[error("the volumes cannot be listed")]
     Storage(#[from] StorageError),
+    /// A host remembers it.
+    #[error("{host} knows of {application} at epoch {epoch}: it is not made anew, empty")]
+    Known {
+        /// The application.
+        application: AppName,
+        /// The host.
+        host: HostAddr,
+        /// The epoch.
+        epoch: Epoch,
+    },
     /// A newer deployment came in between.
     #[error("a newer deployment came in between")]
     Superseded,
@@ -115,9 +125,17 @@ fn objection(
         .iter()
         .any(|owned| owned.application == *application);
     let held = owned || report.incoming.contains(application);
-    held.then(|| BirthError::Held {
+    if held {
+        return Some(BirthError::Held {
+            application: application.clone(),
+            host,
+        });
+    }
+    let known = report.known_owner(application);
+    known.map(|known| BirthError::Known {
         application: application.clone(),
         host,
+        epoch: known.epoch,
     })
 }
 
@@ -129,15 +147,18 @@ async fn try_give(
 ) -> Result<(), BirthError> {
     let hash = desired::hash(desired);
     for other in host.other_hosts() {
-        let report = host
-            .peers
-            .report(&other)
-            .await
-            .map_err(|source| BirthError::Silent {
-                application: application.clone(),
-                host: other.clone(),
-                source: Box::new(source),
-            })?;
+        let report = match host.peers.report(&other).await {
+            Ok(report) => report,
+            // The deployment was taken without its word, too.
+            Err(_) if desired.fenced.contains(&other) => continue,
+            Err(source) => {
+                return Err(BirthError::Silent {
+                    application: application.clone(),
+                    host: other,
+                    source: Box::new(source),
+                });
+            }
+        };
         match objection(&report, desired, &hash, application) {
             None => {}
             Some(BirthError::Behind(_)) if desired::hash(&host.desired.get()) != hash => {
@@ -200,6 +221,20 @@ mod tests {
         let mut taking = report("h2", &desired, &[]);
         taking.incoming.push(app("db"));
         assert!(matches!(against(&taking), Some(BirthError::Held { .. })));
+    }
+
+    #[test]
+    fn who_remembers_it_objects() {
+        let desired = deployment(2, &[("h1", &["db"]), ("h2", &[])]);
+        let mut former = report("h2", &desired, &[]);
+        former.known.push(crate::fixtures::known("db", 3, "h1"));
+        assert!(matches!(
+            against(&former),
+            Some(BirthError::Known {
+                epoch: Epoch(3),
+                ..
+            })
+        ));
     }
 
     #[test]

@@ -5,7 +5,10 @@
 //! has nothing against it.
 
 mod drain;
+mod fenced;
 mod plan;
+
+pub(crate) use fenced::known;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -66,8 +69,9 @@ pub async fn deploy(host: &Arc<Host>, request: DeployRequest) -> Result<DeployRe
 
 async fn make(host: &Arc<Host>, request: DeployRequest) -> Result<DeployReply, DeployError> {
     let current = host.desired.get();
-    let hosts = hosts_of(host, &request);
-    let reports = reports(host, &hosts).await?;
+    let reports = reports(host, &hosts_of(host, &request), &current.fenced).await?;
+    let hosts: BTreeSet<HostAddr> = reports.keys().cloned().collect();
+    let silent = fenced::silent(&current, &reports);
     let newest = reports
         .values()
         .map(|r| r.generation)
@@ -78,17 +82,27 @@ async fn make(host: &Arc<Host>, request: DeployRequest) -> Result<DeployReply, D
             "a newer deployment is on its way to this host: run it again in a moment".to_owned(),
         ));
     }
-    let owners = owners(&reports)?;
+    let mut owners = owners(&reports, &current.fenced)?;
+    fenced::attribute(&mut owners, &current, &reports, &silent);
+    fenced::check(
+        &current,
+        &request,
+        &owners,
+        &silent,
+        &fenced::known(host, &reports),
+    )?;
     let mut desired = Desired {
         generation: current.generation,
+        fenced: fenced::still(&current, &reports),
         births: births(&current, &request, &owners),
         kept: kept(&request, &owners),
         applications: request.applications,
         placement: request.placement,
     };
     let changes = plan::changes(&current, &desired, &owners, &reports);
-    let same =
-        desired.applications == current.applications && desired.placement == current.placement;
+    let same = desired.applications == current.applications
+        && desired.placement == current.placement
+        && desired.fenced == current.fenced;
     if same && changes.is_empty() {
         return Ok(DeployReply {
             generation: current.generation,
@@ -220,8 +234,8 @@ pub async fn predict(host: &Arc<Host>, request: &MoveRequest) -> Result<Predicti
     let current = host.desired.get();
     check_move(&current, request)?;
     let hosts: BTreeSet<HostAddr> = current.placement.keys().cloned().collect();
-    let reports = reports(host, &hosts).await?;
-    let owners = owners(&reports)?;
+    let reports = reports(host, &hosts, &current.fenced).await?;
+    let owners = owners(&reports, &current.fenced)?;
     let owner = owners.get(&request.application).ok_or_else(|| {
         DeployError::Invalid(format!("{} does not run anywhere yet", request.application))
     })?;
@@ -239,6 +253,7 @@ pub async fn predict(host: &Arc<Host>, request: &MoveRequest) -> Result<Predicti
 fn hosts_of(host: &Host, request: &DeployRequest) -> BTreeSet<HostAddr> {
     let mut hosts: BTreeSet<HostAddr> = request.placement.keys().cloned().collect();
     hosts.extend(host.other_hosts());
+    hosts.extend(host.desired.get().fenced.iter().cloned());
     hosts.insert(host.address.clone());
     hosts
 }
@@ -256,9 +271,11 @@ fn kept(
         .collect()
 }
 
+/// What the hosts say of themselves. All must answer, but those that an operator fenced.
 async fn reports(
     host: &Arc<Host>,
     hosts: &BTreeSet<HostAddr>,
+    fenced: &BTreeSet<HostAddr>,
 ) -> Result<BTreeMap<HostAddr, HostReport>, DeployError> {
     let asked = hosts.iter().map(|peer| async move {
         if *peer == host.address {
@@ -271,6 +288,7 @@ async fn reports(
     for (peer, answer) in futures_util::future::join_all(asked).await {
         match answer {
             Ok(report) => drop(reports.insert(peer, report)),
+            Err(_) if fenced.contains(&peer) => {}
             Err(error) => failures.push(failure(&peer, &error)),
         }
     }
@@ -292,10 +310,15 @@ fn failure(peer: &HostAddr, error: &ClientError) -> Failure {
 /// The owner of each application; of one that is between two owners, the next.
 fn owners(
     reports: &BTreeMap<HostAddr, HostReport>,
+    fenced: &BTreeSet<HostAddr>,
 ) -> Result<BTreeMap<AppName, HostAddr>, DeployError> {
     let mut owners: BTreeMap<AppName, HostAddr> = BTreeMap::new();
     for (peer, report) in reports {
         for owned in &report.owned {
+            if fenced.contains(peer) && fenced::is_overtaken(reports, peer, owned) {
+                // It gives way as soon as it has heard of it.
+                continue;
+            }
             if let Some(other) = owners.insert(owned.application.clone(), peer.clone()) {
                 return Err(DeployError::Refused(vec![Failure {
                     host: peer.clone(),
@@ -365,7 +388,7 @@ async fn preflight(
 }
 
 /// Every host follows. This host first: what it has taken it tells the others for ever.
-async fn spread(
+pub(crate) async fn spread(
     host: &Arc<Host>,
     hosts: &BTreeSet<HostAddr>,
     desired: &Desired,

@@ -17,8 +17,11 @@ use migrated_core::admission;
 use migrated_core::destination::{DestinationHandoff, Event, Phase, Stale};
 use migrated_core::record::Record;
 use rehome_runtime::tls::PeerIdentity;
+use rehome_shared::api::cluster::Desired;
 use rehome_shared::api::peer::{HandoffRef, HandoffState, HandoffView, VerifyRequest};
-use rehome_shared::ids::{AppName, Attempt, DatasetId, MigrationId, StreamId};
+use rehome_shared::ids::{
+    AppName, Attempt, DatasetId, Epoch, HostAddr, MigrationId, RouteVersion, StreamId,
+};
 use tokio::time::Instant;
 
 use crate::host::Host;
@@ -88,6 +91,8 @@ pub struct Taking {
     heard: Mutex<Instant>,
     /// Why it does not go on just now.
     trouble: Mutex<Option<String>>,
+    /// The version of the source's parked gate, when all of it had come.
+    parked: Mutex<Option<RouteVersion>>,
     /// By volume, the stream that comes in or came last.
     turns: Mutex<BTreeMap<DatasetId, Turn>>,
 }
@@ -105,6 +110,7 @@ impl Takings {
                 phases: Mutex::default(),
                 heard: Mutex::new(Instant::now()),
                 trouble: Mutex::default(),
+                parked: Mutex::default(),
                 turns: Mutex::default(),
             })
         };
@@ -359,7 +365,14 @@ pub async fn verify(
         attempt,
         epoch,
         finals,
+        parked,
     } = request;
+    *host
+        .takings
+        .get(id)
+        .parked
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner) = parked;
     step(
         host,
         id,
@@ -420,9 +433,26 @@ pub async fn grant(
     id: &MigrationId,
     message: HandoffRef,
 ) -> Result<HandoffView, TakeError> {
-    handoff(host, peer, id)?;
+    let known = handoff(host, peer, id)?;
     let HandoffRef { attempt, epoch } = message;
-    match step(host, id, Event::Granted { attempt, epoch }).await {
+    let desired = host.desired.get();
+    if is_void(&desired, &host.address, &known) {
+        return Err(TakeError::Refused(format!(
+            "{} is called fenced, and its application is another host's",
+            known.reservation.from
+        )));
+    }
+    // Whoever takes over in the place of the source makes sure first that every host follows a
+    // deployment that says so: none can come in between.
+    let stepped = host
+        .desired
+        .while_following(&desired, step(host, id, Event::Granted { attempt, epoch }))
+        .await;
+    let Some(stepped) = stepped else {
+        // The source says it again.
+        return Ok(view(host, id));
+    };
+    match stepped {
         Ok(()) => serve::spawn(host, id),
         // The answer is the state as it is.
         Err(TakeError::Stale(stale)) => {
@@ -431,6 +461,21 @@ pub async fn grant(
         Err(error) => return Err(error),
     }
     Ok(view(host, id))
+}
+
+/// Whether a source may not give an application away any more: an operator called it fenced, and
+/// the deployment that says so has it elsewhere.
+fn is_void(desired: &Desired, here: &HostAddr, handoff: &DestinationHandoff) -> bool {
+    desired.fenced.contains(&handoff.reservation.from)
+        && desired.host_of(&handoff.reservation.application) != Some(here)
+}
+
+/// The version that the source of a verified handoff had parked its gate under, unless this
+/// daemon was started since.
+#[must_use]
+pub(crate) fn parked(host: &Host, id: &MigrationId) -> Option<RouteVersion> {
+    let taking = host.takings.known().get(id).cloned()?;
+    *taking.parked.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The source calls it off.
@@ -485,6 +530,26 @@ pub async fn close(
     // Without an answer the daemon is stopping; the handoff is asked after at the next start.
     drop(closed.await);
     Ok(view(host, id))
+}
+
+/// The epoch that it waits to be granted is another host's: it never will be.
+pub(crate) async fn call_off(host: &Arc<Host>, id: &MigrationId) {
+    match step(host, id, Event::Aborted).await {
+        Ok(()) => discard::spawn(host, id),
+        Err(error) => tracing::debug!(%error, "the handoff went on meanwhile"),
+    }
+}
+
+/// An operator grants it in the place of a source that is fenced.
+pub(crate) async fn grant_by_operator(
+    host: &Arc<Host>,
+    id: &MigrationId,
+    attempt: Attempt,
+    epoch: Epoch,
+) -> Result<(), TakeError> {
+    step(host, id, Event::Granted { attempt, epoch }).await?;
+    serve::spawn(host, id);
+    Ok(())
 }
 
 /// Takes up the handoffs that the journal knows: after a restart.

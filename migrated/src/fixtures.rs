@@ -1,12 +1,12 @@
 //! Values for the tests of this crate.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rehome_shared::api::cluster::{
     ApplicationState, ApplicationStatus, ConnectionGauge, Connections, Desired, Migration,
     MigrationState,
 };
-use rehome_shared::api::peer::{HostReport, OwnedApplication};
+use rehome_shared::api::peer::{HostReport, KnownOwner, OwnedApplication};
 use rehome_shared::config::model::{Application, Image, ImageVersion};
 use rehome_shared::ids::{AppName, DeploymentGeneration, Epoch, HostAddr, MigrationId};
 use rehome_shared::units::Bytes;
@@ -45,6 +45,7 @@ pub(crate) fn deployment(generation: u64, placement: &[(&str, &[&str])]) -> Desi
             .collect(),
         births: BTreeMap::new(),
         kept: BTreeMap::new(),
+        fenced: BTreeSet::new(),
     }
 }
 
@@ -73,6 +74,20 @@ pub(crate) fn report(address: &str, follows: &Desired, owned: &[(&str, u64)]) ->
         settled: true,
         failures: Vec::new(),
         problem: None,
+        known: owned
+            .iter()
+            .map(|(name, epoch)| known(name, *epoch, address))
+            .collect(),
+        promised: BTreeMap::new(),
+        diverged: Vec::new(),
+    }
+}
+
+pub(crate) fn known(name: &str, epoch: u64, owner: &str) -> KnownOwner {
+    KnownOwner {
+        application: app(name),
+        epoch: Epoch(epoch),
+        owner: host(owner),
     }
 }
 
@@ -89,6 +104,7 @@ fn status(address: &str, name: &str, epoch: u64) -> ApplicationStatus {
         started_at: None,
         connections: ConnectionGauge::default(),
         reason: None,
+        diverged: Vec::new(),
     }
 }
 

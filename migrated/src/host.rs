@@ -12,11 +12,12 @@ use rehome_shared::ids::{AppName, HostAddr};
 use tokio::sync::watch;
 
 use crate::applications::Memory;
+use crate::clearance::Clearance;
 use crate::desired::DesiredStore;
 use crate::ledger::Ledger;
 use crate::metrics::Metrics;
 use crate::migrations::Live;
-use crate::peers::Peers;
+use crate::peers::{Peers, Silence};
 use crate::proxy::Proxy;
 use crate::routes::Routes;
 use crate::runtime::{Instance, Runtime};
@@ -38,6 +39,8 @@ pub struct Host {
     pub ledger: Ledger,
     /// What the cluster should look like.
     pub desired: DesiredStore,
+    /// What other hosts must be asked about before it is started.
+    pub clearance: Clearance,
     /// Volumes.
     pub storage: Arc<dyn Storage>,
     /// Instances.
@@ -50,6 +53,8 @@ pub struct Host {
     pub peers: Peers,
     /// What all streams from this host may send together.
     pub bandwidth: Arc<Bucket>,
+    /// Since when other hosts do not answer.
+    pub silence: Silence,
     /// Handoffs to this host, beside what the journal knows of them.
     pub takings: crate::destination::Takings,
     /// Migrations under way, as people see them.

@@ -8,6 +8,8 @@
 //! | [`desired`] | the deployment in force |
 //! | [`reconcile`] | makes this host what it should be |
 //! | [`applications`], [`health`] | starts an application until it is healthy, and stops it |
+//! | [`clearance`], [`fence`] | asks before it starts, and gives way to a newer owner |
+//! | [`failover`] | takes over from an owner that an operator fenced |
 //! | [`birth`] | the first owner of an application |
 //! | [`migrations`], [`source`] | moves that this host coordinates |
 //! | [`destination`] | moves that come to this host |
@@ -27,10 +29,13 @@
 pub mod api;
 pub mod applications;
 pub mod birth;
+pub mod clearance;
 pub mod clock;
 pub mod deploy;
 pub mod desired;
 pub mod destination;
+pub mod failover;
+pub mod fence;
 pub mod files;
 #[cfg(test)]
 mod fixtures;

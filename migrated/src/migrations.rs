@@ -2,17 +2,19 @@
 //! calling one off, and showing them to people.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use migrated_core::admission::{self, CannotGive};
 use migrated_core::record::{Plan, Record, SourceRecord};
-use migrated_core::source::{Phase, SourceMigration};
+use migrated_core::source::{AfterRelease, Phase, SourceMigration};
 use rehome_shared::api::cluster::{Connections, Migration, MigrationNow, MigrationState};
-use rehome_shared::ids::{AppName, DeploymentGeneration, HostAddr, MigrationId};
+use rehome_shared::ids::{AppName, DeploymentGeneration, Epoch, HostAddr, MigrationId};
 use rehome_shared::units::Bytes;
 use tokio::sync::watch;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::clock;
 use crate::host::Host;
@@ -40,10 +42,18 @@ pub struct Run {
     stream_began: Mutex<(Instant, Bytes)>,
     /// Why somebody wants it called off.
     pub abort: watch::Sender<Option<String>>,
+    /// Why an operator takes it back from a destination that is fenced.
+    pub take_back: watch::Sender<Option<String>>,
+    /// Cancelled when the application was found to be another host's: the driver ends.
+    pub fenced: CancellationToken,
+    /// Whether an earlier run of this daemon began it.
+    pub found: bool,
+    /// Whether the destination may have heard that it is the owner.
+    pub granted: AtomicBool,
 }
 
 impl Run {
-    fn new(report: Migration) -> Self {
+    fn new(report: Migration, found: bool) -> Self {
         Self {
             report: Mutex::new(report),
             began: Instant::now(),
@@ -51,6 +61,10 @@ impl Run {
             raw: Meter::default(),
             stream_began: Mutex::new((Instant::now(), Bytes(0))),
             abort: watch::Sender::new(None),
+            take_back: watch::Sender::new(None),
+            fenced: CancellationToken::new(),
+            found,
+            granted: AtomicBool::new(found),
         }
     }
 
@@ -249,7 +263,7 @@ pub async fn begin(
             })
             .await?
     };
-    start(host, decided?);
+    start(host, decided?, false);
     Ok(())
 }
 
@@ -265,19 +279,20 @@ pub fn recover(host: &Arc<Host>) {
             phase = migration.phase.name(),
             "takes up a migration that was under way"
         );
-        start(host, migration);
+        start(host, migration, true);
     }
 }
 
-fn start(host: &Arc<Host>, migration: SourceMigration) {
-    let run = Arc::new(Run::new(report(host, &migration)));
+fn start(host: &Arc<Host>, migration: SourceMigration, found: bool) {
+    let run = Arc::new(Run::new(report(host, &migration), found));
     host.live
         .runs()
         .insert(migration.id.clone(), Arc::clone(&run));
     host.spawn("migration", source::drive(Arc::clone(host), migration, run));
 }
 
-fn report(host: &Host, migration: &SourceMigration) -> Migration {
+/// What is known of a migration by the journal alone.
+pub(crate) fn report(host: &Host, migration: &SourceMigration) -> Migration {
     let plan = &migration.plan;
     Migration {
         id: migration.id.clone(),
@@ -326,8 +341,21 @@ pub enum AbortError {
         reason: String,
     },
     /// C1 is past.
-    #[error("migration {0} is past the point of no return: the destination owns the application")]
-    TooLate(MigrationId),
+    #[error(
+        "migration {id} is past the point of no return: {application} is {owner}'s, at epoch {epoch}; `rehome status` shows how it stands, and `rehome move {application} --to {from}` brings it back"
+    )]
+    TooLate {
+        /// Which.
+        id: MigrationId,
+        /// What moved.
+        application: AppName,
+        /// Who owns it now.
+        owner: HostAddr,
+        /// At which epoch.
+        epoch: Epoch,
+        /// Where it was before.
+        from: HostAddr,
+    },
 }
 
 /// Asks for the way back.
@@ -335,10 +363,10 @@ pub enum AbortError {
 /// # Errors
 /// [`AbortError`].
 pub fn abort(host: &Host, id: &MigrationId, reason: &str) -> Result<Migration, AbortError> {
-    let phase = host
+    let open = host
         .ledger
-        .read(|registry| registry.sources().get(id).map(|m| m.phase.clone()));
-    match phase {
+        .read(|registry| registry.sources().get(id).cloned());
+    match open.as_ref().map(|migration| &migration.phase) {
         Some(Phase::Before(_)) => {
             let run = host
                 .live
@@ -347,7 +375,7 @@ pub fn abort(host: &Host, id: &MigrationId, reason: &str) -> Result<Migration, A
             run.abort.send_replace(Some(reason.to_owned()));
             Ok(run.view())
         }
-        Some(Phase::After(_)) => Err(AbortError::TooLate(id.clone())),
+        Some(Phase::After(_)) => Err(too_late(host, id, open.as_ref())),
         Some(Phase::Ended(_)) | None => {
             let known = all(host).into_iter().find(|known| known.id == *id);
             Err(match known {
@@ -358,6 +386,24 @@ pub fn abort(host: &Host, id: &MigrationId, reason: &str) -> Result<Migration, A
                 None => AbortError::Unknown(id.clone()),
             })
         }
+    }
+}
+
+fn too_late(host: &Host, id: &MigrationId, open: Option<&SourceMigration>) -> AbortError {
+    let Some(migration) = open else {
+        return AbortError::Unknown(id.clone());
+    };
+    let plan = &migration.plan;
+    let (owner, epoch) = match &migration.phase {
+        Phase::After(AfterRelease::Reclaiming { .. }) => (&host.address, plan.epoch.next().next()),
+        Phase::Before(_) | Phase::After(_) | Phase::Ended(_) => (&plan.to, plan.epoch.next()),
+    };
+    AbortError::TooLate {
+        id: id.clone(),
+        application: plan.application.clone(),
+        owner: owner.clone(),
+        epoch,
+        from: host.address.clone(),
     }
 }
 

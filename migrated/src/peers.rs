@@ -1,8 +1,8 @@
 //! The other hosts: requests to them, and the gossip that keeps deployments and adverts in step.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::time::Duration;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use http::Method;
 use rehome_runtime::http_client::{ClientError, HttpClient};
@@ -15,6 +15,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::desired;
+use crate::fence;
 use crate::host::Host;
 
 /// The most that a short request to another host may take.
@@ -85,6 +86,41 @@ impl Peers {
     }
 }
 
+/// Since when other hosts do not answer.
+#[derive(Debug, Default)]
+pub struct Silence {
+    since: Mutex<BTreeMap<HostAddr, Instant>>,
+}
+
+impl Silence {
+    fn since(&self) -> MutexGuard<'_, BTreeMap<HostAddr, Instant>> {
+        self.since.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note(&self, peer: &HostAddr, answered: bool) {
+        let mut since = self.since();
+        if answered {
+            since.remove(peer);
+        } else {
+            since.entry(peer.clone()).or_insert_with(Instant::now);
+        }
+    }
+
+    /// How long a host has not answered; nothing when it did, or was not asked yet.
+    #[must_use]
+    pub fn of(&self, peer: &HostAddr) -> Option<Duration> {
+        self.since().get(peer).map(Instant::elapsed)
+    }
+
+    /// The hosts that have not answered for at least so long.
+    #[must_use]
+    pub fn longer_than(&self, time: Duration) -> BTreeSet<HostAddr> {
+        let since = self.since();
+        let silent = since.iter().filter(|(_, since)| since.elapsed() >= time);
+        silent.map(|(peer, _)| peer.clone()).collect()
+    }
+}
+
 /// What this host tells others.
 #[must_use]
 pub fn gossip(host: &Host) -> Gossip {
@@ -94,6 +130,7 @@ pub fn gossip(host: &Host) -> Gossip {
         generation: desired.generation,
         desired_hash: desired::hash(&desired),
         adverts: host.routes.tell(&host.address),
+        known: fence::told(host),
     }
 }
 
@@ -137,6 +174,10 @@ async fn tell(host: Arc<Host>, peer: HostAddr, stop: tokio_util::sync::Cancellat
         desired.borrow_and_update();
         routes.borrow_and_update();
         let result = stop.run_until_cancelled(exchange(&host, &peer)).await;
+        if let Some(result) = &result {
+            let answered = result.is_ok() || result.as_ref().is_err_and(|e| e.status().is_some());
+            host.silence.note(&peer, answered);
+        }
         match result {
             None => return,
             Some(Ok(())) => reachable = true,
@@ -175,6 +216,7 @@ async fn exchange(host: &Host, peer: &HostAddr) -> Result<(), ClientError> {
 /// Cancel safe: it is told again.
 pub async fn hear(host: &Host, peer: &HostAddr, theirs: &Gossip) -> Result<(), ClientError> {
     host.routes.hear(&theirs.adverts);
+    fence::learn(host, theirs.known.clone()).await;
     let ours = host.desired.get();
     let newer =
         (theirs.generation, theirs.desired_hash.clone()) > (ours.generation, desired::hash(&ours));

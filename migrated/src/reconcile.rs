@@ -212,6 +212,7 @@ fn plan_one(
                 .get(application)
                 .is_some_and(|until| Instant::now() < *until)
             || (memory.host_restarted && !memory.revived.contains(application)),
+        cleared: host.clearance.is_clear(application),
     })
 }
 

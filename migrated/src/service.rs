@@ -19,11 +19,12 @@ use rehome_shared::config::daemon::{self, MigratedConfig, Runtime as RuntimeKind
 use tokio::sync::watch;
 
 use crate::applications::Memory;
+use crate::clearance::{self, Clearance};
 use crate::desired::DesiredStore;
 use crate::host::Host;
 use crate::ledger::Place;
 use crate::metrics::{HostCollector, Metrics};
-use crate::peers::Peers;
+use crate::peers::{Peers, Silence};
 use crate::proxy::Proxy;
 use crate::runtime::Runtime;
 use crate::runtime::docker::{DockerRuntime, Engine};
@@ -32,7 +33,8 @@ use crate::storage::Storage;
 use crate::storage::btrfs::{Btrfs, PoolConfig, PoolImage};
 use crate::stream::Bucket;
 use crate::{
-    api, destination, files, incarnation, migrations, peers, rebuild, reconcile, routes, throttle,
+    api, destination, fence, files, incarnation, migrations, peers, rebuild, reconcile, routes,
+    throttle,
 };
 
 /// Requests under way get so long at a stop; migrations are taken up again from the journal.
@@ -141,6 +143,7 @@ async fn build(
     };
     Ok(Arc::new(Host {
         address: config.address.clone(),
+        clearance: ledger.read(Clearance::at_start),
         ledger,
         desired,
         storage,
@@ -149,6 +152,7 @@ async fn build(
         routes: routes::Routes::default(),
         peers: Peers::new(tls, config.peer_port),
         bandwidth: Arc::new(Bucket::new(config.limits.bandwidth)),
+        silence: Silence::default(),
         takings: destination::Takings::default(),
         live: migrations::Live::default(),
         memory: Mutex::new(memory),
@@ -218,9 +222,11 @@ async fn listen(host: &Arc<Host>, tls: &Tls, readiness: &Readiness) -> anyhow::R
 /// Takes up what was under way, then keeps going.
 fn begin(host: &Arc<Host>) {
     host.spawn("lift", throttle::lift_found(Arc::clone(host)));
+    host.spawn("clearance", clearance::ask(Arc::clone(host)));
     migrations::recover(host);
     destination::recover(host);
     let supervisor = &host.supervisor;
+    host.spawn("fence", fence::follow(Arc::clone(host)));
     supervisor.spawn(
         "routes",
         Criticality::Critical,

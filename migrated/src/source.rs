@@ -3,6 +3,7 @@
 //!
 //! Every decision is [`migrated_core::source`]'s. What an effect does is in the modules below.
 
+mod ask;
 mod back;
 mod connections;
 mod converge;
@@ -18,9 +19,11 @@ pub(crate) use measured::{fixed, shares, unmeasured_shares};
 use std::sync::Arc;
 use std::time::Duration;
 
-use interrupt::{abort_requested, sleep_or_never, unwanted};
+use interrupt::{requested, sleep_or_never, unwanted};
 use migrated_core::record::{Record, SourceRecord};
-use migrated_core::source::{BeforeRelease, Effect, Event, Illegal, Phase, SourceMigration};
+use migrated_core::source::{
+    AfterRelease, BeforeRelease, Effect, Event, Illegal, Phase, SourceMigration,
+};
 use rehome_runtime::failpoint;
 use rehome_runtime::report::Report;
 use rehome_shared::api::cluster::MigrationState;
@@ -109,8 +112,17 @@ impl Driver {
             migration = self.advance(migration, event).await;
         }
         while let Some(effect) = migration.effect() {
-            self.occupy(&migration).await;
-            let event = self.perform(&migration, effect).await;
+            let fenced = self.run.fenced.clone();
+            let performing = async {
+                self.wait_cleared(&migration).await;
+                self.occupy(&migration).await;
+                self.perform(&migration, effect).await
+            };
+            // What is dropped in the middle is another host's now: the reconcile loop stops
+            // whatever of it runs here.
+            let Some(event) = fenced.run_until_cancelled(performing).await else {
+                return self.end_fenced(&migration);
+            };
             migration = self.advance(migration, event).await;
         }
         if self.track.occupied {
@@ -124,6 +136,15 @@ impl Driver {
             error = report.error.as_deref().unwrap_or_default(),
             "migration is over"
         );
+    }
+
+    /// The application was found to be another host's, which is written down: nothing is left to
+    /// do for the migration.
+    fn end_fenced(&self, migration: &SourceMigration) {
+        if self.track.occupied {
+            self.host.vacate(&migration.plan.application);
+        }
+        tracing::warn!("migration is over: another host owns the application");
     }
 
     /// Takes the application in hand before anything is done to it. Until then it is the
@@ -154,7 +175,11 @@ impl Driver {
             }
         };
         let began = Instant::now();
-        self.persist(&migration, &step.records).await;
+        if !self.persist(&migration, &step.records).await {
+            // It is another host's by now, as is written down: this ends the driver.
+            self.run.fenced.cancel();
+            return migration;
+        }
         if step
             .records
             .iter()
@@ -169,11 +194,11 @@ impl Driver {
         step.next
     }
 
-    /// Tries until it is durable: without the record nothing may be done, and the state that is
+    /// Tries until it is durable, or the migration is not open any more: without the record nothing may be done, and the state that is
     /// left is safe.
-    async fn persist(&self, migration: &SourceMigration, steps: &[SourceRecord]) {
+    async fn persist(&self, migration: &SourceMigration, steps: &[SourceRecord]) -> bool {
         if steps.is_empty() {
-            return;
+            return true;
         }
         let records: Vec<Record> = steps
             .iter()
@@ -182,9 +207,22 @@ impl Driver {
                 step: step.clone(),
             })
             .collect();
-        while let Err(error) = self.host.ledger.commit(records.clone()).await {
-            let error = Report(&error).to_string();
-            tracing::error!(error, "the journal cannot be written; trying again");
+        loop {
+            let (id, records) = (migration.id.clone(), records.clone());
+            let written = self.host.ledger.transact(move |registry| {
+                if registry.sources().contains_key(&id) {
+                    (records, true)
+                } else {
+                    (Vec::new(), false)
+                }
+            });
+            match written.await {
+                Ok(open) => return open,
+                Err(error) => {
+                    let error = Report(&error).to_string();
+                    tracing::error!(error, "the journal cannot be written; trying again");
+                }
+            }
             tokio::time::sleep(JOURNAL_PAUSE).await;
         }
     }
@@ -200,7 +238,12 @@ impl Driver {
         // way back starts: it has a bound of its own and is waited for.
         let interruptible = matches!(migration.phase, Phase::Before(_))
             && !matches!(effect, Effect::Restore { .. } | Effect::Stop);
+        let may_be_taken_back = matches!(
+            migration.phase,
+            Phase::After(AfterRelease::Granting { .. } | AfterRelease::Handed { .. })
+        );
         let mut abort = self.run.abort.subscribe();
+        let mut take_back = self.run.take_back.subscribe();
         let leaves_serving = migration.phase.leaves_serving();
         let desired = self.host.desired.watch();
         let limit = self.time_left(migration);
@@ -211,8 +254,11 @@ impl Driver {
             // or is undone by the way back.
             tokio::select! {
                 event = work => event,
-                reason = abort_requested(&mut abort), if interruptible => {
+                reason = requested(&mut abort), if interruptible => {
                     Event::AbortRequested { reason }
+                }
+                reason = requested(&mut take_back), if may_be_taken_back => {
+                    Event::Returned { reason }
                 }
                 reason = unwanted(desired, &migration.plan), if interruptible && leaves_serving => {
                     Event::AbortRequested { reason }

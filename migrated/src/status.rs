@@ -1,5 +1,7 @@
 //! What this host says of itself, and what the hosts say together.
 
+mod silent;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +20,8 @@ use rehome_shared::ids::{AppName, HostAddr, MigrationId};
 
 use crate::applications::{self, instance_spec};
 use crate::desired;
+use crate::failover::advice;
+use crate::fence;
 use crate::host::Host;
 use crate::migrations::{self, AbortError};
 use crate::reconcile;
@@ -71,6 +75,9 @@ pub fn report(host: &Host) -> HostReport {
         settled: reconcile::is_settled(host),
         failures: failures(host, &desired),
         problem: problem(host),
+        known: fence::told(host),
+        promised: host.ledger.read(fence::promised),
+        diverged: host.memory().diverged.clone(),
     }
 }
 
@@ -89,6 +96,7 @@ fn application(host: &Host, desired: &Desired, owned: &OwnedApplication) -> Appl
         .filter(|instance| !applications::is_healthy(host, instance))
         .and_then(|instance| reconcile::unproven_reason(host, instance));
     let running = instance.filter(|instance| instance.started_at.is_some());
+    let runs = running.is_some();
     let memory = host.memory();
     let volumes = owned
         .volumes
@@ -124,10 +132,16 @@ fn application(host: &Host, desired: &Desired, owned: &OwnedApplication) -> Appl
         started_at: running.and_then(|instance| instance.started_at),
         connections: connections(host, name),
         reason: blocked
+            .or_else(|| host.clearance.withheld(name))
+            .or_else(|| {
+                let waits = !runs && !host.clearance.is_clear(name);
+                waits.then(|| "other hosts are asked whether it is still this host's".to_owned())
+            })
             .or(pull)
             .or(fault)
             .or(unproven)
             .or_else(|| last_move_failure(host, desired, name)),
+        diverged: Vec::new(),
     }
 }
 
@@ -309,6 +323,7 @@ pub(crate) async fn reports(host: &Arc<Host>) -> Reports {
 /// Cancel safe.
 pub async fn cluster(host: &Arc<Host>) -> Status {
     let reports = reports(host).await;
+    let desired = host.desired.get();
     let hosts = reports
         .iter()
         .map(|(address, report)| HostStatus {
@@ -316,13 +331,16 @@ pub async fn cluster(host: &Arc<Host>) -> Status {
             reachable: report.is_some(),
             version: report.as_ref().map(|report| report.version.clone()),
             problem: report.as_ref().and_then(|report| report.problem.clone()),
+            fenced: desired.fenced.contains(address),
         })
         .collect();
-    let desired = host.desired.get();
+    let mut applications = merge(&desired, &reports, &host.routes.tell(&host.address));
+    silent::add_diverged(&mut applications, &reports);
+    advice::advise(host, &mut applications, &reports).await;
     Status {
         generation: desired.generation,
         hosts,
-        applications: merge(&desired, &reports, &host.routes.tell(&host.address)),
+        applications,
     }
 }
 
@@ -334,8 +352,8 @@ pub(crate) type Reports = BTreeMap<HostAddr, Option<HostReport>>;
 fn merge(desired: &Desired, reports: &Reports, adverts: &[Advert]) -> Vec<ApplicationStatus> {
     let unowned = |name: &AppName| {
         let advert = adverts.iter().find(|advert| advert.application == *name);
-        let last = advert
-            .map(|advert| &advert.host)
+        let last = silent::last_owner(reports, name)
+            .or_else(|| advert.map(|advert| &advert.host))
             .or_else(|| desired.host_of(name));
         let silent = last.filter(|last| matches!(reports.get(*last), Some(None)));
         unowned(desired, name, silent)
@@ -399,7 +417,8 @@ fn unowned(desired: &Desired, name: &AppName, silent: Option<&HostAddr>) -> Appl
         started_at: None,
         connections: ConnectionGauge::default(),
         reason: silent
-            .map(|host| format!("{host} does not answer: nobody else may run it meanwhile")),
+            .map(|host| format!("{host} does not answer: nobody else may run it meanwhile, and it goes on by itself when {host} comes back")),
+        diverged: Vec::new(),
     }
 }
 
@@ -417,6 +436,10 @@ pub async fn progress(host: &Arc<Host>) -> Progress {
     let mut settled = true;
     for (address, report) in &reports {
         let Some(report) = report else {
+            if desired.fenced.contains(address) {
+                // Nobody waits for it.
+                continue;
+            }
             settled = false;
             failures.push(Failure {
                 host: address.clone(),
@@ -436,6 +459,7 @@ pub async fn progress(host: &Arc<Host>) -> Progress {
         migrations.extend(ours.cloned());
     }
     migrations.sort_by(|a, b| a.id.cmp(&b.id));
+    failures.extend(silent::waiting(&desired, &reports, &applications));
     let unborn = applications
         .iter()
         .any(|application| application.host.is_none() && !is_told(&failures, application));

@@ -6,7 +6,8 @@ use clap::{Parser, Subcommand};
 
 use crate::console::Console;
 use crate::{
-    abort, ca, check, connections, demo, deploy, drain, gc, lab, migrations, moves, status,
+    abort, ca, check, connections, demo, deploy, drain, failover, gc, lab, migrations, moves,
+    status,
 };
 
 /// Moves running stateful applications, their data and their traffic between hosts.
@@ -39,6 +40,8 @@ enum Command {
     Migrations(migrations::MigrationsArgs),
     /// Give up a move while it is still possible
     Abort(abort::AbortArgs),
+    /// Have another host take over from an owner that is gone for good
+    Failover(failover::FailoverArgs),
     /// Show live connections of this host's proxyd
     Connections(connections::ConnectionsArgs),
     /// Remove what accidents left on the hosts, and nothing that anybody needs
@@ -75,6 +78,7 @@ impl Cli {
             Command::Drain(args) => drain::run(args, target, console),
             Command::Migrations(args) => migrations::run(&args, target, console),
             Command::Abort(args) => abort::run(&args, target, console),
+            Command::Failover(args) => failover::run(args, target, console),
             Command::Connections(args) => connections::run(&args, target, console),
             Command::Gc(args) => gc::run(&args, target, console),
             Command::Lab(args) => lab::run(args, console),

@@ -12,7 +12,8 @@ use http::Method;
 use rehome_runtime::http_client::HttpClient;
 use rehome_runtime::tls::Tls;
 use rehome_shared::api::cluster::{
-    DeployReply, DeployRequest, DrainRequest, Migration, MoveRequest, Prediction, Progress, Status,
+    DeployReply, DeployRequest, DrainRequest, FailoverReply, FailoverRequest, Migration,
+    MoveRequest, Prediction, Progress, Status,
 };
 use rehome_shared::api::gc::Collected;
 use rehome_shared::api::proxy::{ConnectionsReply, RouteKey};
@@ -34,6 +35,8 @@ const SUBMISSION: Duration = Duration::from_mins(1);
 
 /// Deleting waits for the disks of all hosts.
 const COLLECTION: Duration = Duration::from_mins(15);
+/// Every host is asked, those that are gone as well, and the new owner makes its volumes ready.
+const TAKING_OVER: Duration = Duration::from_mins(3);
 
 /// One daemon.
 #[derive(Debug, Clone)]
@@ -131,6 +134,16 @@ impl Migrated {
     /// Empties a host, or asks what that would change.
     pub(crate) async fn drain(&self, request: &DrainRequest) -> Result<DeployReply, CallError> {
         self.0.post("/v1/drains", request).await
+    }
+
+    /// Has another host take over from one that is gone.
+    pub(crate) async fn fail_over(
+        &self,
+        request: &FailoverRequest,
+    ) -> Result<FailoverReply, CallError> {
+        self.0
+            .call(Method::POST, "/v1/failovers", Some(request), TAKING_OVER)
+            .await
     }
 
     /// What a move would take.

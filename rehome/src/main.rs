@@ -17,6 +17,7 @@ mod console;
 mod demo;
 mod deploy;
 mod drain;
+mod failover;
 mod gc;
 mod hash;
 mod invocation;

@@ -135,6 +135,7 @@ mod tests {
             reachable: true,
             version: None,
             problem: None,
+            fenced: false,
         };
         Status {
             generation: DeploymentGeneration(1),

@@ -10,6 +10,8 @@
 //! | [`destination`] | the next step of a handoff on the host that takes |
 //! | [`convergence`] | one more round, cut over, or give up |
 //! | [`garbage`] | what nobody needs of what lies on a host |
+//! | [`fencing`] | what it means that another host knows of a newer owner |
+//! | [`failover`] | whether, and how, a host takes over from a dead owner |
 //! | [`reconcile`] | what a host does next for an application |
 //! | [`stamp`] | what stands on a volume of its owner |
 //! | [`rebuild`] | who owns what, by the stamps and the other hosts' word |
@@ -26,6 +28,8 @@
 pub mod admission;
 pub mod convergence;
 pub mod destination;
+pub mod failover;
+pub mod fencing;
 pub mod garbage;
 pub mod journal;
 pub mod rebuild;

@@ -56,9 +56,13 @@ impl Word {
             let epoch = advert.version.epoch;
             (advert.application.clone(), epoch, advert.host.clone())
         });
+        let known = report
+            .known
+            .iter()
+            .map(|known| (known.application.clone(), known.epoch, known.owner.clone()));
         Self {
             host: report.host.clone(),
-            owners: own.chain(told).collect(),
+            owners: own.chain(told).chain(known).collect(),
             migrations: report.migrations.clone(),
         }
     }

@@ -35,6 +35,9 @@ pub struct Seen<'a> {
     pub move_failed: bool,
     /// Whether the host was started since the instance last ran.
     pub host_restarted: bool,
+    /// Whether the other hosts were asked since the daemon was started, and none of them knows
+    /// of a newer owner.
+    pub cleared: bool,
 }
 
 /// An instance as the runtime tells it.
@@ -88,6 +91,16 @@ pub enum Action {
 
 /// Plans.
 pub fn plan(seen: &Seen<'_>) -> Action {
+    match plan_cleared(seen) {
+        // What has changed hands while this host was gone must not run here again.
+        Action::Run | Action::Start { .. } | Action::Migrate { .. } if !seen.cleared => {
+            Action::None
+        }
+        action => action,
+    }
+}
+
+fn plan_cleared(seen: &Seen<'_>) -> Action {
     if seen.registry.incoming(seen.application).is_some() {
         return Action::None;
     }

@@ -70,6 +70,41 @@ pub enum Record {
         /// What people are shown of it.
         report: Box<Migration>,
     },
+    /// Another host owns an application of this host's at an epoch as large or larger: an operator
+    /// gave it away while this host was gone. Durable before what is here of it is set aside.
+    Fenced {
+        /// Which.
+        application: AppName,
+        /// The new owner's epoch.
+        epoch: Epoch,
+        /// The new owner.
+        owner: HostAddr,
+        /// The migration from here that ended with it, for people.
+        #[serde(default)]
+        report: Option<Box<Migration>>,
+    },
+    /// An operator says that the owner is fenced: this host takes the next epoch, with the data
+    /// that it keeps. Durable before the application starts here.
+    Claimed {
+        /// Which.
+        application: AppName,
+        /// This host's epoch.
+        epoch: Epoch,
+        /// Its volumes; their live trees are there.
+        volumes: Vec<VolumeIdentity>,
+        /// The owner before.
+        fenced: HostAddr,
+    },
+    /// Others say that an application has a newer owner than this host knew of. What this host
+    /// never had itself it would otherwise forget at its next start.
+    Heard {
+        /// Which.
+        application: AppName,
+        /// The owner's epoch.
+        epoch: Epoch,
+        /// The owner.
+        owner: HostAddr,
+    },
 }
 
 /// What a migration is about.

@@ -53,6 +53,7 @@ pub struct Registry {
     sources: BTreeMap<MigrationId, SourceMigration>,
     destinations: BTreeMap<MigrationId, DestinationHandoff>,
     history: Vec<Migration>,
+    heard: BTreeMap<AppName, (Epoch, HostAddr)>,
 }
 
 impl Registry {
@@ -121,7 +122,82 @@ impl Registry {
                 );
             }
             Record::Past { report } => self.remember(report),
+            Record::Fenced {
+                application,
+                epoch,
+                owner,
+                report,
+            } => self.apply_fenced(application, *epoch, owner, report.as_deref()),
+            Record::Claimed {
+                application,
+                epoch,
+                volumes,
+                fenced: _,
+            } => self.apply_claimed(application, *epoch, volumes),
+            Record::Heard {
+                application,
+                epoch,
+                owner,
+            } => {
+                let known = self.heard.get(application);
+                if known.is_none_or(|(known, _)| known < epoch) {
+                    let news = (*epoch, owner.clone());
+                    self.heard.insert(application.clone(), news);
+                }
+            }
         }
+    }
+
+    /// What this host still had to do about the application is over with it.
+    fn apply_fenced(
+        &mut self,
+        application: &AppName,
+        epoch: Epoch,
+        owner: &HostAddr,
+        report: Option<&Migration>,
+    ) {
+        let Some(known) = self.applications.get_mut(application) else {
+            return;
+        };
+        if epoch < known.epoch {
+            return;
+        }
+        known.epoch = epoch;
+        known.role = Role::Gone { to: owner.clone() };
+        self.sources
+            .retain(|_, source| source.plan.application != *application);
+        self.destinations.retain(|_, handoff| {
+            handoff.reservation.application != *application || handoff.epoch_here() > epoch
+        });
+        if let Some(report) = report {
+            self.remember(report);
+        }
+    }
+
+    /// What was promised to come from the owner before does not come any more.
+    fn apply_claimed(&mut self, application: &AppName, epoch: Epoch, volumes: &[VolumeIdentity]) {
+        self.destinations.retain(|_, handoff| {
+            handoff.reservation.application != *application
+                || !matches!(
+                    handoff.phase,
+                    destination::Phase::Reserved
+                        | destination::Phase::Verified { .. }
+                        | destination::Phase::Dropped
+                )
+        });
+        let known = self.applications.get(application);
+        if known.is_some_and(|known| known.epoch >= epoch) {
+            return;
+        }
+        self.applications.insert(
+            application.clone(),
+            Ownership {
+                epoch,
+                role: Role::Owner,
+                volumes: volumes.to_vec(),
+                unmade: Vec::new(),
+            },
+        );
     }
 
     fn apply_source(&mut self, id: &MigrationId, record: &SourceRecord) {
@@ -238,6 +314,26 @@ impl Registry {
     #[must_use]
     pub fn applications(&self) -> &BTreeMap<AppName, Ownership> {
         &self.applications
+    }
+
+    /// The newest owner of each application, as far as `here` knows: by what it owns or owned
+    /// itself, and by what it heard.
+    #[must_use]
+    pub fn known(&self, here: &HostAddr) -> BTreeMap<AppName, (Epoch, HostAddr)> {
+        let mut known = self.heard.clone();
+        for (name, held) in &self.applications {
+            let owner = match &held.role {
+                Role::Owner => here,
+                Role::Gone { to } => to,
+            };
+            let older = known
+                .get(name)
+                .is_none_or(|(epoch, _)| *epoch <= held.epoch);
+            if older {
+                known.insert(name.clone(), (held.epoch, owner.clone()));
+            }
+        }
+        known
     }
 
     /// An application, if this host is its owner.

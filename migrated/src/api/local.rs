@@ -5,15 +5,15 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use http::StatusCode;
 use rehome_shared::api::cluster::{
-    DeployReply, DeployRequest, Desired, DrainRequest, Migration, MoveRequest, Prediction,
-    Progress, Status,
+    DeployReply, DeployRequest, Desired, DrainRequest, FailoverReply, FailoverRequest, Migration,
+    MoveRequest, Prediction, Progress, Status,
 };
 use rehome_shared::api::gc::Collected;
 use rehome_shared::ids::MigrationId;
 
 use super::{Failed, Shared};
 use crate::garbage::{self, Verb};
-use crate::{deploy, status};
+use crate::{deploy, failover, status};
 
 pub(super) fn router() -> Router<Shared> {
     Router::new()
@@ -24,6 +24,7 @@ pub(super) fn router() -> Router<Shared> {
         .route("/v1/moves", post(take_move))
         .route("/v1/drains", post(take_drain))
         .route("/v1/predictions", post(predict))
+        .route("/v1/failovers", post(take_failover))
         .route("/v1/migrations", get(list_migrations))
         .route("/v1/migrations/{id}", get(show_migration))
         .route("/v1/migrations/{id}/abort", post(abort_migration))
@@ -77,7 +78,17 @@ async fn take_drain(
     ))
 }
 
-async fn detached<T: Send + 'static>(
+async fn take_failover(
+    State(host): State<Shared>,
+    Json(request): Json<FailoverRequest>,
+) -> Result<Json<FailoverReply>, Failed> {
+    let owner = host.clone();
+    Ok(Json(
+        detached(&host, async move { failover::run(&owner, &request).await }).await??,
+    ))
+}
+
+pub(super) async fn detached<T: Send + 'static>(
     host: &Shared,
     work: impl Future<Output = T> + Send + 'static,
 ) -> Result<T, Failed> {

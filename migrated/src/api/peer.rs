@@ -11,18 +11,21 @@ use http::StatusCode;
 use rehome_runtime::http_client::ClientError;
 use rehome_runtime::report::Report;
 use rehome_runtime::tls::PeerIdentity;
-use rehome_shared::api::cluster::{Desired, Migration, MoveRequest, Prediction};
+use rehome_shared::api::cluster::{
+    Desired, FailoverReply, FailoverRequest, Migration, MoveRequest, Prediction,
+};
 use rehome_shared::api::gc::HostGarbage;
 use rehome_shared::api::peer::{
-    Accepted, Gossip, HandoffRef, HandoffState, HandoffView, HostReport, Offer, PreflightReply,
-    Ready, Received, StreamProgress, StreamQuery, VerifyRequest, VolumesQuery, VolumesReply,
+    Accepted, FailoverOffer, Gossip, HandoffRef, HandoffState, HandoffView, HostReport, KeptVolume,
+    Offer, PreflightReply, Ready, Received, StreamProgress, StreamQuery, VerifyRequest,
+    VolumesQuery, VolumesReply,
 };
-use rehome_shared::ids::{MigrationId, StreamId};
+use rehome_shared::ids::{DatasetId, MigrationId, StreamId};
 use serde::Deserialize;
 
 use super::{Failed, Shared};
 use crate::garbage::{self, Verb};
-use crate::{destination, migrations, peers, prediction, status};
+use crate::{destination, failover, migrations, peers, prediction, status};
 
 pub(super) fn router() -> Router<Shared> {
     Router::new()
@@ -33,6 +36,9 @@ pub(super) fn router() -> Router<Shared> {
         .route("/peer/v1/predictions", post(predict))
         .route("/peer/v1/volumes", post(volumes))
         .route("/peer/v1/gc", get(list_garbage).post(collect_garbage))
+        .route("/peer/v1/failovers", post(take_over))
+        .route("/peer/v1/failovers/examine", post(examine))
+        .route("/peer/v1/volumes/{dataset}", get(volume))
         .route("/peer/v1/migrations/{id}", get(migration))
         .route("/peer/v1/migrations/{id}/abort", post(abort_migration))
         .route("/peer/v1/handoffs/{id}", get(view))
@@ -110,6 +116,35 @@ async fn list_garbage(State(host): State<Shared>) -> Json<HostGarbage> {
 
 async fn collect_garbage(State(host): State<Shared>) -> Json<HostGarbage> {
     Json(garbage::here(&host, Verb::Remove).await)
+}
+
+/// The work goes on when the other host hangs up: it asks again, and finds it done.
+async fn take_over(
+    State(host): State<Shared>,
+    Json(request): Json<FailoverRequest>,
+) -> Result<Json<FailoverReply>, Failed> {
+    let owner = host.clone();
+    let work = async move { failover::carry_out(&owner, &request).await };
+    Ok(Json(super::local::detached(&host, work).await??))
+}
+
+async fn examine(
+    State(host): State<Shared>,
+    Json(request): Json<FailoverRequest>,
+) -> Json<FailoverOffer> {
+    Json(failover::examine(&host, &request).await)
+}
+
+async fn volume(
+    State(host): State<Shared>,
+    Path(dataset): Path<DatasetId>,
+) -> Result<Json<KeptVolume>, Failed> {
+    let info = host.storage.inspect(&dataset).await;
+    let info = info.map_err(destination::TakeError::from)?;
+    let snapshots = info.map(|info| info.snapshots).unwrap_or_default();
+    Ok(Json(KeptVolume {
+        snapshots: snapshots.into_iter().map(|s| s.guid).collect(),
+    }))
 }
 
 async fn migration(

@@ -11,6 +11,7 @@ fn owners_of(hosts: Vec<HostReport>) -> Result<BTreeMap<AppName, HostAddr>, Depl
             .into_iter()
             .map(|report| (report.host.clone(), report))
             .collect(),
+        &BTreeSet::new(),
     )
 }
 

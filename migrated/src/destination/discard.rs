@@ -201,7 +201,7 @@ fn is_silent(host: &Host, handoff: &DestinationHandoff) -> bool {
 }
 
 /// What the source's word, or its silence, means for a handoff that waits. A source that says
-/// "aborted" or "returned" has written that down before; one that says how it ended needs nothing more of it.
+/// "aborted", "returned" or "done" has written that down before; one that says how it ended needs nothing more of it.
 /// Silence ends only what was merely reserved: after it the source offers anew.
 fn ending(
     handoff: &DestinationHandoff,
@@ -209,11 +209,11 @@ fn ending(
     silent_for: Duration,
 ) -> Option<Event> {
     match (&handoff.phase, word) {
-        // What its source has again, because an operator called this host fenced, is as little
-        // granted any more as what was called off.
+        // What its source has again, or another host, because an operator called one fenced, is
+        // as little granted any more as what was called off.
         (
             Phase::Reserved | Phase::Verified { .. },
-            Some(MigrationState::Aborted | MigrationState::Returned),
+            Some(MigrationState::Aborted | MigrationState::Returned | MigrationState::Done),
         ) => Some(Event::Aborted),
         (Phase::Reserved, None) if silent_for >= EXPIRY => Some(Event::Expired),
         (
@@ -302,10 +302,10 @@ mod tests {
     }
 
     #[test]
-    fn a_promise_is_broken_by_nothing_but_the_word_that_the_source_has_it() {
+    fn a_promise_is_broken_by_nothing_but_the_word_that_it_is_over() {
         for state in STATES {
-            let over = matches!(state, MigrationState::Aborted | MigrationState::Returned);
-            let expected = over.then_some(Event::Aborted);
+            let open = matches!(state, MigrationState::Running | MigrationState::Blocked);
+            let expected = (!open).then_some(Event::Aborted);
             assert_eq!(
                 ending(&verified(), Some(state), Duration::MAX),
                 expected,

@@ -52,15 +52,24 @@ async fn run(host: Arc<Host>, id: MigrationId) {
     let taking = host.takings.get(&id);
     // Granted twice is started once.
     let _working = taking.working.lock().await;
-    let known = host
-        .ledger
-        .read(|registry| registry.destinations().get(&id).cloned());
-    let Some(handoff) = known else { return };
+    // After a start of the daemon the other hosts are asked first: this epoch may be another
+    // one's, or have been overtaken.
+    host.clearance.asked().await;
+    let known = || {
+        host.ledger
+            .read(|registry| registry.destinations().get(&id).cloned())
+    };
+    let Some(handoff) = known() else { return };
+    host.clearance.of(&handoff.reservation.application).await;
+    let Some(handoff) = known() else { return };
     let Phase::Owned { finals, .. } = &handoff.phase else {
         return;
     };
     // Whatever the reconcile loop still does about an earlier instance ends first.
     let _held = host.hold(&handoff.reservation.application).await;
+    if known().is_none_or(|now| now.phase != handoff.phase) {
+        return;
+    }
     tracing::info!(application = %handoff.reservation.application, "this host is the owner now");
     let event = match bring_up(&host, &handoff, finals).await {
         Ok(instance) => {

@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use super::{TakeError, discard, handoff, others_coming, step, view};
 use crate::applications::{self, instance_spec};
+use crate::fence;
 use crate::host::Host;
 use crate::storage::StorageError;
 
@@ -69,6 +70,9 @@ pub async fn prepare(
     check_ports(host, &offer).await?;
     check_runtime(host, &offer).await?;
     wait_given(host, &offer.application).await;
+    let identities = offer.volumes.iter().map(|volume| volume.identity.clone());
+    let owner = (&offer.from, offer.epoch);
+    fence::make_room(host, &offer.application, owner, identities).await?;
     let wanted = offer.clone();
     {
         // One after the other, so that each sees what the ones before it have taken.

@@ -133,6 +133,7 @@ async fn report(
         generation: DeploymentGeneration(0),
         desired_hash: String::new(),
         adverts: Vec::new(),
+        known: Vec::new(),
     };
     let report = peers.report(host).await?;
     let gossip = peers

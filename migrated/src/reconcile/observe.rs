@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 
 use super::{is_paused, next_action};
 use crate::applications::{self, Unproven};
+use crate::fence;
 use crate::health;
 use crate::host::{Host, spec_of};
 use crate::runtime::{Instance, InstanceState};
@@ -135,7 +136,7 @@ fn note_probe(host: &Host, instance: &Instance, probe: Result<(), String>) {
 }
 
 /// Keeps limits as the deployment says, and sizes for people.
-async fn tend_volumes(host: &Host) {
+async fn tend_volumes(host: &Arc<Host>) {
     let desired = host.desired.get();
     let volumes = match host.storage.list().await {
         Ok(volumes) => volumes,
@@ -145,6 +146,7 @@ async fn tend_volumes(host: &Host) {
             return;
         }
     };
+    fence::tidy(host, &volumes);
     for info in volumes {
         host.memory().sizes.insert(info.dataset.clone(), info.used);
         let Some(stamp) = info.stamp.filter(|_| info.live) else {
@@ -242,9 +244,10 @@ fn forget_host_restart(host: &Host) {
     if !host.memory().host_restarted {
         return;
     }
-    let pending = super::names(host)
-        .iter()
-        .any(|name| matches!(next_action(host, name), Action::Start { .. } | Action::Run));
+    let pending = super::names(host).iter().any(|name| {
+        !host.clearance.is_clear(name)
+            || matches!(next_action(host, name), Action::Start { .. } | Action::Run)
+    });
     if !pending {
         host.memory().host_restarted = false;
         crate::incarnation::remember(host);
@@ -270,6 +273,8 @@ pub(crate) fn state_of(host: &Host, application: &AppName) -> ApplicationState {
     match &instance {
         Some(instance) if applications::is_healthy(host, instance) => ApplicationState::Running,
         _ if !wanted => ApplicationState::Stopped,
+        _ if host.clearance.withheld(application).is_some() => ApplicationState::Blocked,
+        _ if !running && !host.clearance.is_clear(application) => ApplicationState::Starting,
         _ if is_paused(host, application) => ApplicationState::Failed,
         Some(instance) if running && unproven_reason(host, instance).is_some() => {
             ApplicationState::Failed

@@ -35,6 +35,7 @@ const LONG_TRIES: Duration = Duration::from_hours(24);
 impl Driver {
     /// Brings the application back at the epoch that this host never gave away.
     pub(super) async fn restore(&mut self, migration: &SourceMigration, reason: String) -> Event {
+        self.ask_first(migration).await;
         throttle::lift(&self.host, &migration.plan.application).await;
         self.hold_clients(migration).await;
         self.serve_again(migration, migration.plan.epoch).await;
@@ -53,6 +54,7 @@ impl Driver {
         reason: String,
     ) -> Event {
         self.run.report().epoch = epoch;
+        self.ask_first(migration).await;
         self.serve_again(migration, epoch).await;
         self.window_ends();
         let base = snapshot_name(&migration.id, &format!("final-{attempt}"));

@@ -327,6 +327,7 @@ impl Driver {
             });
         }
         let request = VerifyRequest {
+            parked: self.track.gate.version,
             attempt,
             epoch: migration.plan.epoch,
             finals,

@@ -1,22 +1,24 @@
 //! The change of owner: grant, outcome, and cleaning up on the way forward.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use http::{Method, StatusCode};
-use migrated_core::source::{Event, SourceMigration};
+use migrated_core::source::{AfterRelease, Event, Phase, SourceMigration};
 use migrated_core::stamp::Of;
 use rehome_runtime::backoff::Backoff;
 use rehome_runtime::http_client::ClientError;
 use rehome_runtime::report::Report;
-use rehome_shared::api::cluster::MigrationState;
+use rehome_shared::api::cluster::{FencedOwner, MigrationState};
 use rehome_shared::api::peer::{Advert, HandoffRef, HandoffState, HandoffView};
 use rehome_shared::ids::{Attempt, Epoch, Generation, RouteVersion};
 
 use super::Driver;
 use super::copy::snapshot_name;
-use crate::applications;
+use crate::failover::advice;
 use crate::peers::DEADLINE;
 use crate::storage::StorageError;
+use crate::{applications, fence};
 
 /// How long the destination holds a question before it says that nothing has changed.
 const WAIT: Duration = Duration::from_secs(4);
@@ -78,8 +80,13 @@ impl Driver {
                     self.note_outcome(&event);
                     return event;
                 }
-                Ok(None) => self.lost(migration),
-                Err(error) => self.unanswered(migration, &error),
+                Ok(None) => self.lost(migration).await,
+                Err(error) => {
+                    if !error.had_no_effect() {
+                        self.run.granted.store(true, Ordering::Relaxed);
+                    }
+                    self.unanswered(migration, &error).await;
+                }
             }
             tokio::time::sleep(pause.next_delay()).await;
         }
@@ -124,8 +131,8 @@ impl Driver {
                     self.note_outcome(&event);
                     return event;
                 }
-                Ok(None) => self.lost(migration),
-                Err(error) => self.unanswered(migration, &error),
+                Ok(None) => self.lost(migration).await,
+                Err(error) => self.unanswered(migration, &error).await,
             }
             tokio::time::sleep(pause.next_delay()).await;
         }
@@ -159,29 +166,46 @@ impl Driver {
         }
     }
 
-    fn unanswered(&self, migration: &SourceMigration, error: &ClientError) {
+    async fn unanswered(&self, migration: &SourceMigration, error: &ClientError) {
         if error.status() == Some(StatusCode::NOT_FOUND) {
-            return self.lost(migration);
+            return self.lost(migration).await;
         }
         let error = Report(error);
-        let why = format!("does not answer ({error}); it goes on by itself when it does");
+        let why = format!("does not answer ({error}): it goes on by itself when it does;");
         self.blocked(migration, &why);
     }
 
     /// What it promised was durable there: its journal is another one.
-    fn lost(&self, migration: &SourceMigration) {
+    async fn lost(&self, migration: &SourceMigration) {
+        if self.is_overtaken(migration).await {
+            return;
+        }
         self.blocked(
             migration,
-            "has lost its journal: bring its state directory back. The volumes here are whole",
+            "has lost its journal: bring its state directory back. The volumes here are whole;",
         );
     }
 
     fn blocked(&self, migration: &SourceMigration, why: &str) {
+        let plan = &migration.plan;
+        let loss = matches!(migration.phase, Phase::After(AfterRelease::Handed { .. }))
+            || self.run.granted.load(Ordering::Relaxed);
+        let command = advice::command(
+            &self.host,
+            &plan.application,
+            &self.host.address,
+            &FencedOwner {
+                host: plan.to.clone(),
+                epoch: plan.epoch.next(),
+            },
+            loss,
+        );
         let reason = format!(
-            "released at epoch {} to {}, and must not run here any more; {} {why}",
-            migration.plan.epoch.next(),
-            migration.plan.to,
-            migration.plan.to,
+            "released at epoch {} to {}, and must not run here any more; {} {why} {}",
+            plan.epoch.next(),
+            plan.to,
+            plan.to,
+            advice::instead(&plan.to, &command),
         );
         let mut report = self.run.report();
         if report.state != MigrationState::Blocked {
@@ -252,7 +276,7 @@ impl Driver {
     async fn drop_copies(&self, migration: &SourceMigration, attempt: Attempt) {
         let keep = snapshot_name(&migration.id, &format!("final-{attempt}"));
         for volume in &migration.plan.volumes {
-            if let Err(error) = self.drop_copy(volume, &keep).await {
+            if let Err(error) = self.drop_copy(migration, volume, &keep).await {
                 let error = Report(&error).to_string();
                 tracing::warn!(error, volume = %volume.name, "what the move left of a volume cannot be dropped");
             }
@@ -275,6 +299,7 @@ impl Driver {
 
     async fn drop_copy(
         &self,
+        migration: &SourceMigration,
         volume: &rehome_shared::api::peer::VolumeIdentity,
         keep: &str,
     ) -> Result<(), StorageError> {
@@ -286,7 +311,14 @@ impl Driver {
             // Without the base nothing proves that the destination has all of it.
             return Ok(());
         }
-        storage.retire(&volume.dataset).await?;
+        if info.live {
+            if storage.is_unchanged(&volume.dataset, keep).await? {
+                storage.retire(&volume.dataset).await?;
+            } else {
+                let plan = &migration.plan;
+                fence::keep_copy(&self.host, &plan.application, volume, plan.epoch).await?;
+            }
+        }
         for snapshot in info
             .snapshots
             .iter()

@@ -8,13 +8,13 @@ use migrated_core::record::Plan;
 use rehome_shared::api::cluster::Desired;
 use tokio::sync::watch::Receiver;
 
-/// Returns when somebody calls it off.
-pub(super) async fn abort_requested(abort: &mut Receiver<Option<String>>) -> String {
+/// Returns when somebody asks for it, with the reason.
+pub(super) async fn requested(request: &mut Receiver<Option<String>>) -> String {
     loop {
-        if let Some(reason) = abort.borrow_and_update().clone() {
+        if let Some(reason) = request.borrow_and_update().clone() {
             return reason;
         }
-        if abort.changed().await.is_err() {
+        if request.changed().await.is_err() {
             std::future::pending::<()>().await;
         }
     }

@@ -43,6 +43,7 @@ pub(crate) fn application(state: ApplicationState) -> ApplicationStatus {
             parked: 1,
         },
         reason: None,
+        diverged: Vec::new(),
     }
 }
 

@@ -31,11 +31,23 @@ fn notes(status: &Status) -> Vec<String> {
         .applications
         .iter()
         .filter_map(|app| Some(format!("{}: {}", app.name, app.reason.as_ref()?)));
-    hosts.chain(applications).collect()
+    let copies = status.applications.iter().flat_map(|app| &app.diverged);
+    let copies = copies.map(|copy| {
+        format!(
+            "{}: {} keeps what was written to {} when it was not the owner any more, as {}",
+            copy.application, copy.host, copy.volume, copy.path
+        )
+    });
+    hosts.chain(applications).chain(copies).collect()
 }
 
 fn host_row(host: &HostStatus) -> Vec<String> {
-    let reachable = if host.reachable { "yes" } else { "no" };
+    let reachable = match (host.reachable, host.fenced) {
+        (true, false) => "yes",
+        (false, false) => "no",
+        (true, true) => "yes, was fenced",
+        (false, true) => "no, fenced",
+    };
     vec![
         host.address.to_string(),
         reachable.to_owned(),
@@ -117,12 +129,14 @@ mod tests {
                     reachable: true,
                     version: Some("0.1.0".to_owned()),
                     problem: None,
+                    fenced: false,
                 },
                 HostStatus {
                     address: host("10.0.0.2"),
                     reachable: false,
                     version: None,
                     problem: Some("does not answer".to_owned()),
+                    fenced: false,
                 },
             ],
             applications: vec![application(ApplicationState::Running)],
@@ -143,6 +157,31 @@ mod tests {
              db           running  10.0.0.1  10.0.0.1      3      15432→5432/tcp  data 45.0 MiB of 1.00 GiB  3 +1 parked\n\
              \n\
              10.0.0.2: does not answer\n"
+        );
+    }
+
+    #[test]
+    fn fenced_hosts_and_diverged_copies_are_shown() {
+        let mut value = cluster();
+        for host in &mut value.hosts {
+            host.fenced = true;
+        }
+        for app in &mut value.applications {
+            app.diverged
+                .push(rehome_shared::api::cluster::DivergedCopy {
+                    application: app.name.clone(),
+                    host: host("10.0.0.2"),
+                    volume: "data".to_owned(),
+                    name: "e2-20261123".to_owned(),
+                    path: "/pool/diverged/x/e2-20261123".to_owned(),
+                });
+        }
+        let text = status(&value);
+        assert!(text.contains("10.0.0.1  yes, was fenced"), "{text}");
+        assert!(text.contains("10.0.0.2  no, fenced"), "{text}");
+        assert!(
+            text.ends_with("db: 10.0.0.2 keeps what was written to data when it was not the owner any more, as /pool/diverged/x/e2-20261123\n"),
+            "{text}"
         );
     }
 

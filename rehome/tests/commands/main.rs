@@ -4,6 +4,7 @@
 
 mod deploy;
 mod drain;
+mod failover;
 mod fake;
 mod moves;
 mod questions;

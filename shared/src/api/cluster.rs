@@ -10,6 +10,7 @@
 //! | `POST /v1/moves` | [`MoveRequest`] → [`DeployReply`] |
 //! | `POST /v1/drains` | [`DrainRequest`] → [`DeployReply`] |
 //! | `POST /v1/predictions` | [`MoveRequest`] → [`Prediction`] |
+//! | `POST /v1/failovers` | [`FailoverRequest`] → [`FailoverReply`] |
 //! | `GET /v1/migrations` | → list of [`Migration`], oldest first |
 //! | `GET /v1/migrations/{id}` | → [`Migration`] |
 //! | `POST /v1/migrations/{id}/abort` | → [`Migration`] |
@@ -17,7 +18,7 @@
 //!
 //! An answer that is not a success has an [`super::ErrorReply`] as its body.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -42,6 +43,10 @@ pub struct Desired {
     /// a say in every deployment, so that none of them is ever born a second time, empty.
     #[serde(default)]
     pub kept: BTreeMap<AppName, HostAddr>,
+    /// Hosts that an operator declared fenced: they run nothing, and need not answer. One that
+    /// answers again leaves at the next deployment.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub fenced: BTreeSet<HostAddr>,
 }
 
 impl Desired {
@@ -143,6 +148,66 @@ pub struct DrainRequest {
     pub dry_run: bool,
 }
 
+/// `POST /v1/failovers`: another host takes over from an owner that is gone for good.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailoverRequest {
+    /// Which application.
+    pub application: AppName,
+    /// Who takes over.
+    pub to: HostAddr,
+    /// The owner, of which the operator vouches that it runs nothing any more.
+    pub fenced: FencedOwner,
+    /// Further hosts that do not answer and of which the operator vouches the same.
+    #[serde(default)]
+    pub also_fenced: BTreeSet<HostAddr>,
+    /// Whether acknowledged writes may be lost.
+    #[serde(default)]
+    pub accept_loss: bool,
+}
+
+/// An owner that an operator fenced, and the epoch that it owned the application at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FencedOwner {
+    /// The host.
+    pub host: HostAddr,
+    /// Its epoch.
+    pub epoch: Epoch,
+}
+
+impl std::fmt::Display for FencedOwner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}@{}", self.host, self.epoch)
+    }
+}
+
+/// The answer to a failover.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailoverReply {
+    /// The deployment that names the new owner's host.
+    pub generation: DeploymentGeneration,
+    /// The new owner's epoch.
+    pub epoch: Epoch,
+    /// How it was done.
+    pub means: FailoverMeans,
+    /// What may be lost, for people; nothing can be when this is empty.
+    #[serde(default)]
+    pub loss: Option<String>,
+}
+
+/// How a host takes over. The first is the best.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailoverMeans {
+    /// It was done before.
+    Already,
+    /// All of it had come; the operator's word stands for the grant.
+    Granted,
+    /// It had released the application and takes it back, as it left it.
+    TakenBack,
+    /// It goes on from the newest that it keeps.
+    Claimed,
+}
+
 /// `POST /v1/predictions`: what a move would take.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Prediction {
@@ -203,6 +268,25 @@ pub struct HostStatus {
     /// Whether `migrated` there reaches its `proxyd`, and why not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
+    /// Whether an operator declared it fenced.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub fenced: bool,
+}
+
+/// What was written on a host that was not the owner any more: a live tree that was kept for
+/// people. Nothing deletes it by itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DivergedCopy {
+    /// Whose.
+    pub application: AppName,
+    /// Where.
+    pub host: HostAddr,
+    /// The volume's name in the application.
+    pub volume: String,
+    /// The copy's name: the epoch that it was written at, and when it was set aside.
+    pub name: String,
+    /// Where it lies on that host.
+    pub path: String,
 }
 
 /// The state of an application.
@@ -267,6 +351,9 @@ pub struct ApplicationStatus {
     /// Why it is not as it should be.
     #[serde(default)]
     pub reason: Option<String>,
+    /// What former owners wrote and the owner does not have.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub diverged: Vec<DivergedCopy>,
 }
 
 /// Connections now.

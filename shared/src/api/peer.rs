@@ -17,6 +17,9 @@
 //! | `GET /peer/v1/handoffs/{id}` | `?wait=SECONDS&seen=STATE` → [`HandoffView`] | |
 //! | `POST /peer/v1/handoffs/{id}/abort` | [`HandoffRef`] → [`HandoffView`] | |
 //! | `POST /peer/v1/handoffs/{id}/close` | [`HandoffRef`] → [`HandoffView`] | |
+//! | `POST /peer/v1/failovers/examine` | [`super::cluster::FailoverRequest`] → [`FailoverOffer`] | the host that takes a failover, or is asked for the status → those that may take over |
+//! | `POST /peer/v1/failovers` | [`super::cluster::FailoverRequest`] → [`super::cluster::FailoverReply`] | the host that takes a failover → the one that takes over |
+//! | `GET /peer/v1/volumes/{dataset}` | → [`KeptVolume`] | a fenced host → the owner |
 //!
 //! Every message of a handoff carries migration, attempt and epoch. One that is stale is
 //! answered with the state as it is; nothing happens twice.
@@ -25,7 +28,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::cluster::{ApplicationStatus, Failure, Migration};
+use super::cluster::{ApplicationStatus, DivergedCopy, FailoverMeans, Failure, Migration};
 use crate::config::model::{Application, MigrationLimits};
 use crate::ids::{
     AppName, Attempt, DatasetId, DeploymentGeneration, Epoch, HostAddr, MigrationId, RouteVersion,
@@ -58,6 +61,57 @@ pub struct HostReport {
     pub failures: Vec<Failure>,
     /// Why its journal, `proxyd` or runtime cannot be used, if so.
     pub problem: Option<String>,
+    /// The newest owner of every application that it knows of. Facts, never promises.
+    #[serde(default)]
+    pub known: Vec<KnownOwner>,
+    /// Applications that have come to it whole and wait for their source's grant, with the epoch
+    /// that they are granted at.
+    #[serde(default)]
+    pub promised: BTreeMap<AppName, Epoch>,
+    /// What was written here by who was not the owner any more.
+    #[serde(default)]
+    pub diverged: Vec<DivergedCopy>,
+}
+
+/// Who owns an application, as far as a host knows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KnownOwner {
+    /// Which.
+    pub application: AppName,
+    /// Since which change of owner.
+    pub epoch: Epoch,
+    /// The owner.
+    pub owner: HostAddr,
+}
+
+impl HostReport {
+    /// What the host knows of an application's owner.
+    #[must_use]
+    pub fn known_owner(&self, application: &AppName) -> Option<&KnownOwner> {
+        self.known
+            .iter()
+            .find(|known| known.application == *application)
+    }
+}
+
+/// Whether, and how, a host could take over from an owner that is gone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailoverOffer {
+    /// How; `None` when it cannot.
+    pub means: Option<FailoverMeans>,
+    /// What may be lost then, for people.
+    pub loss: Option<String>,
+    /// When the newest of what it would go on from was taken, RFC 3339.
+    pub newest: Option<String>,
+    /// Why it cannot.
+    pub refusal: Option<String>,
+}
+
+/// What a host keeps of a volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptVolume {
+    /// The identities of its snapshots.
+    pub snapshots: Vec<String>,
 }
 
 /// An application's owner speaks.
@@ -121,6 +175,9 @@ pub struct Gossip {
     pub desired_hash: String,
     /// Where each application is, as far as the host knows.
     pub adverts: Vec<Advert>,
+    /// Who owns each, as far as the host knows.
+    #[serde(default)]
+    pub known: Vec<KnownOwner>,
 }
 
 /// Where an application is.
@@ -237,6 +294,10 @@ pub struct VerifyRequest {
     pub epoch: Epoch,
     /// The final snapshot of each volume.
     pub finals: Vec<FinalSnapshot>,
+    /// The version that the source's gate is parked under. A newer one of the same epoch says that
+    /// the source opened it again.
+    #[serde(default)]
+    pub parked: Option<RouteVersion>,
 }
 
 /// The final snapshot of a volume.

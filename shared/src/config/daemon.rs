@@ -216,6 +216,9 @@ pub struct MigratedLimits {
     pub bandwidth: Option<Bytes>,
     /// The largest body of a request.
     pub request_bytes: Bytes,
+    /// After a start of the host, so long hosts that do not answer are waited for before what was
+    /// here is started without their word.
+    pub start_alone_after: Duration,
 }
 
 impl Default for MigratedLimits {
@@ -224,6 +227,7 @@ impl Default for MigratedLimits {
             concurrent_migrations: 2,
             bandwidth: None,
             request_bytes: Bytes(4 << 20),
+            start_alone_after: Duration::from_mins(1),
         }
     }
 }

@@ -9,6 +9,7 @@
 
 mod ambush;
 mod crash;
+mod failover;
 mod journey;
 mod limits;
 mod lost;

@@ -41,6 +41,7 @@ impl Scene {
             exits: 0,
             move_failed: false,
             host_restarted: false,
+            cleared: true,
         }
     }
 }
@@ -381,4 +382,47 @@ fn after_a_reboot_everything_that_should_run_is_started() {
             after: Duration::ZERO
         }
     );
+}
+
+#[test]
+fn what_was_not_cleared_is_neither_started_nor_moved_and_may_be_stopped() {
+    let scene = Scene::new(&born());
+    let elsewhere = host("h2");
+    let unclear = Seen {
+        cleared: false,
+        host_restarted: true,
+        ..scene.seen()
+    };
+    let starts = [
+        Seen {
+            instance: None,
+            ..unclear
+        },
+        Seen {
+            instance: Some(exited(false)),
+            ..unclear
+        },
+        Seen {
+            desired_hash: Some("another"),
+            ..unclear
+        },
+        Seen {
+            desired_host: Some(&elsewhere),
+            instance: None,
+            ..unclear
+        },
+    ];
+    for seen in starts {
+        assert_eq!(plan(&seen), Action::None, "{seen:?}");
+        let cleared = Seen {
+            cleared: true,
+            ..seen
+        };
+        assert_ne!(plan(&cleared), Action::None, "{cleared:?}");
+    }
+    let unplaced = Seen {
+        desired_host: None,
+        ..unclear
+    };
+    assert_eq!(plan(&unplaced), Action::Stop);
 }

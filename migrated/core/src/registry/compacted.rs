@@ -27,8 +27,17 @@ impl Registry {
             volumes: known.volumes.clone(),
             unmade: known.unmade.clone(),
         });
+        let heard = self
+            .heard
+            .iter()
+            .map(|(name, (epoch, owner))| Record::Heard {
+                application: name.clone(),
+                epoch: *epoch,
+                owner: owner.clone(),
+            });
         past.chain(sources)
             .chain(destinations)
+            .chain(heard)
             .chain(held)
             .collect()
     }

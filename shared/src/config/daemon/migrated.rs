@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use super::super::policy::migration;
 use super::super::problem::{Problem, Source};
-use super::super::quantity::size;
+use super::super::quantity::{positive_duration, size};
 use super::super::read::{Fields, Report};
 use super::settings::{address_or, host, log, path, path_or, read, section};
 use super::{
@@ -67,7 +67,12 @@ fn build(fields: &mut Fields<'_>, report: &mut Report) -> Option<MigratedConfig>
         fields,
         report,
         "limits",
-        &["concurrent_migrations", "bandwidth", "request_bytes"],
+        &[
+            "concurrent_migrations",
+            "bandwidth",
+            "request_bytes",
+            "start_alone_after",
+        ],
         limits,
     );
     let files = files(fields, report);
@@ -226,6 +231,10 @@ fn limits(fields: &mut Fields<'_>, report: &mut Report) -> MigratedLimits {
             .take("request_bytes")
             .and_then(|at| size(&at, report, "request_bytes"))
             .unwrap_or(default.request_bytes),
+        start_alone_after: fields
+            .take("start_alone_after")
+            .and_then(|at| positive_duration(&at, report))
+            .unwrap_or(default.start_alone_after),
     }
 }
 

@@ -56,7 +56,7 @@ fn every_migrated_key_is_read() {
          runtime: {kind: process}\nproxy: {socket: /ps, trunk_port: 4}\n\
          migration: {downtime_budget: 1s, hard_cap: 4s, max_rounds: 3, drain: 0s, \
          park_timeout: 30s, park_limit: 9, bandwidth_limit: 100MiB, on_stall: abort}\n\
-         limits: {concurrent_migrations: 5, bandwidth: 200MiB, request_bytes: 1MiB}\n\
+         limits: {concurrent_migrations: 5, bandwidth: 200MiB, request_bytes: 1MiB, start_alone_after: 9s}\n\
          deployment: /d\napplication: /a\n",
     )
     .unwrap();
@@ -86,7 +86,8 @@ fn every_migrated_key_is_read() {
         MigratedLimits {
             concurrent_migrations: 5,
             bandwidth: Some(Bytes(200 << 20)),
-            request_bytes: Bytes(1 << 20)
+            request_bytes: Bytes(1 << 20),
+            start_alone_after: Duration::from_secs(9),
         }
     );
     assert_eq!(

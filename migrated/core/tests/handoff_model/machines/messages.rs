@@ -81,6 +81,9 @@ pub(super) fn says(record: &Record, registry: &Registry, migration: u8) -> Optio
         | Record::Source { .. }
         | Record::Destination { .. }
         | Record::Held { .. }
-        | Record::Past { .. } => None,
+        | Record::Past { .. }
+        | Record::Fenced { .. }
+        | Record::Claimed { .. }
+        | Record::Heard { .. } => None,
     }
 }

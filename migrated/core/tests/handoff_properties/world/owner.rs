@@ -56,6 +56,7 @@ impl World {
             exits: 0,
             move_failed: host.failed.contains(&app),
             host_restarted: host.rebooted,
+            cleared: true,
         })
     }
 

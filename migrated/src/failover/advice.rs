@@ -1,0 +1,241 @@
+//! What an operator can do about an application whose owner does not answer: the exact command,
+//! and what it costs.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rehome_shared::api::cluster::{
+    ApplicationState, ApplicationStatus, FailoverMeans, FailoverRequest, FencedOwner,
+    MigrationState,
+};
+use rehome_shared::api::peer::{FailoverOffer, HostReport};
+use rehome_shared::ids::{AppName, HostAddr};
+
+use super::{QUESTION, ask, examine};
+use crate::deploy;
+use crate::host::Host;
+
+/// A host that has been silent for less may just be restarting.
+const SILENCE: Duration = Duration::from_secs(10);
+
+/// The command that has `to` take over. Other hosts that have been silent for long are named in
+/// it, as it is refused otherwise.
+#[must_use]
+pub(crate) fn command(
+    host: &Host,
+    application: &AppName,
+    to: &HostAddr,
+    fenced: &FencedOwner,
+    loss: bool,
+) -> String {
+    let known = host.desired.get().fenced.clone();
+    let mut also = host.silence.longer_than(SILENCE);
+    also.retain(|other| *other != fenced.host && *other != *to && !known.contains(other));
+    written(application, to, fenced, &also, loss)
+}
+
+fn written(
+    application: &AppName,
+    to: &HostAddr,
+    fenced: &FencedOwner,
+    also: &BTreeSet<HostAddr>,
+    loss: bool,
+) -> String {
+    let mut command = format!("rehome failover {application} --to {to} --fenced {fenced}");
+    for other in also {
+        command = format!("{command} --also-fenced {other}");
+    }
+    if loss {
+        command.push_str(" --accept-loss");
+    }
+    command
+}
+
+/// The sentence around the command.
+#[must_use]
+pub(crate) fn instead(gone: &HostAddr, command: &str) -> String {
+    format!("if {gone} is gone for good, make certain that it is off and run: {command}")
+}
+
+/// Adds to every application whose owner has been silent for long what can be done about it.
+///
+/// # Cancel safety
+/// Cancel safe.
+pub(crate) async fn advise(
+    host: &Arc<Host>,
+    applications: &mut [ApplicationStatus],
+    reports: &BTreeMap<HostAddr, Option<HostReport>>,
+) {
+    let answered: BTreeMap<HostAddr, HostReport> = reports
+        .iter()
+        .filter_map(|(peer, report)| Some((peer.clone(), report.clone()?)))
+        .collect();
+    let known = deploy::known(host, &answered);
+    let blocked = applications.iter_mut().filter(|application| {
+        application.state == ApplicationState::Blocked
+            && application.host.is_none()
+            && !is_moving(&answered, &application.name)
+    });
+    let advised = blocked.map(|application| {
+        let (known, answered) = (&known, &answered);
+        async move {
+            let Some((epoch, owner)) = known.get(&application.name) else {
+                return;
+            };
+            if answered.contains_key(owner) || !is_long_silent(host, owner) {
+                return;
+            }
+            let fenced = FencedOwner {
+                host: owner.clone(),
+                epoch: *epoch,
+            };
+            let advice = advice(host, application, &fenced, answered).await;
+            let reason = application.reason.take().unwrap_or_default();
+            application.reason = Some(format!("{reason}; {advice}"));
+        }
+    });
+    futures_util::future::join_all(advised).await;
+}
+
+/// Its source tells what can be done about it.
+fn is_moving(reports: &BTreeMap<HostAddr, HostReport>, application: &AppName) -> bool {
+    reports
+        .values()
+        .flat_map(|report| &report.migrations)
+        .any(|migration| {
+            migration.application == *application
+                && matches!(
+                    migration.state,
+                    MigrationState::Running | MigrationState::Blocked
+                )
+        })
+}
+
+/// One that an operator fenced will not come back by itself.
+fn is_long_silent(host: &Host, owner: &HostAddr) -> bool {
+    host.silence.of(owner).is_some_and(|time| time >= SILENCE)
+        || host.desired.get().fenced.contains(owner)
+}
+
+async fn advice(
+    host: &Arc<Host>,
+    application: &ApplicationStatus,
+    fenced: &FencedOwner,
+    reports: &BTreeMap<HostAddr, HostReport>,
+) -> String {
+    let name = &application.name;
+    let offers = reports.keys().map(|to| async move {
+        let request = FailoverRequest {
+            application: name.clone(),
+            to: to.clone(),
+            fenced: fenced.clone(),
+            also_fenced: BTreeSet::new(),
+            accept_loss: false,
+        };
+        if *to == host.address {
+            return Some((to, examine(host, &request).await));
+        }
+        let answer = tokio::time::timeout(QUESTION, ask(host, to, &request)).await;
+        Some((to, answer.ok()?.ok()?))
+    });
+    let offers: Vec<_> = futures_util::future::join_all(offers)
+        .await
+        .into_iter()
+        .flatten()
+        .collect();
+    match best(&offers, application.desired_host.as_ref()) {
+        None => format!("no host that answers keeps anything of {name} to go on from"),
+        Some((to, offer)) => {
+            let command = command(host, name, to, fenced, offer.loss.is_some());
+            let loss = offer
+                .loss
+                .as_ref()
+                .map(|loss| format!(" ({to}: {loss})"))
+                .unwrap_or_default();
+            format!("{}{loss}", instead(&fenced.host, &command))
+        }
+    }
+}
+
+/// The host to take over: the best means, then the newest data, then where it should be.
+fn best<'a>(
+    offers: &'a [(&'a HostAddr, FailoverOffer)],
+    desired: Option<&HostAddr>,
+) -> Option<(&'a HostAddr, &'a FailoverOffer)> {
+    let rank = |to: &HostAddr, offer: &FailoverOffer, means: FailoverMeans| {
+        (
+            std::cmp::Reverse(means),
+            offer.loss.is_none(),
+            offer.newest.clone(),
+            desired == Some(to),
+            std::cmp::Reverse(to.clone()),
+        )
+    };
+    offers
+        .iter()
+        .filter_map(|(to, offer)| {
+            offer
+                .means
+                .map(|means| (rank(to, offer, means), (*to, offer)))
+        })
+        .max_by(|(one, _), (other, _)| one.cmp(other))
+        .map(|(_, chosen)| chosen)
+}
+
+#[cfg(test)]
+mod tests {
+    use rehome_shared::ids::Epoch;
+
+    use super::*;
+    use crate::fixtures::{app, host};
+
+    fn offer(means: Option<FailoverMeans>, newest: Option<&str>) -> FailoverOffer {
+        FailoverOffer {
+            means,
+            loss: newest.map(|time| format!("older than {time}")),
+            newest: newest.map(str::to_owned),
+            refusal: None,
+        }
+    }
+
+    #[test]
+    fn the_command_can_be_run_as_it_is_printed() {
+        let fenced = FencedOwner {
+            host: host("h1"),
+            epoch: Epoch(3),
+        };
+        let silent = BTreeSet::from([host("h4")]);
+        assert_eq!(
+            written(&app("db"), &host("h2"), &fenced, &BTreeSet::new(), false),
+            "rehome failover db --to h2 --fenced h1@3"
+        );
+        assert_eq!(
+            written(&app("db"), &host("h2"), &fenced, &silent, true),
+            "rehome failover db --to h2 --fenced h1@3 --also-fenced h4 --accept-loss"
+        );
+    }
+
+    #[test]
+    fn what_loses_nothing_comes_first_and_then_the_newest() {
+        let (h2, h3, h4) = (host("h2"), host("h3"), host("h4"));
+        let claim = |time| offer(Some(FailoverMeans::Claimed), Some(time));
+        let chosen = |offers: &[(&HostAddr, FailoverOffer)], desired: &HostAddr| {
+            best(offers, Some(desired)).map(|(to, _)| to.clone())
+        };
+        let granted = offer(Some(FailoverMeans::Granted), None);
+        let offers = [
+            (&h2, claim("2026-01-03")),
+            (&h3, granted),
+            (&h4, offer(None, None)),
+        ];
+        assert_eq!(chosen(&offers, &h2), Some(h3.clone()));
+        let offers = [(&h2, claim("2026-01-02")), (&h3, claim("2026-01-03"))];
+        assert_eq!(chosen(&offers, &h2), Some(h3.clone()));
+        let empty = || offer(Some(FailoverMeans::Claimed), None);
+        let offers = [(&h2, empty()), (&h3, empty())];
+        assert_eq!(chosen(&offers, &h3), Some(h3.clone()), "where it should be");
+        assert_eq!(chosen(&offers, &h4), Some(h2.clone()), "or the first");
+        assert_eq!(chosen(&[(&h4, offer(None, None))], &h4), None);
+    }
+}

@@ -1,0 +1,116 @@
+use rehome_shared::ids::Epoch;
+
+use super::*;
+use crate::fixtures::{app, deployment, host, migration, report};
+
+fn request(to: &str, fenced: &str, epoch: u64) -> FailoverRequest {
+    FailoverRequest {
+        application: app("db"),
+        to: host(to),
+        fenced: rehome_shared::api::cluster::FencedOwner {
+            host: host(fenced),
+            epoch: Epoch(epoch),
+        },
+        also_fenced: BTreeSet::new(),
+        accept_loss: false,
+    }
+}
+
+fn offer(means: Option<FailoverMeans>, loss: Option<&str>) -> FailoverOffer {
+    FailoverOffer {
+        means,
+        loss: loss.map(str::to_owned),
+        newest: None,
+        refusal: means.is_none().then(|| "because".to_owned()),
+    }
+}
+
+fn answers(all: Vec<HostReport>) -> BTreeMap<HostAddr, HostReport> {
+    all.into_iter().map(|r| (r.host.clone(), r)).collect()
+}
+
+#[test]
+fn names_that_are_not_there_are_wrong_input() {
+    let current = deployment(3, &[("h1", &["db"]), ("h2", &[])]);
+    assert!(check_names(&current, &request("h2", "h1", 1)).is_ok());
+    let invalid = |request: &FailoverRequest| {
+        matches!(
+            check_names(&current, request),
+            Err(FailoverError::Invalid(_))
+        )
+    };
+    let mut unknown = request("h2", "h1", 1);
+    unknown.application = app("web");
+    assert!(invalid(&unknown));
+    assert!(invalid(&request("h9", "h1", 1)));
+    assert!(invalid(&request("h1", "h1", 1)), "its own successor");
+    let mut both = request("h2", "h1", 1);
+    both.also_fenced.insert(host("h2"));
+    assert!(invalid(&both));
+}
+
+#[test]
+fn the_new_place_names_the_successor_and_remembers_who_is_fenced() {
+    let mut current = deployment(3, &[("h1", &["db", "web"]), ("h2", &[])]);
+    current.births.insert(app("db"), current.generation);
+    let mut wanted = request("h2", "h1", 1);
+    wanted.also_fenced.insert(host("h4"));
+    let desired = new_place(&current, &wanted);
+    assert_eq!(desired.generation, current.generation.next());
+    assert_eq!(desired.host_of(&app("db")), Some(&host("h2")));
+    assert_eq!(desired.host_of(&app("web")), Some(&host("h1")));
+    assert_eq!(desired.fenced, BTreeSet::from([host("h1"), host("h4")]));
+    assert!(desired.births.is_empty(), "it is never born again, empty");
+    assert_eq!(new_place(&desired, &wanted), desired, "repeated");
+}
+
+#[test]
+fn loss_must_be_accepted_and_a_refusal_says_why() {
+    let none = answers(Vec::new());
+    let loss = offer(Some(FailoverMeans::Claimed), Some("an hour of it"));
+    let mut wanted = request("h2", "h1", 1);
+    let refused = check_offer(&none, &wanted, &loss).unwrap_err().to_string();
+    assert!(
+        refused.contains("an hour of it") && refused.contains("--accept-loss"),
+        "{refused}"
+    );
+    wanted.accept_loss = true;
+    assert!(check_offer(&none, &wanted, &loss).is_ok());
+    wanted.accept_loss = false;
+    assert!(check_offer(&none, &wanted, &offer(Some(FailoverMeans::Granted), None)).is_ok());
+    let cannot = check_offer(&none, &wanted, &offer(None, None)).unwrap_err();
+    assert!(cannot.to_string().contains("because"), "{cannot}");
+}
+
+#[test]
+fn a_claim_is_refused_while_another_host_has_all_of_it() {
+    let current = deployment(3, &[("h1", &["db"]), ("h2", &[]), ("h3", &[])]);
+    let claim = offer(Some(FailoverMeans::Claimed), None);
+    let wanted = request("h3", "h1", 4);
+    let mut promised = report("h2", &current, &[]);
+    promised.promised.insert(app("db"), Epoch(5));
+    let refused = check_offer(&answers(vec![promised.clone()]), &wanted, &claim)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        refused.contains("rehome failover db --to h2 --fenced h1@4"),
+        "{refused}"
+    );
+    promised.promised.insert(app("db"), Epoch(4));
+    assert!(
+        check_offer(&answers(vec![promised]), &wanted, &claim).is_ok(),
+        "a promise of an older owner"
+    );
+
+    let mut released = report("h1", &current, &[]);
+    let mut open = migration("db", MigrationState::Blocked);
+    open.epoch = Epoch(5);
+    released.migrations.push(open);
+    let answers = answers(vec![released]);
+    assert!(check_offer(&answers, &request("h3", "h2", 5), &claim).is_err());
+    assert!(check_offer(&answers, &request("h3", "h2", 6), &claim).is_ok());
+    assert!(
+        check_offer(&answers, &request("h1", "h2", 5), &claim).is_ok(),
+        "itself"
+    );
+}

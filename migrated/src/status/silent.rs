@@ -1,0 +1,56 @@
+//! What is said of hosts that do not answer, and of what they leave behind.
+
+use rehome_shared::api::cluster::{ApplicationState, ApplicationStatus, Desired, Failure};
+use rehome_shared::ids::{AppName, HostAddr};
+
+use super::Reports;
+
+/// The newest owner of an application that any host that answers knows.
+pub(super) fn last_owner<'a>(reports: &'a Reports, name: &AppName) -> Option<&'a HostAddr> {
+    reports
+        .values()
+        .flatten()
+        .filter_map(|report| report.known_owner(name))
+        .max_by_key(|known| known.epoch)
+        .map(|known| &known.owner)
+}
+
+/// Tells people of the copies that were set aside, by application.
+pub(super) fn add_diverged(applications: &mut [ApplicationStatus], reports: &Reports) {
+    for copy in reports
+        .values()
+        .flatten()
+        .flat_map(|report| &report.diverged)
+    {
+        let of = applications
+            .iter_mut()
+            .find(|application| application.name == copy.application);
+        if let Some(application) = of {
+            application.diverged.push(copy.clone());
+        }
+    }
+}
+
+/// What waits for a host that an operator fenced and that nobody else waits for: it is said, and
+/// the deployment is settled without it.
+pub(super) fn waiting(
+    desired: &Desired,
+    reports: &Reports,
+    applications: &[ApplicationStatus],
+) -> Vec<Failure> {
+    let waits = applications.iter().filter(|application| {
+        application.state == ApplicationState::Blocked && application.host.is_none()
+    });
+    waits
+        .filter_map(|application| {
+            let last = last_owner(reports, &application.name)
+                .or_else(|| desired.host_of(&application.name))?;
+            let gone = desired.fenced.contains(last) && matches!(reports.get(last), Some(None));
+            gone.then(|| Failure {
+                host: last.clone(),
+                application: Some(application.name.clone()),
+                reason: application.reason.clone().unwrap_or_default(),
+            })
+        })
+        .collect()
+}
