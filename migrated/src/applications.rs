@@ -373,9 +373,12 @@ pub(crate) async fn hold_volumes(
     application: &AppName,
     owned: &Ownership,
 ) -> Result<(), LaunchError> {
+    let mut made = Vec::new();
     for identity in &owned.volumes {
         let info = host.storage.inspect(&identity.dataset).await?;
-        if !info.is_some_and(|info| info.live) {
+        if info.is_some_and(|info| info.live) {
+            made.push(identity);
+        } else if !owned.unmade.contains(identity) {
             return Err(LaunchError::VolumeMissing {
                 application: application.clone(),
                 name: identity.name.to_string(),
@@ -386,7 +389,7 @@ pub(crate) async fn hold_volumes(
         application,
         volumes: &owned.volumes,
     };
-    for identity in &owned.volumes {
+    for identity in made {
         let stamp = Stamp::held(of, identity, &host.address, owned.epoch);
         host.storage.stamp(&identity.dataset, &stamp).await?;
     }
