@@ -166,7 +166,11 @@ impl Blow<'_> {
                      fallocate -l $(($(stat -f -c '%a * %S' .) - (1 << 20))) {}",
                     self.name
                 ),
-                &format!("rm -f /var/lib/rehome/pool/{}", self.name),
+                // What was freed can be used when that is on the disk.
+                &format!(
+                    "rm -f /var/lib/rehome/pool/{} && sync -f /var/lib/rehome/pool",
+                    self.name
+                ),
             ),
             Fault::Abort => self.abort(),
         }
