@@ -424,6 +424,47 @@ async fn a_receiver_without_space_keeps_nothing() -> Test {
     Ok(())
 }
 
+/// Where the connection of a stream breaks while an older round is being deleted.
+#[tokio::test]
+async fn a_snapshot_is_there_or_gone_wherever_its_deletion_is_interrupted() -> Test {
+    let Some(pools) = Pools::new()? else {
+        return Ok(());
+    };
+    let a = pools.open("a", 300 * MIB).await?;
+    let dataset = DatasetId::generate();
+    a.create(&dataset, None).await?;
+    let directory = pools.path("a").join("snap").join(dataset.as_str());
+    for steps in 0..40 {
+        a.snapshot(&dataset, "mig-1-1").await?;
+        {
+            let mut deleting = std::pin::pin!(a.delete_snapshot(&dataset, "mig-1-1"));
+            for _ in 0..steps {
+                // A look at what it has done so far.
+                let patience = Duration::from_micros(500);
+                if tokio::time::timeout(patience, &mut deleting).await.is_ok() {
+                    break;
+                }
+            }
+        }
+        // What a thread had begun goes on when its caller is dropped.
+        let settled = async {
+            loop {
+                let info = a.inspect(&dataset).await?.context("a volume")?;
+                let same = fs::read_dir(&directory)?.count() == info.snapshots.len();
+                if same && a.delete_snapshot(&dataset, "mig-1-1").await.is_ok() {
+                    return anyhow::Ok(());
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let settled = tokio::time::timeout(Duration::from_secs(10), settled).await;
+        settled.with_context(|| format!("something is left after {steps} steps"))??;
+        assert_eq!(fs::read_dir(&directory)?.count(), 0, "after {steps} steps");
+    }
+    assert_eq!(work(&pools.path("a"))?, Vec::<PathBuf>::new());
+    Ok(())
+}
+
 /// Waits until there is something in the work directory of a pool.
 async fn something_in(pool: &Path) -> Test {
     let begun = async {

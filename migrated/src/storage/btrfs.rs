@@ -349,7 +349,12 @@ impl Storage for Btrfs {
 
     async fn delete_snapshot(&self, dataset: &DatasetId, name: &str) -> Result<(), StorageError> {
         let place = self.layout.snapshot(dataset, name)?;
-        tree::discard(&place).await
+        // Out of the way in one step: a call that is dropped in the middle leaves nothing that
+        // looks like a snapshot, and what it leaves goes with the next use of the work directory.
+        let (work, gone) = (self.layout.work(dataset), format!("{}{name}", layout::GONE));
+        tree::discard(&work.join(&gone)).await?;
+        tree::move_away(&place, &work.join(&gone)).await?;
+        tree::discard_within(&work, &gone).await
     }
 
     async fn changed_since(&self, dataset: &DatasetId, base: &str) -> Result<Bytes, StorageError> {

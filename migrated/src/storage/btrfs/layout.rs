@@ -13,6 +13,9 @@ pub(super) const DATA: &str = "data";
 /// The tree in a work directory that becomes live next.
 pub(super) const NEXT: &str = ".next";
 
+/// Before the name of a snapshot in a work directory that is being deleted.
+pub(super) const GONE: &str = ".gone-";
+
 /// The longest snapshot name.
 const MAX_NAME: usize = 200;
 

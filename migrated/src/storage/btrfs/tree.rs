@@ -207,6 +207,23 @@ pub(super) async fn discard(path: &Path) -> Result<(), StorageError> {
     .await
 }
 
+/// Moves a directory to where nothing is. One that is not there is fine.
+pub(super) async fn move_away(from: &Path, to: &Path) -> Result<(), StorageError> {
+    let (from, to) = (from.to_owned(), to.to_owned());
+    blocking(move || {
+        if let Some(parent) = to.parent() {
+            make_directory_blocking(parent)?;
+        }
+        match fs::rename(&from, &to) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(io(format!("move {} away", from.display()))(error))
+            }
+            Ok(()) | Err(_) => Ok(()),
+        }
+    })
+    .await
+}
+
 /// Removes the entries of a directory whose names begin with `prefix`, and the directory when
 /// nothing is left in it.
 pub(super) async fn discard_within(directory: &Path, prefix: &str) -> Result<(), StorageError> {
