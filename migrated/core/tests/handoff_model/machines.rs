@@ -151,6 +151,17 @@ impl Machines {
         self.journals.mirror(journal, symmetry)
     }
 
+    /// The journal of a host that lost what it wrote; what it said is said.
+    pub(crate) fn lose(&mut self, journal: u16) -> u16 {
+        self.journals.lose(journal)
+    }
+
+    /// The journal after several records.
+    pub(crate) fn append_all(&mut self, journal: u16, records: &[Record]) -> u16 {
+        let append = |at, record| self.journals.append(at, record);
+        records.iter().fold(journal, append)
+    }
+
     pub(crate) fn mirror_live(&mut self, live: u16, symmetry: Symmetry) -> u16 {
         if let Some(known) = self.mirrored.get(&live) {
             return *known;

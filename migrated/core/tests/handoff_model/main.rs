@@ -19,7 +19,8 @@
 //!
 //! What is too much at once is visited in several worlds, each with bounds of its own: one
 //! application with all that can happen to it, two that share journals and crashes (of two states
-//! that differ only in names one is visited), and one whose routes have to be told.
+//! that differ only in names one is visited), one whose routes have to be told, one whose journals
+//! are lost and made again, and one that an operator moves from a host that is off.
 
 #[cfg(test)]
 mod explorer;
@@ -42,7 +43,34 @@ mod tests {
         writes: 2,
         crashes: 2,
         migrations: 2,
+        losses: 0,
+        failovers: 0,
         routing: Routing::AtOnce,
+    };
+
+    /// One application, on hosts that lose their journals.
+    const LOSSES: Bounds = Bounds {
+        writes: 1,
+        crashes: 2,
+        migrations: 1,
+        losses: 1,
+        ..ONE
+    };
+
+    /// The same there and back.
+    const LOSSES_BACK: Bounds = Bounds {
+        crashes: 1,
+        migrations: 2,
+        ..LOSSES
+    };
+
+    /// One application, and an operator who takes a host off and lets the other one take over.
+    const FAILOVER: Bounds = Bounds {
+        writes: 1,
+        crashes: 1,
+        migrations: 1,
+        failovers: 1,
+        ..ONE
     };
 
     /// Two applications of one host, which move away at the same time.
@@ -106,6 +134,21 @@ mod tests {
     #[test]
     fn every_reachable_state_is_safe_and_service_can_be_restored_from_it() {
         holds(ONE, &["done", "aborted", "returned", "moved back"]);
+    }
+
+    #[test]
+    fn a_lost_journal_is_made_again_of_stamps_and_answers() {
+        holds(LOSSES, &["done", "aborted", "returned"]);
+    }
+
+    #[test]
+    fn a_lost_journal_is_made_again_on_the_way_back_too() {
+        holds(LOSSES_BACK, &["done", "aborted", "returned", "moved back"]);
+    }
+
+    #[test]
+    fn a_truthful_failover_leaves_one_owner_and_the_fenced_host_finds_out() {
+        holds(FAILOVER, &["done", "aborted", "returned"]);
     }
 
     #[test]
@@ -202,6 +245,107 @@ mod tests {
     fn a_gate_that_opens_on_a_promise_has_no_owner() {
         let by = [Violation::GateWithoutOwner];
         breaks(Mutation::GateBeforeAdopted, ONE, &by);
+    }
+
+    #[test]
+    fn a_stamp_that_follows_the_release_makes_two_instances() {
+        let by = [Violation::TwoInstances, Violation::TwoOwners];
+        breaks(Mutation::StampAfterRelease, LOSSES, &by);
+    }
+
+    #[test]
+    fn a_stamp_that_follows_the_way_back_loses_a_write() {
+        let by = [Violation::WriteLost, Violation::GateWithoutOwner];
+        breaks(Mutation::StampAfterStart, LOSSES, &by);
+    }
+
+    #[test]
+    fn a_return_that_is_said_before_it_is_stamped_makes_two_owners() {
+        let by = [Violation::TwoOwners];
+        breaks(Mutation::SaysReturnedUnstamped, LOSSES, &by);
+    }
+
+    #[test]
+    fn a_tree_that_goes_before_its_stamp_says_so_leaves_nobody_to_serve() {
+        strands(Mutation::RetiresBeforeStamp, LOSSES);
+    }
+
+    /// What a full pool makes of the guard before: it holds as long as no offer of a migration
+    /// that was called off wanders about for longer than its destination remembers it.
+    #[test]
+    fn a_stamp_that_follows_the_answer_to_an_abort_falls_to_an_older_offer() {
+        let by = [Violation::WriteLost, Violation::GateWithoutOwner];
+        breaks(Mutation::StampsLater, LOSSES, &by);
+    }
+
+    #[test]
+    fn a_moving_stamp_that_is_trusted_makes_two_instances() {
+        let by = [Violation::TwoInstances, Violation::TwoOwners];
+        breaks(Mutation::TrustsMoving, LOSSES, &by);
+    }
+
+    #[test]
+    fn a_journal_made_again_alone_makes_two_owners() {
+        let by = [Violation::TwoInstances, Violation::TwoOwners];
+        breaks(Mutation::RebuildsAlone, LOSSES, &by);
+    }
+
+    #[test]
+    fn a_fenced_host_that_does_not_ask_makes_two_owners() {
+        let by = [Violation::TwoOwners, Violation::TwoInstances];
+        breaks(Mutation::NoAsking, FAILOVER, &by);
+    }
+
+    #[test]
+    fn an_adopted_application_that_starts_unasked_makes_two_instances() {
+        let by = [Violation::TwoInstances, Violation::TwoOwners];
+        breaks(Mutation::StartsAdoptedUncleared, FAILOVER, &by);
+    }
+
+    #[test]
+    fn a_daemon_that_is_down_taken_for_a_host_that_is_makes_two_instances() {
+        let by = [Violation::TwoInstances, Violation::TwoOwners];
+        breaks(Mutation::TakesRefusalForSilence, FAILOVER, &by);
+    }
+
+    /// The limit of what asking can do: a new owner that is down for longer than a fenced host
+    /// waits for its answer.
+    #[test]
+    fn a_fenced_host_that_goes_on_alone_serves_what_is_old() {
+        let by = [
+            Violation::WriteLost,
+            Violation::TwoOwners,
+            Violation::TwoInstances,
+        ];
+        breaks(Mutation::GoesOnAlone, FAILOVER, &by);
+    }
+
+    #[test]
+    fn a_claim_at_an_epoch_that_is_not_the_newest_makes_two_owners() {
+        let by = [Violation::TwoOwners];
+        breaks(Mutation::ClaimsOldEpoch, FAILOVER, &by);
+    }
+
+    #[test]
+    fn a_newer_owner_that_is_heard_of_and_forgotten_makes_two_owners() {
+        let by = [Violation::TwoOwners];
+        breaks(Mutation::ForgetsWhatItHeard, FAILOVER, &by);
+    }
+
+    #[test]
+    fn a_driver_that_goes_on_serves_without_owning() {
+        let by = [Violation::GateWithoutOwner];
+        breaks(Mutation::DriverGoesOn, FAILOVER, &by);
+    }
+
+    #[test]
+    fn a_return_to_a_fenced_host_leaves_nobody_to_serve() {
+        strands(Mutation::ReturnsToFenced, FAILOVER);
+    }
+
+    #[test]
+    fn a_promise_taken_for_ownership_leaves_nobody_to_serve() {
+        strands(Mutation::TakesPromiseForOwner, FAILOVER);
     }
 
     #[test]

@@ -190,6 +190,7 @@ pub(crate) fn reservation(app: usize, from: usize, epoch: u8) -> Reservation {
     }
 }
 
+/// What people are shown of a migration.
 pub(crate) fn report(migration: &SourceMigration) -> Box<Migration> {
     Box::new(Migration {
         id: migration.id.clone(),

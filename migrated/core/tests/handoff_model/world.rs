@@ -10,9 +10,11 @@ use rehome_shared::api::cluster::MigrationState;
 use crate::machines::{EMPTY, Machines, NONE};
 use crate::values::{self, APPLICATIONS, EACH, Symmetry};
 
+mod failover;
 mod faults;
 mod giving;
 mod mutation;
+mod pool;
 mod routing;
 mod state;
 mod taking;
@@ -33,6 +35,10 @@ pub(crate) struct Bounds {
     pub(crate) writes: u8,
     /// Crashes of a daemon or a host.
     pub(crate) crashes: u8,
+    /// Journals that are lost; without any the stamps do not matter.
+    pub(crate) losses: u8,
+    /// Failovers by an operator; without any nobody asks before it starts.
+    pub(crate) failovers: u8,
     /// Migrations of each application.
     pub(crate) migrations: u8,
     /// What is known of routes, and when.
@@ -102,9 +108,15 @@ impl World {
             hosts: [HostState {
                 journal: EMPTY,
                 up: true,
+                lost: false,
+                cleared: true,
+                gone: false,
+                off: false,
             }; 2],
             apps: [App::default(); APPLICATIONS],
             crashes: 0,
+            losses: 0,
+            failovers: 0,
         };
         for app in 0..self.bounds.applications {
             let at = usize::from(app == 1 && self.bounds.crossing);
@@ -113,6 +125,9 @@ impl World {
             state.hosts[at].journal = journal;
             state.side_mut(place).instance = true;
             state.side_mut(place).gate = true;
+            if self.bounds.losses > 0 {
+                state.side_mut(place).stamp = pool::Stamped::Held(1);
+            }
             if self.bounds.routing != Routing::AtOnce {
                 state.side_mut(place).route = Route::of_owner();
                 state.side_mut(place.there()).route = Route::of_stranger(at);
@@ -202,7 +217,12 @@ impl World {
             return Some(Violation::TwoInstances);
         }
         let epochs = |place| self.machines.owned_epochs(state.journal(place), app);
-        if both(&|place| self.owns(state, place)) || epochs(one) & epochs(other) != 0 {
+        // A fenced host owns what it owned until it has asked; it acts on nothing of that before.
+        let acts = |place: Place| {
+            let fenced = self.bounds.failovers > 0 && !state.hosts[place.at].up;
+            self.owns(state, place) && self.is_cleared(state, place.at) && !fenced
+        };
+        if both(&acts) || epochs(one) & epochs(other) != 0 {
             return Some(Violation::TwoOwners);
         }
         for place in [one, other] {
@@ -210,7 +230,9 @@ impl World {
             if side.instance && side.data < state.apps[app].acknowledged {
                 return Some(Violation::WriteLost);
             }
-            if side.gate && !self.owns(state, place) {
+            // Who has lost his journal does not know what he owns; his gate stays as it was.
+            let knows = !state.hosts[place.at].lost;
+            if side.gate && knows && !self.owns(state, place) {
                 return Some(Violation::GateWithoutOwner);
             }
         }
@@ -254,10 +276,17 @@ impl World {
     pub(crate) fn edges(&mut self, state: &State) -> Vec<Edge> {
         self.edges = Vec::new();
         for at in 0..2 {
+            self.fence(state, at);
             if state.hosts[at].up {
                 self.crash(state, at);
+                self.ask_before_start(state, at);
+            } else if state.hosts[at].off {
+                self.come_back(state, at);
+            } else if state.hosts[at].lost {
+                self.rebuild(state, at);
             } else {
                 self.restart(state, at);
+                self.lose(state, at);
             }
         }
         for place in self.places() {
@@ -274,10 +303,19 @@ impl World {
 
     fn act(&mut self, state: &State, place: Place) {
         self.write(state, place);
-        self.reconcile(state, place);
-        self.begin(state, place);
-        self.drive(state, place);
         self.tell_routes(state, place);
+        self.take_over(state, place);
+        self.hear_of_owners(state, place);
+        // Nothing is started or taken up before others were asked.
+        let adopts = self.mutated(Mutation::StartsAdoptedUncleared);
+        if !self.is_cleared(state, place.at) && !adopts {
+            return;
+        }
+        if self.is_cleared(state, place.at) {
+            self.reconcile(state, place);
+            self.begin(state, place);
+            self.drive(state, place);
+        }
         for migration in values::numbers(place.app) {
             match state.apps[place.app].begun[values::slot_of(migration)] {
                 Some((from, _)) if usize::from(from) == place.at => {
@@ -330,10 +368,14 @@ impl World {
         if !self.owns(state, place) || !free || incoming || wanted {
             return;
         }
+        let label = Label("reconciles", place, None);
+        if !self.may_run(state, place, label) {
+            return;
+        }
         let mut next = *state;
         next.side_mut(place).instance = true;
         self.open(&mut next, place);
-        self.edge(Label("reconciles", place, None), next);
+        self.edge(label, next);
     }
 
     fn begin(&mut self, state: &State, place: Place) {

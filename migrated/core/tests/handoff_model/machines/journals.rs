@@ -58,6 +58,43 @@ impl Journals {
         &self.all[usize::from(journal)]
     }
 
+    /// What was written is lost, and what was said is not: but for an abort and a close, which
+    /// nobody waits for that long. One that came when the journal was made again, and a release
+    /// with it, would leave both hosts without the application.
+    pub(super) fn lose(&mut self, journal: u16) -> u16 {
+        let before = self.get(journal);
+        let mut said = before.said.clone();
+        for said in &mut said {
+            said.remove(&Message::Abort);
+            said.remove(&Message::Close);
+        }
+        let lost = Journal {
+            written: None,
+            registry: Registry::default(),
+            owned: before.owned,
+            owner: [false; APPLICATIONS],
+            said,
+        };
+        self.keep(lost)
+    }
+
+    /// What a host does next depends on what its journal means, not on how that came to be.
+    fn keep(&mut self, journal: Journal) -> u16 {
+        let Journal {
+            registry,
+            owned,
+            said,
+            ..
+        } = &journal;
+        let meaning = blake3::hash(format!("{registry:?} {owned:?} {said:?}").as_bytes());
+        let next = u16::try_from(self.all.len()).unwrap();
+        let kept = *self.meanings.entry(meaning).or_insert(next);
+        if kept == next {
+            self.all.push(journal);
+        }
+        kept
+    }
+
     pub(super) fn registry(&self, journal: u16) -> &Registry {
         &self.get(journal).registry
     }
@@ -119,19 +156,13 @@ impl Journals {
         if let Err(problem) = check_replay(&records, &registry) {
             self.broken = Some(problem);
         }
-        // What a host does next depends on what its journal means, not on how that came to be.
-        let meaning = blake3::hash(format!("{registry:?} {owned:?} {said:?}").as_bytes());
-        let next = u16::try_from(self.all.len()).unwrap();
-        let new = *self.meanings.entry(meaning).or_insert(next);
-        if new == next {
-            self.all.push(Journal {
-                written: Some((journal, record.clone())),
-                owner: std::array::from_fn(|app| registry.owned(&application(app)).is_some()),
-                registry,
-                owned,
-                said,
-            });
-        }
+        let new = self.keep(Journal {
+            written: Some((journal, record.clone())),
+            owner: std::array::from_fn(|app| registry.owned(&application(app)).is_some()),
+            registry,
+            owned,
+            said,
+        });
         self.appended.insert(key, new);
         new
     }

@@ -31,12 +31,15 @@ impl World {
             // A proxy that is told of routes keeps them on disk.
             side.gate &= self.bounds.routing != Routing::AtOnce;
         }
+        next.hosts[at].gone = self.bounds.failovers > 0;
         self.fault(Label("host crashes", place, None), next);
     }
 
     pub(super) fn restart(&mut self, state: &State, at: usize) {
         let mut next = *state;
         next.hosts[at].up = true;
+        next.hosts[at].gone = false;
+        next.hosts[at].cleared = self.bounds.failovers == 0 || self.mutated(Mutation::NoAsking);
         let label = Label("restarts", Place { app: 0, at }, None);
         let mut found = false;
         for app in 0..self.bounds.applications {

@@ -3,6 +3,7 @@
 use migrated_core::destination::Phase as Taking;
 use migrated_core::source::{AfterRelease, BeforeRelease, Effect, Phase};
 
+use super::pool::Stamped;
 use super::state::{Place, State};
 use super::{Label, Mutation, World};
 use crate::machines::{Message, NONE, SourceTag, Stepped, VIEWS, View};
@@ -71,6 +72,9 @@ impl World {
                 panic!("an application with a volume is not started early")
             }
             Effect::Park => {
+                if !self.is_stamped_moving(state, place, number, false) {
+                    return;
+                }
                 if self.park(&mut next, place) {
                     self.step(label("parks"), &next, place, SourceTag::Parked);
                 } else {
@@ -89,11 +93,11 @@ impl World {
                     .get_or_insert(side.data - u8::from(lost));
                 self.edge(label("takes the final snapshot"), next);
             }
-            Effect::Grant { .. } => self.call_off_too_late(state, place, number),
-            Effect::Finish { .. } => {
-                self.lead_away(&mut next, place, number);
-                self.step(label("closes"), &next, place, SourceTag::Closed);
+            Effect::Grant { .. } => {
+                self.is_stamped_moving(state, place, number, true);
+                self.call_off_too_late(state, place, number);
             }
+            Effect::Finish { .. } => self.finish(state, place, number),
             Effect::Restore { .. } => self.bring_back(state, place, number),
             Effect::Reclaim { .. } => {
                 if self.mutated(Mutation::ReclaimRollsBack) {
@@ -101,6 +105,16 @@ impl World {
                 }
                 self.bring_back(&next, place, number);
             }
+        }
+    }
+
+    fn finish(&mut self, state: &State, place: Place, number: u8) {
+        let label = Label("closes", place, Some(number));
+        let gone = Stamped::Gone(self.epoch_of(state, place));
+        if self.is_stamped(state, place, label, gone) {
+            let mut next = *state;
+            self.lead_away(&mut next, place, number);
+            self.step(label, &next, place, SourceTag::Closed);
         }
     }
 
@@ -123,19 +137,25 @@ impl World {
                 .is_some_and(|handoff| handoff.phase == Taking::Reserved);
         if received {
             let label = |what| Label(what, place, Some(number));
+            let mut next = *state;
+            self.comes(&mut next, there, number);
             if rounds == 0 && values::slot_of(number) == 0 {
-                self.step(label("sends a round"), state, place, SourceTag::RoundAgain);
+                self.step(label("sends a round"), &next, place, SourceTag::RoundAgain);
             }
-            self.step(label("cuts over"), state, place, SourceTag::RoundCutOver);
+            self.step(label("cuts over"), &next, place, SourceTag::RoundCutOver);
         }
     }
 
     /// Instance and gate; it may be closed before the destination heard of it.
     fn bring_back(&mut self, state: &State, place: Place, number: u8) {
+        let label = Label("brings it back", place, Some(number));
+        if !self.may_run(state, place, label) {
+            return;
+        }
         let mut next = *state;
         next.side_mut(place).instance = true;
         self.open(&mut next, place);
-        self.edge(Label("brings it back", place, Some(number)), next);
+        self.edge(label, next);
         if state.side(place).instance && self.wants_open(state, place) {
             let label = Label("closes", place, Some(number));
             self.step(label, state, place, SourceTag::Closed);
@@ -156,7 +176,8 @@ impl World {
             let late =
                 view == View::Returned && state.apps[place.app].returned_late == Some(number);
             let journal = state.journal(there);
-            if !late && !self.said_there(journal, number, Message::View(view)) {
+            let said = late || self.said_there(journal, number, Message::View(view));
+            if !said || (view == View::Returned && !self.may_say_returned(state, number)) {
                 continue;
             }
             self.stale = !state.hosts[there.at].up

@@ -35,6 +35,39 @@ pub(crate) enum Mutation {
     ProxyTakesAnything,
     /// A proxy whose park was not renewed leads to the old target again.
     LeaseOpens,
+    /// What is cut over is stamped when it was released, not before.
+    StampAfterRelease,
+    /// What came back is stamped when it runs again, not before.
+    StampAfterStart,
+    /// A destination says that it gave it back before its stamps do.
+    SaysReturnedUnstamped,
+    /// What failed to start is dropped before it is stamped as given back.
+    RetiresBeforeStamp,
+    /// What was called off runs when the destination has let go of its promise, and is stamped
+    /// later.
+    StampsLater,
+    /// A journal is made again without asking about what was perhaps released.
+    TrustsMoving,
+    /// A journal is made again without the word of the other host.
+    RebuildsAlone,
+    /// A host starts what it owns without asking.
+    NoAsking,
+    /// What was adopted is started without asking.
+    StartsAdoptedUncleared,
+    /// A daemon that does not answer is taken for a host that is down.
+    TakesRefusalForSilence,
+    /// A host that comes back goes on alone when the new owner's whole host is down.
+    GoesOnAlone,
+    /// A claim is made at an epoch that somebody owns it at.
+    ClaimsOldEpoch,
+    /// A host that hears of a newer owner goes on with its migration.
+    DriverGoesOn,
+    /// What an operator gave to a host is returned to the host that is fenced.
+    ReturnsToFenced,
+    /// A host that never owned it does not write down that it heard of a newer owner.
+    ForgetsWhatItHeard,
+    /// A promise to take over is taken for ownership.
+    TakesPromiseForOwner,
     /// A daemon that remembers no generation does not ask its proxy which one it has.
     NoOvertake,
 }

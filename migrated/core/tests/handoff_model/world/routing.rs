@@ -264,7 +264,7 @@ impl World {
     }
 
     /// The epoch that a host says something of an application at.
-    fn epoch_of(&self, state: &State, place: Place) -> u8 {
+    pub(super) fn epoch_of(&self, state: &State, place: Place) -> u8 {
         let registry = self.machines.registry(state.journal(place));
         let known = registry.applications().get(&values::application(place.app));
         known.map_or(0, |known| small(known.epoch.0))
@@ -431,7 +431,7 @@ impl World {
         }
     }
 
-    fn edge_if_new(&mut self, label: Label, state: &State, next: State) {
+    pub(super) fn edge_if_new(&mut self, label: Label, state: &State, next: State) {
         if next != *state {
             self.edge(label, next);
         }

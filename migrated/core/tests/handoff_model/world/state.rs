@@ -2,16 +2,33 @@
 
 #[cfg(doc)]
 use super::Mutation;
+use super::pool::Stamped;
 use super::routing::{Advert, Route};
 use crate::values::{self, APPLICATIONS};
 
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "they are independent facts of a host"
+)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct HostState {
     pub(super) journal: u16,
     pub(super) up: bool,
+    /// Whether it lost its journal and has not made it again.
+    pub(super) lost: bool,
+    /// Whether the other hosts were asked since the daemon was started.
+    pub(super) cleared: bool,
+    /// Whether the whole host is down, so that nothing of it answers.
+    pub(super) gone: bool,
+    /// Whether an operator keeps it down.
+    pub(super) off: bool,
 }
 
 /// An application on a host.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "they are independent facts of a host"
+)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub(super) struct Side {
     /// The migration that the daemon drives, with what it knows beyond the journal.
@@ -24,6 +41,10 @@ pub(super) struct Side {
     /// Whether that one is only in the page cache yet.
     pub(super) unflushed: bool,
     pub(super) route: Route,
+    /// What stands on the volume.
+    pub(super) stamp: Stamped,
+    /// Whether the live tree was dropped while its stamp says that it is there.
+    pub(super) retired: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
@@ -36,6 +57,10 @@ pub(super) struct App {
     pub(super) acknowledged: u8,
     /// An advert that wanders about and may arrive at any time.
     pub(super) lingering: Option<Advert>,
+    /// Which returns were said, where that waits for a stamp.
+    pub(super) said_returned: [bool; 2],
+    /// Which handoffs were granted by an operator's word.
+    pub(super) granted_by_word: [bool; 2],
     /// Whether a proxy ever went back.
     pub(super) went_back: bool,
     /// With [`Mutation::GrantBeforeRecord`]: the migration that was granted without a record.
@@ -50,6 +75,8 @@ pub(crate) struct State {
     pub(super) hosts: [HostState; 2],
     pub(super) apps: [App; APPLICATIONS],
     pub(super) crashes: u8,
+    pub(super) losses: u8,
+    pub(super) failovers: u8,
 }
 
 /// An application on a host: where something happens.

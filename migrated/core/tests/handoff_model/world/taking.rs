@@ -2,6 +2,7 @@
 
 use migrated_core::destination::Phase as Taking;
 
+use super::pool::Stamped;
 use super::state::{Place, State};
 use super::{Label, Mutation, World};
 use crate::machines::{DestinationTag, Message};
@@ -31,6 +32,12 @@ impl World {
                 }
             }
             Taking::Returned { .. } => {
+                let said = &mut next.apps[place.app].said_returned[values::slot_of(number)];
+                if self.bounds.losses > 0 && !std::mem::replace(said, true) {
+                    let gone = Stamped::Gone(self.epoch_of(state, place));
+                    next.side_mut(place).stamp = gone;
+                    self.edge(label("stamps what it gives back"), next);
+                }
                 if self.mutated(Mutation::ForgetsReturned) {
                     self.settle("forgets", state, place, number, DestinationTag::Closed);
                 }
@@ -50,12 +57,22 @@ impl World {
                 self.edge(Label("opens too early", place, Some(number)), next);
             }
         } else {
-            next.side_mut(place).instance = true;
             next.side_mut(place).data = state.last(number);
-            self.edge(Label("starts", place, Some(number)), next);
+            next.side_mut(place).retired = false;
+            let label = Label("starts", place, Some(number));
+            if self.may_run(&next, place, label) {
+                next.side_mut(place).instance = true;
+                self.edge(label, next);
+            }
+        }
+        // A source that is fenced takes nothing back.
+        let by_word = state.apps[place.app].granted_by_word[values::slot_of(number)];
+        if by_word && !self.mutated(Mutation::ReturnsToFenced) {
+            return;
         }
         let mut stopped = *state;
         stopped.side_mut(place).instance = false;
+        stopped.side_mut(place).retired = self.mutated(Mutation::RetiresBeforeStamp);
         self.close(&mut stopped, place);
         self.settle("returns", &stopped, place, number, DestinationTag::Failed);
     }
