@@ -15,6 +15,10 @@ DEMO_PACKAGES := gcc:cc libc6-dev docker.io:dockerd iptables:iptables iproute2:i
 # What the tests need besides: redis-tools holds the server's program too, without its service.
 TEST_PACKAGES := $(DEMO_PACKAGES) busybox-static redis-tools:redis-cli \
 	postgresql-client:psql systemd:systemd-analyze
+# What the comparisons need: the tools of who moves a store by hand. The package of haproxy starts
+# its service, which listens on no port.
+BENCH_PACKAGES := $(DEMO_PACKAGES) busybox-static redis-tools:redis-cli haproxy:haproxy \
+	rsync:rsync socat:socat
 # Packages that are only unpacked into target/tools, because installing them starts a service.
 UNPACKED_PACKAGES := prometheus:promtool
 
@@ -29,6 +33,8 @@ CARGO_FLAGS := --workspace --locked
 # that runs them, so that they share what they depend on with all other tests.
 FAULTY := --features migrated/failpoints,proxyd/failpoints \
 	--bin migrated-faulty --bin proxyd-faulty --test matrix
+# What a user has: not the programs that only measure and test.
+PROGRAMS := --bin rehome --bin proxyd --bin migrated
 
 export CARGO_TERM_COLOR ?= auto
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
@@ -47,7 +53,7 @@ deps-test: ## install what the tests need; says first what that is
 
 .PHONY: build
 build: ## build the three programs into target/debug
-	cargo build $(CARGO_FLAGS) --bins
+	cargo build $(CARGO_FLAGS) $(PROGRAMS)
 
 .PHONY: demo
 demo: deps build ## move a database between three hosts under load, on this machine
@@ -108,9 +114,19 @@ test-crash: deps-test ## a crash at every durable write, about 15 min; CASES=par
 	REHOME_CRASH_CASES='$(or $(CASES),all)' \
 		cargo test $(CARGO_FLAGS) --test matrix $(RUN_AS_ROOT) -- --nocapture
 
+.PHONY: bench
+bench: bench-window ## measure beside what one would build by hand; wants a quiet machine
+
+# Results go to bench/results. `ARGS=--quick` shows in some minutes that everything works.
+.PHONY: bench-window
+bench-window:
+	@.ci/deps $(BENCH_PACKAGES)
+	cargo build $(CARGO_FLAGS) $(PROGRAMS) --bin window --release
+	$(AS_ROOT) target/release/window $(ARGS)
+
 .PHONY: install
 install: ## install a release build and the units (DESTDIR is honoured)
-	cargo build $(CARGO_FLAGS) --bins --release
+	cargo build $(CARGO_FLAGS) $(PROGRAMS) --release
 	install -D -m 755 -t $(DESTDIR)/usr/local/bin target/release/rehome target/release/proxyd target/release/migrated
 	install -D -m 644 -t $(DESTDIR)/etc/systemd/system config/systemd/proxyd.service config/systemd/migrated.service
 

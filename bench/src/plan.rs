@@ -1,0 +1,176 @@
+//! What is measured, and in which order.
+
+use std::time::Duration;
+
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+
+/// A store that moves.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ValueEnum,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// As a plain process.
+    Redis,
+    /// In a container.
+    Postgres,
+}
+
+impl Kind {
+    /// Its name for people.
+    #[must_use]
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::Redis => "Redis",
+            Self::Postgres => "PostgreSQL",
+        }
+    }
+}
+
+/// A way to move a store.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ValueEnum,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum Contender {
+    /// `rehome move`.
+    Rehome,
+    /// By hand: a whole snapshot while the store runs; stop; the difference; start; repoint.
+    TwoPhase,
+    /// By hand: stop; `btrfs send | btrfs receive` of everything; start; repoint.
+    Send,
+    /// By hand: stop; `rsync -a` of everything; start; repoint.
+    Rsync,
+}
+
+impl Contender {
+    /// Its name for people.
+    #[must_use]
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::Rehome => "Rehome",
+            Self::TwoPhase => "two-phase push",
+            Self::Send => "by hand, send/receive",
+            Self::Rsync => "by hand, rsync",
+        }
+    }
+}
+
+/// What the contenders meet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Scene {
+    /// What moves.
+    pub store: Kind,
+    /// How much it holds at the beginning, in MiB.
+    pub size: u32,
+    /// How much a client overwrites per second, in MiB.
+    pub rate: u32,
+}
+
+/// The choices of a run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// The stores.
+    pub stores: Vec<Kind>,
+    /// The contenders.
+    pub contenders: Vec<Contender>,
+    /// MiB overwritten per second.
+    pub rates: Vec<u32>,
+    /// MiB in the volume.
+    pub size: u32,
+    /// MiB in the volume of one more scene, at the rate of [`LARGE_RATE`].
+    pub large: Option<u32>,
+    /// How often everything is done.
+    pub repetitions: u32,
+    /// No repetition begins that would probably end later than this; the first always does.
+    pub limit: Duration,
+}
+
+/// The rate at which a second size is measured.
+pub const LARGE_RATE: u32 = 10;
+
+impl Plan {
+    /// The scenes of a store.
+    #[must_use]
+    pub fn scenes(&self, store: Kind) -> Vec<Scene> {
+        let size = self.size;
+        let mut scenes: Vec<Scene> = self
+            .rates
+            .iter()
+            .map(|rate| Scene {
+                store,
+                size,
+                rate: *rate,
+            })
+            .collect();
+        scenes.extend(self.large.map(|size| Scene {
+            store,
+            size,
+            rate: LARGE_RATE,
+        }));
+        scenes
+    }
+
+    /// Whether one more repetition fits, after so many that took so long together.
+    #[must_use]
+    pub fn goes_on(&self, done: u32, elapsed: Duration) -> bool {
+        let next = elapsed.checked_div(done).unwrap_or_default();
+        done < self.repetitions && (done == 0 || elapsed.saturating_add(next) <= self.limit)
+    }
+
+    /// The contenders in the order of one round of a scene: another one begins each time, so that
+    /// none always meets the machine as the same other one left it.
+    #[must_use]
+    pub fn order(&self, round: usize) -> Vec<Contender> {
+        let mut order = self.contenders.clone();
+        if let Some(shift) = round.checked_rem(order.len()) {
+            order.rotate_left(shift);
+        }
+        order
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan() -> Plan {
+        Plan {
+            stores: vec![Kind::Redis],
+            contenders: vec![Contender::Rehome, Contender::Send, Contender::Rsync],
+            rates: vec![0, 100],
+            size: 64,
+            large: Some(512),
+            repetitions: 3,
+            limit: Duration::from_secs(100),
+        }
+    }
+
+    #[test]
+    fn every_contender_begins_once_in_as_many_rounds_as_there_are_contenders() {
+        let first: Vec<_> = (0..3).map(|round| plan().order(round)[0]).collect();
+        let expected = [Contender::Rehome, Contender::Send, Contender::Rsync];
+        assert_eq!(first, expected);
+        assert_eq!(plan().order(3), plan().order(0));
+        let none = Plan {
+            contenders: Vec::new(),
+            ..plan()
+        };
+        assert!(none.order(1).is_empty());
+    }
+
+    #[test]
+    fn a_repetition_begins_only_when_it_probably_fits() {
+        let after = |done, seconds| plan().goes_on(done, Duration::from_secs(seconds));
+        assert!(after(0, 1000) && after(1, 50) && after(2, 66));
+        assert!(!after(1, 51) && !after(2, 67) && !after(3, 0));
+    }
+
+    #[test]
+    fn the_large_volume_is_one_more_scene() {
+        let scenes = plan().scenes(Kind::Redis);
+        let seen: Vec<_> = scenes.iter().map(|s| (s.size, s.rate)).collect();
+        assert_eq!(seen, [(64, 0), (64, 100), (512, LARGE_RATE)]);
+    }
+}
