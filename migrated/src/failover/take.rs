@@ -409,9 +409,11 @@ async fn claim(
 ) -> Result<(), FailoverError> {
     let application = &request.application;
     let _held = host.hold(application).await;
-    let base = base(host, &volumes).await.map_err(FailoverError::Refused)?;
-    for info in &base.volumes {
-        make_live(host, application, &volumes, info, &base.snapshot).await?;
+    if !volumes.is_empty() {
+        let base = base(host, &volumes).await.map_err(FailoverError::Refused)?;
+        for info in &base.volumes {
+            make_live(host, application, &volumes, info, &base.snapshot).await?;
+        }
     }
     let decided = {
         let (owner, request, names) = (Arc::clone(host), request.clone(), names.to_vec());
