@@ -109,12 +109,7 @@ async fn make(host: &Arc<Host>, request: DeployRequest) -> Result<DeployReply, D
             changes,
         });
     }
-    desired.generation = current.generation.next();
-    for (name, born) in &mut desired.births {
-        if !current.births.contains_key(name) {
-            *born = desired.generation;
-        }
-    }
+    number(&mut desired, &current);
     preflight(host, &hosts, &desired).await?;
     if request.dry_run {
         return Ok(DeployReply {
@@ -127,6 +122,16 @@ async fn make(host: &Arc<Host>, request: DeployRequest) -> Result<DeployReply, D
         generation: desired.generation,
         changes,
     })
+}
+
+/// Gives a deployment its generation, which what it brings for the first time is born under.
+fn number(desired: &mut Desired, current: &Desired) {
+    desired.generation = current.generation.next();
+    for (name, born) in &mut desired.births {
+        if !current.births.contains_key(name) {
+            *born = desired.generation;
+        }
+    }
 }
 
 /// One move: the deployment in force with the application on another host.

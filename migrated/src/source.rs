@@ -78,13 +78,12 @@ pub(crate) async fn drive(host: Arc<Host>, migration: SourceMigration, run: Arc<
     let stop = host.supervisor.token().clone();
     let id = migration.id.clone();
     let application = migration.plan.application.clone();
-    let driving = Driver {
+    let driver = Driver {
         host: Arc::clone(&host),
         run,
         track: Track::default(),
-    }
-    .drive(migration)
-    .instrument(span);
+    };
+    let driving = Box::pin(driver.drive(migration).instrument(span));
     let ended = stop.run_until_cancelled(driving).await.is_some();
     // A daemon that stops must not leave it held back for as long as it is away.
     throttle::lift(&host, &application).await;

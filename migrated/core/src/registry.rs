@@ -74,29 +74,18 @@ impl Registry {
                 application,
                 volumes,
             } => {
-                self.applications.insert(
-                    application.clone(),
-                    Ownership {
-                        epoch: Epoch(1),
-                        role: Role::Owner,
-                        volumes: volumes.clone(),
-                        unmade: volumes.clone(),
-                    },
-                );
+                let owned = Ownership {
+                    epoch: Epoch(1),
+                    role: Role::Owner,
+                    volumes: volumes.clone(),
+                    unmade: volumes.clone(),
+                };
+                self.applications.insert(application.clone(), owned);
             }
             Record::VolumesAdded {
                 application,
                 volumes,
-            } => {
-                if let Some(owned) = self.applications.get_mut(application) {
-                    for volume in volumes {
-                        if !owned.volumes.contains(volume) {
-                            owned.volumes.push(volume.clone());
-                            owned.unmade.push(volume.clone());
-                        }
-                    }
-                }
-            }
+            } => self.announce(application, volumes),
             Record::VolumesMade { application } => {
                 if let Some(owned) = self.applications.get_mut(application) {
                     owned.unmade.clear();
@@ -111,15 +100,13 @@ impl Registry {
                 volumes,
                 unmade,
             } => {
-                self.applications.insert(
-                    application.clone(),
-                    Ownership {
-                        epoch: *epoch,
-                        role: role.clone(),
-                        volumes: volumes.clone(),
-                        unmade: unmade.clone(),
-                    },
-                );
+                let held = Ownership {
+                    epoch: *epoch,
+                    role: role.clone(),
+                    volumes: volumes.clone(),
+                    unmade: unmade.clone(),
+                };
+                self.applications.insert(application.clone(), held);
             }
             Record::Past { report } => self.remember(report),
             Record::Fenced {
@@ -138,13 +125,27 @@ impl Registry {
                 application,
                 epoch,
                 owner,
-            } => {
-                let known = self.heard.get(application);
-                if known.is_none_or(|(known, _)| known < epoch) {
-                    let news = (*epoch, owner.clone());
-                    self.heard.insert(application.clone(), news);
-                }
+            } => self.hear(application, *epoch, owner),
+        }
+    }
+
+    fn announce(&mut self, application: &AppName, volumes: &[VolumeIdentity]) {
+        let Some(owned) = self.applications.get_mut(application) else {
+            return;
+        };
+        for volume in volumes {
+            if !owned.volumes.contains(volume) {
+                owned.volumes.push(volume.clone());
+                owned.unmade.push(volume.clone());
             }
+        }
+    }
+
+    fn hear(&mut self, application: &AppName, epoch: Epoch, owner: &HostAddr) {
+        let known = self.heard.get(application);
+        if known.is_none_or(|(known, _)| *known < epoch) {
+            self.heard
+                .insert(application.clone(), (epoch, owner.clone()));
         }
     }
 
