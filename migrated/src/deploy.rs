@@ -181,7 +181,11 @@ pub async fn drain(host: &Arc<Host>, request: DrainRequest) -> Result<DeployRepl
         dry_run,
     } = request;
     check_host(&current, &empty)?;
-    let others: BTreeSet<HostAddr> = current.placement.keys().cloned().collect();
+    let placed = current.placement.keys();
+    let others: BTreeSet<HostAddr> = placed
+        .filter(|other| !current.fenced.contains(*other))
+        .cloned()
+        .collect();
     let Some(placement) = drain::emptied(&current.placement, &empty, &others) else {
         return Err(DeployError::Invalid(format!(
             "there is no other host in the deployment that could take what is on {empty}"
