@@ -67,11 +67,15 @@ pub fn stand(
     let Some(known) = registry.applications().get(application) else {
         return Standing::Clear;
     };
+    let is_newer = |word: &Word| word.owner != *here && word.epoch > known.epoch;
+    let released = is_handing_over(registry, application);
     let mine = match &known.role {
         Role::Owner => here,
-        Role::Gone { to } if is_handing_over(registry, application) => {
-            if words.iter().any(|word| word.speaker == *to) {
-                // It tells the outcome itself.
+        Role::Gone { to } if released => {
+            // It tells the outcome itself, as long as that is for this host to hear: of what went
+            // on from there to anybody, itself included, nothing can come back here.
+            let answers = words.iter().any(|word| word.speaker == *to);
+            if answers && !words.iter().any(is_newer) {
                 return Standing::Clear;
             }
             to
@@ -79,10 +83,13 @@ pub fn stand(
         Role::Gone { .. } => return Standing::Clear,
     };
     let gives_way = fenced.contains(here) || fenced.contains(mine);
+    let is_rival = |word: &Word| {
+        let other = word.owner != *mine && word.owner != *here;
+        other && gives_way && word.epoch == known.epoch
+    };
     let newest = words
         .iter()
-        .filter(|word| word.owner != *mine && word.owner != *here)
-        .filter(|word| word.epoch > known.epoch || (gives_way && word.epoch == known.epoch))
+        .filter(|word| is_newer(word) || is_rival(word))
         .max_by_key(|word| word.epoch);
     let returned = words
         .iter()
@@ -93,10 +100,15 @@ pub fn stand(
             epoch: word.epoch,
             owner: word.owner.clone(),
         },
-        (Some(word), Some(own)) if word.epoch > own.epoch => Standing::Fenced {
-            epoch: word.epoch,
-            owner: word.owner.clone(),
-        },
+        // Who released it runs nothing of it: between two of one epoch it stays that way.
+        (Some(word), Some(own))
+            if word.epoch > own.epoch || (released && word.epoch == own.epoch) =>
+        {
+            Standing::Fenced {
+                epoch: word.epoch,
+                owner: word.owner.clone(),
+            }
+        }
         (_, Some(own)) => Standing::Outdated {
             epoch: own.epoch,
             speaker: own.speaker.clone(),

@@ -175,7 +175,8 @@ impl Registry {
         }
     }
 
-    /// What was promised to come from the owner before does not come any more.
+    /// What was promised to come from the owner before does not come any more, and what was given
+    /// back to it is not its to take any more: nobody may tell it so.
     fn apply_claimed(&mut self, application: &AppName, epoch: Epoch, volumes: &[VolumeIdentity]) {
         self.destinations.retain(|_, handoff| {
             handoff.reservation.application != *application
@@ -183,6 +184,7 @@ impl Registry {
                     handoff.phase,
                     destination::Phase::Reserved
                         | destination::Phase::Verified { .. }
+                        | destination::Phase::Returned { .. }
                         | destination::Phase::Dropped
                 )
         });
@@ -335,6 +337,23 @@ impl Registry {
             }
         }
         known
+    }
+
+    /// The newest owner of one application, as far as `here` knows.
+    #[must_use]
+    pub fn known_owner(&self, here: &HostAddr, application: &AppName) -> Option<(Epoch, HostAddr)> {
+        let held = self.applications.get(application).map(|held| {
+            let owner = match &held.role {
+                Role::Owner => here,
+                Role::Gone { to } => to,
+            };
+            (held.epoch, owner.clone())
+        });
+        let heard = self.heard.get(application).cloned();
+        match (held, heard) {
+            (Some(held), Some(heard)) if heard.0 > held.0 => Some(heard),
+            (held, heard) => held.or(heard),
+        }
     }
 
     /// An application, if this host is its owner.

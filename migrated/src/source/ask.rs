@@ -20,9 +20,11 @@ const PAUSE: Duration = Duration::from_millis(200);
 
 impl Driver {
     /// A copy that an earlier run began goes on only when the application is known to be still
-    /// this host's to give.
+    /// this host's to give, and what it released is asked after only when nobody is known to have
+    /// it from there: an outcome that is long past must not be acted upon.
     pub(super) async fn wait_cleared(&self, migration: &SourceMigration) {
-        if self.run.found && migration.phase.leaves_serving() {
+        let released = matches!(migration.phase, Phase::After(_));
+        if self.run.found && (released || migration.phase.leaves_serving()) {
             self.host.clearance.asked().await;
             self.host.clearance.of(&migration.plan.application).await;
         }
@@ -96,7 +98,7 @@ impl Driver {
 
 impl Driver {
     /// A destination that knows nothing of the handoff any more may have given way to another
-    /// host. Then this migration is over as well, and its driver with it.
+    /// host, or have claimed the application after it had given it back. Then this migration is over as well, and its driver with it.
     pub(super) async fn is_overtaken(&self, migration: &SourceMigration) -> bool {
         let plan = &migration.plan;
         let Ok(report) = self.host.peers.report(&plan.to).await else {
@@ -105,8 +107,7 @@ impl Driver {
         let Some(known) = report.known_owner(&plan.application) else {
             return false;
         };
-        let elsewhere = known.owner != plan.to && known.owner != self.host.address;
-        if known.epoch <= plan.epoch.next() || !elsewhere {
+        if known.epoch <= plan.epoch.next() || known.owner == self.host.address {
             return false;
         }
         let word = Word {

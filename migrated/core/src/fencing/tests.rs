@@ -144,8 +144,12 @@ fn who_released_it_is_told_by_the_destination_or_fenced_by_others() {
         judged("h1", &released(), std::slice::from_ref(&by_others), &[]),
         fenced_by("h3", 3)
     );
-    let with_it = [by_others, word("h2", 3, "h3")];
-    assert_eq!(judged("h1", &released(), &with_it, &[]), Standing::Clear);
+    let with_it = [by_others, word("h2", 2, "h2")];
+    assert_eq!(judged("h1", &released(), &with_it, &[]), fenced_by("h3", 3));
+    for outcome in [word("h2", 2, "h2"), word("h2", 3, "h1")] {
+        let told = [outcome];
+        assert_eq!(judged("h1", &released(), &told, &[]), Standing::Clear);
+    }
     let same = [word("h3", 2, "h3")];
     assert_eq!(judged("h1", &released(), &same, &[]), Standing::Clear);
     for fenced in ["h1", "h2"] {
@@ -159,6 +163,37 @@ fn who_released_it_is_told_by_the_destination_or_fenced_by_others() {
         Standing::Clear,
         "the one that it was released to"
     );
+}
+
+#[test]
+fn what_was_released_and_went_on_from_there_never_comes_back() {
+    // It was given back, this host was called fenced, and the other one claimed it.
+    let claimed = [word("h2", 4, "h2")];
+    assert_eq!(judged("h1", &released(), &claimed, &[]), fenced_by("h2", 4));
+    // The same with a third host, whose claim the one that gave it back has not heard of.
+    let by_a_third = [word("h2", 3, "h1"), word("h3", 4, "h3")];
+    let judged_by_both = judged("h1", &released(), &by_a_third, &[]);
+    assert_eq!(judged_by_both, fenced_by("h3", 4));
+    let at_the_same = [word("h2", 3, "h1"), word("h3", 3, "h3")];
+    let judged_by_both = judged("h1", &released(), &at_the_same, &[]);
+    assert_eq!(judged_by_both, fenced_by("h3", 3));
+}
+
+#[test]
+fn a_claim_ends_what_was_given_back() {
+    let mut records = taken();
+    let reason = "because".to_owned();
+    records.push(destination(1, DestinationRecord::Returned { reason }));
+    records.push(Record::Claimed {
+        application: application(),
+        epoch: Epoch(4),
+        volumes: vec![crate::fixtures::volume("data")],
+        fenced: host("h1"),
+    });
+    let registry = Registry::replay(&records);
+    assert!(registry.destinations().is_empty());
+    let owned = registry.owned(&application()).unwrap();
+    assert_eq!(owned.epoch, Epoch(4));
 }
 
 #[test]
