@@ -16,6 +16,7 @@ use std::time::Duration;
 use migrated_core::admission;
 use migrated_core::destination::{DestinationHandoff, Event, Phase, Stale};
 use migrated_core::record::Record;
+use rehome_runtime::report::Report;
 use rehome_runtime::tls::PeerIdentity;
 use rehome_shared::api::cluster::Desired;
 use rehome_shared::api::peer::{HandoffRef, HandoffState, HandoffView, VerifyRequest};
@@ -218,12 +219,18 @@ fn handoff(
 
 /// Steps the machine by an event, durably.
 async fn step(host: &Host, id: &MigrationId, event: Event) -> Result<(), TakeError> {
-    let id = id.clone();
+    let (id, here) = (id.clone(), host.address.clone());
     host.ledger
         .transact(move |registry| {
             let Some(handoff) = registry.destinations().get(&id) else {
                 return (Vec::new(), Err(TakeError::Unknown(id)));
             };
+            if matches!(event, Event::Granted { .. })
+                && let Err(cannot) = admission::may_adopt(registry, &here, handoff)
+            {
+                let refusal = TakeError::Refused(Report(&cannot).to_string());
+                return (Vec::new(), Err(refusal));
+            }
             match handoff.step(event) {
                 Ok(step) => {
                     let records = step

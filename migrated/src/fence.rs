@@ -57,6 +57,14 @@ pub(crate) async fn consider(
     application: &AppName,
     words: Vec<Word>,
 ) -> Result<Standing, LedgerError> {
+    // Before a promise is dropped: an older offer, its final snapshots and its grant may still be
+    // on their way, and would make it anew.
+    let told = words.iter().map(|word| KnownOwner {
+        application: application.clone(),
+        epoch: word.epoch,
+        owner: word.owner.clone(),
+    });
+    write_heard(host, told.collect()).await?;
     let void = host
         .ledger
         .read(|registry| fencing::void_promises(registry, &host.address, application, &words));
@@ -262,6 +270,17 @@ pub fn told(host: &Host) -> Vec<KnownOwner> {
 
 /// Writes down what others know and this host would forget at its next start.
 pub(crate) async fn learn(host: &Host, told: Vec<KnownOwner>) {
+    if let Err(error) = write_heard(host, told).await {
+        let error = Report(&error).to_string();
+        tracing::warn!(
+            error,
+            "what other hosts know cannot be written down; it is told again"
+        );
+    }
+}
+
+/// Of what others know, what is news here is durable then.
+async fn write_heard(host: &Host, told: Vec<KnownOwner>) -> Result<(), LedgerError> {
     let news = |registry: &Registry, here: &HostAddr, told: Vec<KnownOwner>| {
         let known = registry.known(here);
         let newer = told.into_iter().filter(|told| {
@@ -281,19 +300,12 @@ pub(crate) async fn learn(host: &Host, told: Vec<KnownOwner>) {
         .ledger
         .read(|registry| !news(registry, &host.address, told.clone()).is_empty());
     if !any {
-        return;
+        return Ok(());
     }
     let here = host.address.clone();
-    let learned = host
-        .ledger
-        .transact(move |registry| (news(registry, &here, told), ()));
-    if let Err(error) = learned.await {
-        let error = Report(&error).to_string();
-        tracing::warn!(
-            error,
-            "what other hosts know cannot be written down; it is told again"
-        );
-    }
+    host.ledger
+        .transact(move |registry| (news(registry, &here, told), ()))
+        .await
 }
 
 /// The applications that have come here whole and wait for their source's grant, with the epoch

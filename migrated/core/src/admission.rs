@@ -151,6 +151,12 @@ pub fn may_take(
             }
         }
     }
+    // What it never had itself it may have heard of.
+    if let Some((epoch, owner)) = registry.known_owner(here, &offer.application)
+        && epoch > offer.epoch
+    {
+        return Err(CannotTake::NotTheOwner { owner, epoch });
+    }
     let mut supersedes = Vec::new();
     for older in registry.destinations_of(&offer.application) {
         if supersede(older, id, offer)? {
@@ -158,6 +164,25 @@ pub fn may_take(
         }
     }
     Ok(Admission::Reserve { supersedes })
+}
+
+/// Whether this host may take what it promised to wait for: not when the epoch that it would own
+/// it at, or a later one, is another host's, as the grant is a message that wandered about then.
+///
+/// # Errors
+/// [`CannotTake`].
+pub fn may_adopt(
+    registry: &Registry,
+    here: &HostAddr,
+    handoff: &DestinationHandoff,
+) -> Result<(), CannotTake> {
+    let waits = matches!(handoff.phase, Phase::Verified { .. });
+    match registry.known_owner(here, &handoff.reservation.application) {
+        Some((epoch, owner)) if waits && owner != *here && epoch >= handoff.epoch_here() => {
+            Err(CannotTake::NotTheOwner { owner, epoch })
+        }
+        Some(_) | None => Ok(()),
+    }
 }
 
 /// The handoffs of other applications that come to this host: their room is promised, and not all

@@ -1,7 +1,7 @@
 use rehome_shared::api::cluster::MigrationState;
 use rehome_shared::ids::{Attempt, Epoch};
 
-use super::{Admission, CannotGive, CannotTake, may_give, may_take};
+use super::{Admission, CannotGive, CannotTake, may_adopt, may_give, may_take};
 use crate::fixtures::{
     NOW, application, born, destination, host, id, plan, report, reservation, reserved, source,
     verified, volume,
@@ -40,6 +40,45 @@ fn adopted() -> Vec<Record> {
 fn with(mut records: Vec<Record>, more: Vec<Record>) -> Vec<Record> {
     records.extend(more);
     records
+}
+
+fn heard(epoch: u64, owner: &str) -> Record {
+    Record::Heard {
+        application: application(),
+        epoch: Epoch(epoch),
+        owner: host(owner),
+    }
+}
+
+#[test]
+fn an_old_offer_finds_who_has_heard_of_a_newer_owner() {
+    let offer = reservation();
+    assert_eq!(take(&[heard(1, "h1")], 1, &offer), Ok(fresh()));
+    let known = CannotTake::NotTheOwner {
+        owner: host("h3"),
+        epoch: Epoch(2),
+    };
+    assert_eq!(take(&[heard(2, "h3")], 1, &offer), Err(known));
+}
+
+#[test]
+fn an_epoch_that_is_another_hosts_is_not_adopted() {
+    let adopts = |more: Vec<Record>| {
+        let registry = Registry::replay(&with(vec![reserved(1), verified(1)], more));
+        may_adopt(&registry, &host("h2"), &registry.destinations()[&id(1)])
+    };
+    for more in [vec![], vec![heard(1, "h1")], vec![heard(2, "h2")]] {
+        assert_eq!(adopts(more), Ok(()));
+    }
+    for epoch in [2, 3] {
+        let known = CannotTake::NotTheOwner {
+            owner: host("h3"),
+            epoch: Epoch(epoch),
+        };
+        assert_eq!(adopts(vec![heard(epoch, "h3")]), Err(known));
+    }
+    let late = vec![destination(1, DestinationRecord::Adopted), heard(3, "h3")];
+    assert_eq!(adopts(late), Ok(()), "said again, it changes nothing");
 }
 
 #[test]
