@@ -10,6 +10,7 @@ mod serve;
 mod take;
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -23,6 +24,7 @@ use rehome_shared::api::peer::{HandoffRef, HandoffState, HandoffView, VerifyRequ
 use rehome_shared::ids::{
     AppName, Attempt, DatasetId, Epoch, HostAddr, MigrationId, RouteVersion, StreamId,
 };
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::host::Host;
@@ -79,6 +81,8 @@ pub struct Takings {
     /// Held while it is decided whether one more may come.
     admitting: tokio::sync::Mutex<()>,
     known: Mutex<BTreeMap<MigrationId, Arc<Taking>>>,
+    /// Counts what may be told that the journal knew before.
+    told: watch::Sender<u64>,
 }
 
 /// One of them.
@@ -94,6 +98,8 @@ pub struct Taking {
     trouble: Mutex<Option<String>>,
     /// The version of the source's parked gate, when all of it had come.
     parked: Mutex<Option<RouteVersion>>,
+    /// Whether what was given back is stamped so, durably; nobody hears of it before.
+    stamped: AtomicBool,
     /// By volume, the stream that comes in or came last.
     turns: Mutex<BTreeMap<DatasetId, Turn>>,
 }
@@ -112,10 +118,17 @@ impl Takings {
                 heard: Mutex::new(Instant::now()),
                 trouble: Mutex::default(),
                 parked: Mutex::default(),
+                stamped: AtomicBool::new(false),
                 turns: Mutex::default(),
             })
         };
         Arc::clone(self.known().entry(id.clone()).or_insert_with(taking))
+    }
+
+    /// What was given back is stamped so: its source may hear of it.
+    fn tell_returned(&self, id: &MigrationId) {
+        self.get(id).stamped.store(true, Ordering::Release);
+        self.told.send_modify(|count| *count += 1);
     }
 
     fn forget(&self, id: &MigrationId) {
@@ -249,7 +262,7 @@ async fn step(host: &Host, id: &MigrationId, event: Event) -> Result<(), TakeErr
         .await?
 }
 
-/// How a handoff stands.
+/// How a handoff stands, as far as its source may hear of it.
 #[must_use]
 pub fn view(host: &Host, id: &MigrationId) -> HandoffView {
     let handoff = host
@@ -263,6 +276,9 @@ pub fn view(host: &Host, id: &MigrationId) -> HandoffView {
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
     });
+    let stamped = taking
+        .as_ref()
+        .is_some_and(|taking| taking.stamped.load(Ordering::Acquire));
     let trouble = taking.and_then(|taking| {
         taking
             .trouble
@@ -272,7 +288,11 @@ pub fn view(host: &Host, id: &MigrationId) -> HandoffView {
     });
     let (attempt, state, reason) = match &handoff {
         None => (Attempt(0), HandoffState::Unknown, None),
-        Some(handoff) => (handoff.attempt(), handoff.state(), returned_for(handoff)),
+        Some(handoff) => {
+            let state = handoff.told(stamped);
+            let reason = returned_for(handoff).filter(|_| state == HandoffState::Returned);
+            (handoff.attempt(), state, reason)
+        }
     };
     HandoffView {
         migration: id.clone(),
@@ -313,17 +333,20 @@ pub async fn view_after(
         Err(error) => return Err(error),
     }
     let mut changes = host.ledger.changes();
+    let mut told = host.takings.told.subscribe();
     let deadline = Instant::now() + wait;
     loop {
         changes.borrow_and_update();
+        told.borrow_and_update();
         let now = view(host, id);
         if seen != Some(now.state) {
             return Ok(now);
         }
-        // Both arms wait on a level.
+        // All arms wait on a level.
         tokio::select! {
             () = tokio::time::sleep_until(deadline) => return Ok(now),
             changed = changes.changed() => if changed.is_err() { return Ok(now) },
+            changed = told.changed() => if changed.is_err() { return Ok(now) },
         }
     }
 }
@@ -568,7 +591,7 @@ pub fn recover(host: &Arc<Host>) {
         match handoff.state() {
             HandoffState::Owned => serve::spawn(host, &handoff.id),
             HandoffState::Dropped => discard::spawn(host, &handoff.id),
-            HandoffState::Returned => serve::spawn_mark_returned(host, handoff),
+            HandoffState::Returned => serve::spawn_give_back(host, handoff),
             // What runs and what is open follows from who owns it: the reconcile loop's.
             HandoffState::Serving
             | HandoffState::Reserved
@@ -581,6 +604,19 @@ pub fn recover(host: &Arc<Host>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_given_back_is_told_only_after_it_was_stamped_in_this_run() {
+        let takings = Takings::default();
+        let id = MigrationId::generate();
+        let mut told = takings.told.subscribe();
+        assert!(!takings.get(&id).stamped.load(Ordering::Acquire));
+        assert!(!told.has_changed().unwrap());
+        takings.tell_returned(&id);
+        assert!(takings.get(&id).stamped.load(Ordering::Acquire));
+        assert!(told.has_changed().unwrap(), "who waits looks again");
+        told.borrow_and_update();
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_source_that_is_silent_takes_nobodys_turn_unless_it_streams() {

@@ -389,7 +389,13 @@ fn is_in_hand(registry: &Registry, application: &AppName) -> bool {
             ) => true,
             Phase::Ended(_) => false,
         });
-    giving || registry.incoming(application).is_some()
+    // What was given back is stamped and dropped by the task that gives it back.
+    let returning = registry.destinations_of(application).any(|handoff| {
+        let known = registry.applications().get(application);
+        matches!(handoff.phase, destination::Phase::Returned { .. })
+            && known.is_some_and(|known| known.epoch == handoff.epoch_here().next())
+    });
+    giving || returning || registry.incoming(application).is_some()
 }
 
 /// Sets aside or drops live trees that are not this host's any more. Called at every look of the

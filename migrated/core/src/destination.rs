@@ -266,6 +266,18 @@ impl DestinationHandoff {
         }
     }
 
+    /// The state that its source may hear of. What was given back is the source's only when the
+    /// volumes are `stamped` so: from the word on it may own the application again, and a journal
+    /// that was lost here and made anew out of older stamps would make this host an owner beside
+    /// it.
+    #[must_use]
+    pub fn told(&self, stamped: bool) -> HandoffState {
+        match self.state() {
+            HandoffState::Returned if !stamped => HandoffState::Owned,
+            state => state,
+        }
+    }
+
     /// The state that a record leads to; `None` when nothing needs to be known any more. A
     /// record that does not fit (which only a damaged journal can hold) changes nothing.
     #[must_use]

@@ -20,6 +20,7 @@ use crate::health;
 use crate::host::Host;
 use crate::routes;
 use crate::runtime::{Instance, InstanceState, RuntimeError};
+use crate::storage::StorageError;
 
 /// A runtime that does not answer gets so long before the application goes back.
 const RUNTIME_PATIENCE: Duration = Duration::from_secs(30);
@@ -31,20 +32,12 @@ pub(super) fn spawn(host: &Arc<Host>, id: &MigrationId) {
     host.spawn("handoff", work);
 }
 
-/// Stamps what was given back before a crash came in between.
-pub(super) fn spawn_mark_returned(host: &Arc<Host>, handoff: DestinationHandoff) {
+/// Goes on with what was given back before a crash came in between.
+pub(super) fn spawn_give_back(host: &Arc<Host>, handoff: DestinationHandoff) {
     let owner = Arc::clone(host);
-    host.spawn("stamp", async move {
-        // A later change of owner has stamped it since.
-        let known = owner.ledger.read(|registry| {
-            let known = registry
-                .applications()
-                .get(&handoff.reservation.application);
-            known.map(|known| known.epoch)
-        });
-        if known == Some(handoff.epoch_here().next()) {
-            mark_returned(&owner, &handoff).await;
-        }
+    host.spawn("give back", async move {
+        let _held = owner.hold(&handoff.reservation.application).await;
+        give_back(&owner, &handoff).await;
     });
 }
 
@@ -84,8 +77,7 @@ async fn run(host: Arc<Host>, id: MigrationId) {
         }
     };
     if persist(&host, &id, event).await {
-        host.takings.get(&id).set_trouble(None);
-        mark_returned(&host, &handoff).await;
+        give_back(&host, &handoff).await;
     }
     host.kick();
 }
@@ -200,8 +192,8 @@ async fn open(host: &Host, handoff: &DestinationHandoff, instance: &Instance) {
     host.kick();
 }
 
-/// Stops what was started, until nothing of it is left, and drops the live trees: they may hold
-/// what the failed start wrote, and no client was answered from them.
+/// Stops what was started, until nothing of it is left. The live trees stay until it is written
+/// down and stamped that they are of no use: a host that owns it and has none could not go on.
 async fn take_down(host: &Host, handoff: &DestinationHandoff) {
     let application = &handoff.reservation.application;
     let grace = handoff
@@ -222,6 +214,46 @@ async fn take_down(host: &Host, handoff: &DestinationHandoff) {
         tokio::time::sleep(pause.next_delay()).await;
     }
     host.routes.forget(application);
+}
+
+/// Stamps what was given back, lets its source hear of it, and drops the live trees: they may hold
+/// what the failed start wrote, and no client was answered from them. The caller has the
+/// application in hand.
+async fn give_back(host: &Host, handoff: &DestinationHandoff) {
+    let taking = host.takings.get(&handoff.id);
+    let mut pause = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+    while is_given_back(host, handoff) {
+        let Err(error) = mark_returned(host, handoff).await else {
+            taking.set_trouble(None);
+            host.takings.tell_returned(&handoff.id);
+            return retire(host, handoff).await;
+        };
+        let error = Report(&error).to_string();
+        tracing::error!(
+            error,
+            "what was given back cannot be stamped so; its source does not hear of it before"
+        );
+        let trouble = format!("what is given back cannot be stamped so there: {error}");
+        taking.set_trouble(Some(trouble));
+        tokio::time::sleep(pause.next_delay()).await;
+    }
+    // A later change of owner has stamped it since.
+    host.takings.tell_returned(&handoff.id);
+}
+
+/// Whether the return is the newest that is known of the application here.
+fn is_given_back(host: &Host, handoff: &DestinationHandoff) -> bool {
+    host.ledger.read(|registry| {
+        let open = registry.destinations().get(&handoff.id);
+        let known = registry
+            .applications()
+            .get(&handoff.reservation.application);
+        open.is_some_and(|open| matches!(open.phase, Phase::Returned { .. }))
+            && known.is_some_and(|known| known.epoch == handoff.epoch_here().next())
+    })
+}
+
+async fn retire(host: &Host, handoff: &DestinationHandoff) {
     for volume in &handoff.reservation.volumes {
         if let Err(error) = host.storage.retire(&volume.identity.dataset).await {
             let error = Report(&error).to_string();
@@ -234,17 +266,14 @@ async fn take_down(host: &Host, handoff: &DestinationHandoff) {
 }
 
 /// Stamps what was given back: it is the source's.
-async fn mark_returned(host: &Host, handoff: &DestinationHandoff) {
+async fn mark_returned(host: &Host, handoff: &DestinationHandoff) -> Result<(), StorageError> {
     let reservation = &handoff.reservation;
     let of = Of {
         application: &reservation.application,
         volumes: &handoff.volumes(),
     };
     let epoch = handoff.epoch_here().next();
-    if let Err(error) = applications::mark_gone(host, of, &reservation.from, epoch).await {
-        let error = Report(&error).to_string();
-        tracing::warn!(error, "what was given back cannot be stamped so");
-    }
+    applications::mark_gone(host, of, &reservation.from, epoch).await
 }
 
 /// Without volumes: runs it here while the source serves.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use migrated_core::admission::{self, Admission};
-use migrated_core::destination::Event;
+use migrated_core::destination::{DestinationHandoff, Event};
 use migrated_core::record::{DestinationRecord, Record, Reservation};
 use rehome_runtime::report::Report;
 use rehome_runtime::tls::PeerIdentity;
@@ -270,7 +270,14 @@ async fn reserve(host: &Arc<Host>, id: &MigrationId, offer: Offer) -> Result<(),
 
 /// Brings an earlier handoff to its end: a newer offer of its source proves that it is over.
 async fn supersede(host: &Arc<Host>, id: &MigrationId) -> Result<(), TakeError> {
-    match view(host, id).state {
+    // By the journal: what its source may not hear of yet it knows, or it would not offer again.
+    let state = host.ledger.read(|registry| {
+        registry
+            .destinations()
+            .get(id)
+            .map(DestinationHandoff::state)
+    });
+    match state.unwrap_or(HandoffState::Unknown) {
         HandoffState::Reserved | HandoffState::Verified => {
             step(host, id, Event::Aborted).await?;
             discard::run(host, id).await;

@@ -129,6 +129,18 @@ fn each_state_takes_what_fits_and_nothing_else() {
 }
 
 #[test]
+fn nobody_hears_that_it_was_given_back_before_the_volumes_say_so() {
+    for handoff in every_phase() {
+        assert_eq!(handoff.told(true), handoff.state());
+        let unstamped = match handoff.state() {
+            HandoffState::Returned => HandoffState::Owned,
+            state => state,
+        };
+        assert_eq!(handoff.told(false), unstamped);
+    }
+}
+
+#[test]
 fn what_a_step_makes_its_records_make_again() {
     for handoff in every_phase() {
         for event in every_event() {
