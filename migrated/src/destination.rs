@@ -238,7 +238,7 @@ async fn step(host: &Host, id: &MigrationId, event: Event) -> Result<(), TakeErr
             let Some(handoff) = registry.destinations().get(&id) else {
                 return (Vec::new(), Err(TakeError::Unknown(id)));
             };
-            if matches!(event, Event::Granted { .. })
+            if matches!(event, Event::Granted { .. } | Event::Entrusted { .. })
                 && let Err(cannot) = admission::may_adopt(registry, &here, handoff)
             {
                 let refusal = TakeError::Refused(Report(&cannot).to_string());
@@ -500,6 +500,17 @@ fn is_void(desired: &Desired, here: &HostAddr, handoff: &DestinationHandoff) -> 
         && desired.host_of(&handoff.reservation.application) != Some(here)
 }
 
+/// Why an application that is this host's on an operator's word does not serve yet.
+#[must_use]
+pub(crate) fn entrusted_trouble(host: &Host, application: &AppName) -> Option<String> {
+    let id = host.ledger.read(|registry| {
+        let coming = registry.incoming(application);
+        let entrusted = coming.filter(|handoff| handoff.entrusted);
+        entrusted.map(|handoff| handoff.id.clone())
+    })?;
+    view(host, &id).reason
+}
+
 /// The version that the source of a verified handoff had parked its gate under, unless this
 /// daemon was started since.
 #[must_use]
@@ -577,7 +588,7 @@ pub(crate) async fn grant_by_operator(
     attempt: Attempt,
     epoch: Epoch,
 ) -> Result<(), TakeError> {
-    step(host, id, Event::Granted { attempt, epoch }).await?;
+    step(host, id, Event::Entrusted { attempt, epoch }).await?;
     serve::spawn(host, id);
     Ok(())
 }

@@ -20,6 +20,7 @@ use rehome_shared::ids::{AppName, HostAddr, MigrationId};
 
 use crate::applications::{self, instance_spec};
 use crate::desired;
+use crate::destination;
 use crate::failover::advice;
 use crate::fence;
 use crate::host::Host;
@@ -152,7 +153,10 @@ fn state(host: &Host, name: &AppName) -> (ApplicationState, Option<String>) {
             .map(|m| (m.id.clone(), m.phase.clone()))
     });
     match moving {
-        None => (reconcile::state_of(host, name), None),
+        None => match destination::entrusted_trouble(host, name) {
+            Some(trouble) => (ApplicationState::Blocked, Some(trouble)),
+            None => (reconcile::state_of(host, name), None),
+        },
         Some((id, Phase::After(_))) => {
             let view = host.live.get(&id).map(|run| run.view());
             match view {

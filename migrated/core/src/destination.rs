@@ -9,7 +9,8 @@
 //! Without volumes `Started` stands where `Verified` does. A promise is kept: from `Verified` on
 //! only the source's grant or abort moves the state, however long they take. Nothing is mounted
 //! writable before `Owned`, no client is answered before `Serving`, and after `Serving` there is
-//! no return.
+//! no return; nor is there one where an operator's word stood in for the grant, as the source is
+//! fenced and would never hear of it.
 
 use rehome_shared::api::peer::{FinalSnapshot, HandoffState, VolumeIdentity};
 use rehome_shared::ids::{Attempt, Epoch, MigrationId};
@@ -25,6 +26,8 @@ pub struct DestinationHandoff {
     pub reservation: Reservation,
     /// How far it is.
     pub phase: Phase,
+    /// Whether an operator granted it, and not its source.
+    pub entrusted: bool,
 }
 
 /// How far a handoff is.
@@ -83,6 +86,13 @@ pub enum Event {
         /// The epoch that is granted.
         epoch: Epoch,
     },
+    /// An operator grants it, as the source is fenced.
+    Entrusted {
+        /// Which try.
+        attempt: Attempt,
+        /// The epoch that is granted.
+        epoch: Epoch,
+    },
     /// The application runs and is healthy.
     Healthy,
     /// It cannot be made to serve; it is stopped and no process of it is left.
@@ -129,6 +139,7 @@ impl DestinationHandoff {
             id,
             reservation,
             phase: Phase::Reserved,
+            entrusted: false,
         }
     }
 
@@ -146,27 +157,12 @@ impl DestinationHandoff {
                     finals,
                 },
             ) => self.verified(attempt, epoch, finals),
-            (
-                Phase::Verified { attempt, finals },
-                Event::Granted {
-                    attempt: granted,
-                    epoch,
-                },
-            ) if granted == *attempt && epoch == self.epoch_here() => Ok(self.to(
-                DestinationRecord::Adopted,
-                Phase::Owned {
-                    attempt: *attempt,
-                    finals: finals.clone(),
-                },
-            )),
-            (
-                Phase::Owned { attempt, .. }
-                | Phase::Serving { attempt, .. }
-                | Phase::Returned { attempt, .. },
-                Event::Granted {
-                    attempt: granted, ..
-                },
-            ) if granted == *attempt => Ok(self.unchanged()),
+            (_, Event::Granted { attempt, epoch }) => {
+                self.granted(attempt, epoch, DestinationRecord::Adopted)
+            }
+            (_, Event::Entrusted { attempt, epoch }) => {
+                self.granted(attempt, epoch, DestinationRecord::Entrusted)
+            }
             (Phase::Owned { attempt, finals }, Event::Healthy) => Ok(self.to(
                 DestinationRecord::Serving,
                 Phase::Serving {
@@ -174,15 +170,16 @@ impl DestinationHandoff {
                     finals: finals.clone(),
                 },
             )),
-            (Phase::Owned { attempt, .. }, Event::Failed { reason }) => Ok(self.to(
-                DestinationRecord::Returned {
-                    reason: reason.clone(),
-                },
-                Phase::Returned {
-                    attempt: *attempt,
-                    reason,
-                },
-            )),
+            (Phase::Owned { attempt, .. }, Event::Failed { reason }) if !self.entrusted => Ok(self
+                .to(
+                    DestinationRecord::Returned {
+                        reason: reason.clone(),
+                    },
+                    Phase::Returned {
+                        attempt: *attempt,
+                        reason,
+                    },
+                )),
             (Phase::Reserved | Phase::Verified { .. }, Event::Aborted)
             | (Phase::Reserved, Event::Expired) => {
                 Ok(self.to(DestinationRecord::Dropped, Phase::Dropped))
@@ -225,6 +222,32 @@ impl DestinationHandoff {
                 },
                 Phase::Verified { attempt, finals },
             )),
+        }
+    }
+
+    fn granted(
+        &self,
+        attempt: Attempt,
+        epoch: Epoch,
+        record: DestinationRecord,
+    ) -> Result<Step, Stale> {
+        match &self.phase {
+            Phase::Verified { attempt: known, .. }
+                if attempt == *known && epoch == self.epoch_here() =>
+            {
+                Ok(Step {
+                    next: self.replay(&record),
+                    records: vec![record],
+                })
+            }
+            Phase::Owned { attempt: known, .. }
+            | Phase::Serving { attempt: known, .. }
+            | Phase::Returned { attempt: known, .. }
+                if attempt == *known =>
+            {
+                Ok(self.unchanged())
+            }
+            _ => Err(self.stale()),
         }
     }
 
@@ -297,6 +320,16 @@ impl DestinationHandoff {
                 attempt: *attempt,
                 finals: finals.clone(),
             },
+            (DestinationRecord::Entrusted, Phase::Verified { attempt, finals }) => {
+                return Some(Self {
+                    phase: Phase::Owned {
+                        attempt: *attempt,
+                        finals: finals.clone(),
+                    },
+                    entrusted: true,
+                    ..self.clone()
+                });
+            }
             (DestinationRecord::Serving, Phase::Owned { attempt, finals }) => Phase::Serving {
                 attempt: *attempt,
                 finals: finals.clone(),
@@ -317,6 +350,7 @@ impl DestinationHandoff {
             (
                 DestinationRecord::Verified { .. }
                 | DestinationRecord::Adopted
+                | DestinationRecord::Entrusted
                 | DestinationRecord::Serving
                 | DestinationRecord::Returned { .. }
                 | DestinationRecord::Dropped

@@ -38,7 +38,7 @@ pub struct Wish<'a> {
 pub enum Way {
     /// It is done already.
     Done,
-    /// Step the handoff by [`crate::destination::Event::Granted`].
+    /// Step the handoff by [`crate::destination::Event::Entrusted`].
     Grant {
         /// Which handoff.
         migration: MigrationId,

@@ -204,6 +204,9 @@ pub enum DestinationRecord {
     },
     /// The next epoch is this host's. Durable before anything is mounted writable.
     Adopted,
+    /// The same on an operator's word, in the place of a source that is fenced: there is no way
+    /// back.
+    Entrusted,
     /// Clients may be served. Durable before the gate opens; from now on there is no way back.
     Serving,
     /// It cannot be served here: the epoch after the next is the source's. Durable after the

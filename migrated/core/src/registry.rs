@@ -265,7 +265,7 @@ impl Registry {
             .as_ref()
             .is_some_and(|next| next.phase != handoff.phase);
         match record {
-            DestinationRecord::Adopted if advanced => {
+            DestinationRecord::Adopted | DestinationRecord::Entrusted if advanced => {
                 self.applications.insert(
                     reservation.application.clone(),
                     Ownership {
@@ -291,6 +291,7 @@ impl Registry {
             DestinationRecord::Reserved(_)
             | DestinationRecord::Verified { .. }
             | DestinationRecord::Adopted
+            | DestinationRecord::Entrusted
             | DestinationRecord::Serving
             | DestinationRecord::Returned { .. }
             | DestinationRecord::Dropped

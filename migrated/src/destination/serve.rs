@@ -48,38 +48,56 @@ async fn run(host: Arc<Host>, id: MigrationId) {
     // After a start of the daemon the other hosts are asked first: this epoch may be another
     // one's, or have been overtaken.
     host.clearance.asked().await;
+    let mut pause = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
+    while !is_settled(&host, &id).await {
+        tokio::time::sleep(pause.next_delay()).await;
+    }
+    host.kick();
+}
+
+/// One try. What an operator's word brought here has no way back, and is tried again.
+async fn is_settled(host: &Arc<Host>, id: &MigrationId) -> bool {
     let known = || {
         host.ledger
-            .read(|registry| registry.destinations().get(&id).cloned())
+            .read(|registry| registry.destinations().get(id).cloned())
     };
-    let Some(handoff) = known() else { return };
+    let Some(handoff) = known() else { return true };
     host.clearance.of(&handoff.reservation.application).await;
-    let Some(handoff) = known() else { return };
+    let Some(handoff) = known() else { return true };
     let Phase::Owned { finals, .. } = &handoff.phase else {
-        return;
+        return true;
     };
     // Whatever the reconcile loop still does about an earlier instance ends first.
     let _held = host.hold(&handoff.reservation.application).await;
     if known().is_none_or(|now| now.phase != handoff.phase) {
-        return;
+        return true;
     }
     tracing::info!(application = %handoff.reservation.application, "this host is the owner now");
-    let event = match bring_up(&host, &handoff, finals).await {
+    let reason = match bring_up(host, &handoff, finals).await {
         Ok(instance) => {
             tracing::info!("the application is healthy here");
-            return open(&host, &handoff, &instance).await;
+            host.takings.get(id).set_trouble(None);
+            open(host, &handoff, &instance).await;
+            return true;
         }
-        Err(error) => {
-            let reason = Report(&error).to_string();
-            tracing::warn!(reason, "the application cannot serve here: it goes back");
-            take_down(&host, &handoff).await;
-            Event::Failed { reason }
-        }
+        Err(error) => Report(&error).to_string(),
     };
-    if persist(&host, &id, event).await {
-        give_back(&host, &handoff).await;
+    if handoff.entrusted {
+        tracing::error!(
+            reason,
+            "the application cannot serve here yet, and has no way back"
+        );
+        take_down(host, &handoff).await;
+        let trouble = format!("it cannot serve here yet, and is tried again: {reason}");
+        host.takings.get(id).set_trouble(Some(trouble));
+        return false;
     }
-    host.kick();
+    tracing::warn!(reason, "the application cannot serve here: it goes back");
+    take_down(host, &handoff).await;
+    if persist(host, id, Event::Failed { reason }).await {
+        give_back(host, &handoff).await;
+    }
+    true
 }
 
 /// Steps until it is durable; what does not fit the state any more was decided before.
@@ -149,14 +167,18 @@ async fn bring_up(
 async fn observe(host: &Host, taking: &Taking) -> Result<(), RuntimeError> {
     let deadline = Instant::now() + RUNTIME_PATIENCE;
     let mut pause = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
+    let mut waited = false;
     while let Err(error) = host.observe().await {
         if Instant::now() >= deadline {
             return Err(error);
         }
         taking.set_trouble(Some(Report(&error).to_string()));
+        waited = true;
         tokio::time::sleep(pause.next_delay()).await;
     }
-    taking.set_trouble(None);
+    if waited {
+        taking.set_trouble(None);
+    }
     Ok(())
 }
 

@@ -24,6 +24,13 @@ fn grant() -> Event {
     }
 }
 
+fn entrust(attempt: u64, epoch: u64) -> Event {
+    Event::Entrusted {
+        attempt: Attempt(attempt),
+        epoch: Epoch(epoch),
+    }
+}
+
 fn fail() -> Event {
     Event::Failed {
         reason: "because".to_owned(),
@@ -51,7 +58,7 @@ fn every_phase() -> [DestinationHandoff; 6] {
     ]
 }
 
-fn every_event() -> [Event; 8] {
+fn every_event() -> [Event; 9] {
     [
         verify(),
         grant(),
@@ -61,6 +68,7 @@ fn every_event() -> [Event; 8] {
         Event::Expired,
         Event::Discarded,
         Event::Closed,
+        entrust(1, 2),
     ]
 }
 
@@ -71,6 +79,7 @@ fn every_record() -> Vec<DestinationRecord> {
             finals: finals(),
         },
         DestinationRecord::Adopted,
+        DestinationRecord::Entrusted,
         DestinationRecord::Serving,
         DestinationRecord::Returned {
             reason: "because".to_owned(),
@@ -113,19 +122,37 @@ fn each_state_takes_what_fits_and_nothing_else() {
                 .collect()
         })
         .collect();
-    // Verified, granted, healthy, failed, aborted, expired, discarded, closed.
+    // Verified, granted, healthy, failed, aborted, expired, discarded, closed, entrusted.
     let expected = [
-        (HandoffState::Reserved, ">--->>--".to_owned()),
-        (HandoffState::Verified, "=>-->---".to_owned()),
-        (HandoffState::Owned, "-=>>----".to_owned()),
-        (HandoffState::Serving, "-=-----x".to_owned()),
-        (HandoffState::Returned, "-=-----x".to_owned()),
-        (HandoffState::Dropped, "----=-x-".to_owned()),
+        (HandoffState::Reserved, ">--->>---".to_owned()),
+        (HandoffState::Verified, "=>-->--->".to_owned()),
+        (HandoffState::Owned, "-=>>----=".to_owned()),
+        (HandoffState::Serving, "-=-----x=".to_owned()),
+        (HandoffState::Returned, "-=-----x=".to_owned()),
+        (HandoffState::Dropped, "----=-x--".to_owned()),
     ];
     for ((handoff, row), (state, wanted)) in every_phase().iter().zip(table).zip(expected) {
         assert_eq!(handoff.state(), state);
         assert_eq!(row, wanted, "{state:?}");
     }
+}
+
+#[test]
+fn what_an_operators_word_granted_is_not_given_back_to_the_fenced_source() {
+    let verified = run(reserved(), &[verify()]);
+    for (attempt, epoch) in [(2, 2), (1, 1), (1, 3)] {
+        assert!(verified.step(entrust(attempt, epoch)).is_err());
+    }
+    let owned = run(verified, &[entrust(1, 2)]);
+    assert_eq!(owned.state(), HandoffState::Owned);
+    assert!(owned.step(fail()).is_err(), "its source would not take it");
+    // Its source comes back and says what it had released before.
+    assert_eq!(owned.step(grant()).unwrap().next, Some(owned.clone()));
+    let serving = run(owned, &[Event::Healthy]);
+    assert_eq!(serving.state(), HandoffState::Serving);
+    // A grant of the source itself leaves the way back open, whatever an operator says later.
+    let granted = run(reserved(), &[verify(), grant()]);
+    assert_eq!(granted.step(entrust(1, 2)).unwrap().next, Some(granted));
 }
 
 #[test]

@@ -103,6 +103,7 @@ fn made_anew() -> Vec<Record> {
             epoch: Epoch(3),
             owner: host("h3"),
         },
+        destination(1, DestinationRecord::Entrusted),
     ]
 }
 
@@ -131,6 +132,7 @@ fn kind(record: &Record) -> usize {
             DestinationRecord::Returned { .. } => 16,
             DestinationRecord::Dropped => 17,
             DestinationRecord::Closed => 18,
+            DestinationRecord::Entrusted => 25,
         },
         Record::Held { role, .. } => match role {
             Role::Owner => 19,
@@ -150,7 +152,7 @@ const GOLDEN: &str = include_str!("golden.jsonl");
 fn every_record_is_written_as_it_always_was() {
     let records = all();
     let kinds: Vec<usize> = records.iter().map(kind).collect();
-    assert_eq!(kinds, (0..25).collect::<Vec<_>>(), "one of each");
+    assert_eq!(kinds, (0..26).collect::<Vec<_>>(), "one of each");
     let lines: Vec<&str> = GOLDEN.lines().collect();
     assert_eq!(lines.len(), records.len());
     for (record, line) in records.iter().zip(lines) {

@@ -136,7 +136,11 @@ fn taken(handoff: &DestinationHandoff) -> Vec<Record> {
         attempt: *attempt,
         finals: finals.clone(),
     };
-    let adopted = DestinationRecord::Adopted;
+    let adopted = if handoff.entrusted {
+        DestinationRecord::Entrusted
+    } else {
+        DestinationRecord::Adopted
+    };
     let steps = match &handoff.phase {
         P::Reserved => vec![reserved],
         P::Verified { attempt, finals } => vec![reserved, verified(attempt, finals)],

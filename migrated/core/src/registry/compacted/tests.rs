@@ -74,6 +74,7 @@ fn a_destination_step() -> impl Strategy<Value = DestinationRecord> {
             finals: if some { finals() } else { Vec::new() },
         }),
         3 => Just(DestinationRecord::Adopted),
+        1 => Just(DestinationRecord::Entrusted),
         2 => Just(DestinationRecord::Serving),
         1 => "[ab]".prop_map(|reason| DestinationRecord::Returned { reason }),
         1 => Just(DestinationRecord::Dropped),
