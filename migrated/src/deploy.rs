@@ -17,13 +17,13 @@ use http::Method;
 use rehome_runtime::http_client::ClientError;
 use rehome_runtime::report::Report;
 use rehome_shared::api::cluster::{
-    DeployReply, DeployRequest, Desired, DrainRequest, Failure, MigrationState, MoveRequest,
-    Prediction,
+    Change, DeployReply, DeployRequest, Desired, DrainRequest, Failure, MigrationState,
+    MoveRequest, Prediction,
 };
 use rehome_shared::api::peer::{Accepted, HostReport, PreflightReply};
-use rehome_shared::ids::{AppName, HostAddr};
+use rehome_shared::ids::{AppName, DeploymentGeneration, HostAddr};
 
-use crate::desired::AcceptError;
+use crate::desired::{self, AcceptError};
 use crate::host::Host;
 use crate::{prediction, status};
 
@@ -64,10 +64,15 @@ fn join(failures: &[Failure]) -> String {
 /// Dropping it may leave some hosts with the deployment; they tell the others.
 pub async fn deploy(host: &Arc<Host>, request: DeployRequest) -> Result<DeployReply, DeployError> {
     let _making = host.desired.making.lock().await;
-    make(host, request).await
+    make(host, request, None).await
 }
 
-async fn make(host: &Arc<Host>, request: DeployRequest) -> Result<DeployReply, DeployError> {
+/// Makes the deployment; `named` is the application that it is about, when it names one.
+async fn make(
+    host: &Arc<Host>,
+    request: DeployRequest,
+    named: Option<AppName>,
+) -> Result<DeployReply, DeployError> {
     let current = host.desired.get();
     let reports = reports(host, &hosts_of(host, &request), &current.fenced).await?;
     let hosts: BTreeSet<HostAddr> = reports.keys().cloned().collect();
@@ -95,6 +100,7 @@ async fn make(host: &Arc<Host>, request: DeployRequest) -> Result<DeployReply, D
         generation: current.generation,
         fenced: fenced::still(&current, &reports),
         births: births(&current, &request, &owners),
+        asked: BTreeMap::new(),
         kept: kept(&request, &owners),
         applications: request.applications,
         placement: request.placement,
@@ -110,6 +116,7 @@ async fn make(host: &Arc<Host>, request: DeployRequest) -> Result<DeployReply, D
         });
     }
     number(&mut desired, &current);
+    desired.asked = asked(&current, &desired, same, &changes, named);
     preflight(host, &hosts, &desired).await?;
     if request.dry_run {
         return Ok(DeployReply {
@@ -152,7 +159,7 @@ pub async fn relocate(host: &Arc<Host>, request: MoveRequest) -> Result<DeployRe
     placement
         .entry(request.to)
         .or_default()
-        .push(request.application);
+        .push(request.application.clone());
     let applications = current.applications.clone();
     make(
         host,
@@ -161,6 +168,7 @@ pub async fn relocate(host: &Arc<Host>, request: MoveRequest) -> Result<DeployRe
             placement,
             dry_run: false,
         },
+        Some(request.application),
     )
     .await
 }
@@ -199,6 +207,7 @@ pub async fn drain(host: &Arc<Host>, request: DrainRequest) -> Result<DeployRepl
             placement,
             dry_run,
         },
+        None,
     )
     .await
 }
@@ -364,6 +373,22 @@ fn births(
             (name.clone(), since)
         })
         .collect()
+}
+
+/// What the deployment asks for. One that is submitted as it is in force asks for all that it has
+/// still to change: there is no other reason to submit it again.
+fn asked(
+    current: &Desired,
+    desired: &Desired,
+    same: bool,
+    changes: &[Change],
+    named: Option<AppName>,
+) -> BTreeMap<AppName, DeploymentGeneration> {
+    let mut again: BTreeSet<AppName> = named.into_iter().collect();
+    if same && again.is_empty() {
+        again.extend(changes.iter().map(|change| change.application.clone()));
+    }
+    desired::asked(current, desired, &again)
 }
 
 async fn preflight(

@@ -1,11 +1,12 @@
 //! The deployment that this host follows: on disk, and to watch.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rehome_runtime::store::{self, LoadError, SaveError};
 use rehome_shared::api::cluster::Desired;
-use rehome_shared::ids::DeploymentGeneration;
+use rehome_shared::ids::{AppName, DeploymentGeneration};
 use tokio::sync::{Mutex, watch};
 
 /// Why a deployment was not accepted.
@@ -134,6 +135,31 @@ impl DesiredStore {
             None
         }
     }
+}
+
+/// The generation that asks for each application of a deployment that follows on `current`: its
+/// own for those that it describes or places otherwise and those that it names again, and for
+/// all others the one that asked before.
+#[must_use]
+pub fn asked(
+    current: &Desired,
+    next: &Desired,
+    again: &BTreeSet<AppName>,
+) -> BTreeMap<AppName, DeploymentGeneration> {
+    next.applications
+        .iter()
+        .map(|(name, spec)| {
+            let same = current.applications.get(name) == Some(spec)
+                && current.host_of(name) == next.host_of(name)
+                && !again.contains(name);
+            let since = if same {
+                current.asked(name)
+            } else {
+                next.generation
+            };
+            (name.clone(), since)
+        })
+        .collect()
 }
 
 /// What decides between two deployments.

@@ -23,6 +23,7 @@ use rehome_shared::api::peer::{FailoverOffer, HostReport};
 use rehome_shared::ids::HostAddr;
 
 use crate::deploy::{self, DeployError};
+use crate::desired;
 use crate::host::Host;
 use crate::ledger::LedgerError;
 use crate::status;
@@ -345,6 +346,8 @@ fn new_place(current: &Desired, request: &FailoverRequest) -> Desired {
     desired.fenced.extend(also_fenced.iter().cloned());
     if desired != *current {
         desired.generation = current.generation.next();
+        let again = BTreeSet::from([application.clone()]);
+        desired.asked = desired::asked(current, &desired, &again);
     }
     desired
 }

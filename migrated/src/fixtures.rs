@@ -46,6 +46,7 @@ pub(crate) fn deployment(generation: u64, placement: &[(&str, &[&str])]) -> Desi
         births: BTreeMap::new(),
         kept: BTreeMap::new(),
         fenced: BTreeSet::new(),
+        asked: BTreeMap::new(),
     }
 }
 

@@ -9,8 +9,8 @@ use std::time::Duration;
 use migrated_core::admission::{self, CannotGive};
 use migrated_core::record::{Plan, Record, SourceRecord};
 use migrated_core::source::{AfterRelease, Phase, SourceMigration};
-use rehome_shared::api::cluster::{Connections, Migration, MigrationNow, MigrationState};
-use rehome_shared::ids::{AppName, DeploymentGeneration, Epoch, HostAddr, MigrationId};
+use rehome_shared::api::cluster::{Connections, Desired, Migration, MigrationNow, MigrationState};
+use rehome_shared::ids::{AppName, Epoch, HostAddr, MigrationId};
 use rehome_shared::units::Bytes;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -407,16 +407,22 @@ fn too_late(host: &Host, id: &MigrationId, open: Option<&SourceMigration>) -> Ab
     }
 }
 
-/// Whether a move of this deployment failed already: it is not tried again by itself.
+/// The last move of an application, when it ended badly and nobody has asked for the application
+/// since: it is not tried again by itself, whatever is deployed beside it.
 #[must_use]
-pub fn failed_under(
-    history: &[Migration],
+pub fn failed<'a>(
+    history: &'a [Migration],
+    desired: &Desired,
     application: &AppName,
-    generation: DeploymentGeneration,
-) -> bool {
+) -> Option<&'a Migration> {
     history
         .iter()
         .rev()
         .find(|past| past.application == *application)
-        .is_some_and(|past| past.generation == generation && past.state != MigrationState::Done)
+        .filter(|past| {
+            past.generation >= desired.asked(application) && past.state != MigrationState::Done
+        })
 }
+
+#[cfg(test)]
+mod tests;

@@ -205,7 +205,7 @@ fn plan_one(
         }),
         restart_policy: spec.map_or(RestartPolicy::Never, |spec| spec.restart_policy),
         exits: memory.exits.get(application).copied().unwrap_or_default(),
-        move_failed: migrations::failed_under(registry.history(), application, desired.generation),
+        move_failed: migrations::failed(registry.history(), desired, application).is_some(),
         host_restarted: retry
             || memory
                 .owed

@@ -179,13 +179,7 @@ fn state(host: &Host, name: &AppName) -> (ApplicationState, Option<String>) {
 
 fn last_move_failure(host: &Host, desired: &Desired, name: &AppName) -> Option<String> {
     host.ledger.read(|registry| {
-        registry
-            .history()
-            .iter()
-            .rev()
-            .find(|past| past.application == *name)
-            .filter(|past| past.generation == desired.generation)
-            .and_then(|past| past.error.clone())
+        migrations::failed(registry.history(), desired, name).and_then(|past| past.error.clone())
     })
 }
 
@@ -217,14 +211,11 @@ fn failures(host: &Host, desired: &Desired) -> Vec<Failure> {
         .map(|(name, fault)| failure(Some(name), fault.reason))
         .collect();
     let moved = host.ledger.read(|registry| registry.history().to_vec());
-    for past in moved
-        .iter()
-        .filter(|past| past.generation == desired.generation)
-    {
-        if migrations::failed_under(&moved, &past.application, desired.generation)
+    for name in desired.applications.keys() {
+        if let Some(past) = migrations::failed(&moved, desired, name)
             && let Some(error) = &past.error
         {
-            failures.push(failure(Some(past.application.clone()), error.clone()));
+            failures.push(failure(Some(name.clone()), error.clone()));
         }
     }
     for (key, error) in host.routes.listen_errors() {

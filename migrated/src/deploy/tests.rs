@@ -92,3 +92,25 @@ fn a_move_is_only_of_what_is_placed_to_a_host_that_is_known() {
     assert!(!check("db", "h3"));
     assert!(!check("web", "h2"));
 }
+
+#[test]
+fn what_is_submitted_as_it_is_in_force_asks_for_what_is_left_to_do() {
+    let now = deployment(3, &[("h1", &["web"]), ("h2", &["db"])]);
+    let mut next = now.clone();
+    next.generation = now.generation.next();
+    let left = [Change {
+        application: app("db"),
+        kind: rehome_shared::api::cluster::ChangeKind::Move {
+            from: host("h1"),
+            to: host("h2"),
+            volumes: true,
+        },
+    }];
+    let of = |same, named| {
+        let asked = asked(&now, &next, same, &left, named);
+        ["db", "web"].map(|name| asked[&app(name)].0)
+    };
+    assert_eq!(of(true, None), [4, 3], "submitted once more");
+    assert_eq!(of(false, None), [3, 3], "something else has changed");
+    assert_eq!(of(true, Some(app("web"))), [3, 4], "one of them is named");
+}

@@ -1,7 +1,7 @@
 //! Which deployment a host follows, and that it follows it after a restart.
 
 use super::*;
-use crate::fixtures::deployment;
+use crate::fixtures::{app, deployment};
 
 fn store() -> (tempfile::TempDir, DesiredStore) {
     let dir = tempfile::tempdir().unwrap();
@@ -97,4 +97,26 @@ async fn a_damaged_file_is_not_taken_for_none() {
     let bytes = std::fs::read(&path).unwrap();
     std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
     assert!(DesiredStore::open(dir.path()).is_err());
+}
+
+#[test]
+fn only_what_another_deployment_changes_or_names_is_asked_for_anew() {
+    let first = deployment(6, &[("h1", &["db", "web"]), ("h2", &["kv"])]);
+    let mut moved = deployment(7, &[("h1", &["web"]), ("h2", &["kv", "db"])]);
+    moved.asked = asked(&first, &moved, &BTreeSet::new());
+    let generations = |of: &Desired| ["db", "kv", "web"].map(|name| of.asked(&app(name)).0);
+    assert_eq!(generations(&moved), [7, 6, 6]);
+
+    let mut other = moved.clone();
+    other.generation = DeploymentGeneration(8);
+    other.applications.remove(&app("kv"));
+    let spec = other.applications.get_mut(&app("web")).unwrap();
+    spec.environment.insert("A".to_owned(), "1".to_owned());
+    other.asked = asked(&moved, &other, &BTreeSet::new());
+    assert_eq!(generations(&other), [7, 8, 8], "kv is not in it any more");
+
+    let mut again = other.clone();
+    again.generation = DeploymentGeneration(9);
+    again.asked = asked(&other, &again, &BTreeSet::from([app("db")]));
+    assert_eq!(generations(&again), [9, 9, 8]);
 }

@@ -47,9 +47,22 @@ pub struct Desired {
     /// answers again leaves at the next deployment.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub fenced: BTreeSet<HostAddr>,
+    /// The generation that last asked for each application, by another specification or place or
+    /// by naming it: a move that ended badly is tried again only when it is asked for anew.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub asked: BTreeMap<AppName, DeploymentGeneration>,
 }
 
 impl Desired {
+    /// The generation that last asked for an application; this one where nobody wrote it down.
+    #[must_use]
+    pub fn asked(&self, application: &AppName) -> DeploymentGeneration {
+        self.asked
+            .get(application)
+            .copied()
+            .unwrap_or(self.generation)
+    }
+
     /// The host that an application is placed on.
     #[must_use]
     pub fn host_of(&self, application: &AppName) -> Option<&HostAddr> {

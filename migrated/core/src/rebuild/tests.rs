@@ -27,6 +27,7 @@ fn deployment() -> Desired {
         births: BTreeMap::new(),
         kept: BTreeMap::from([(application(), host("h4"))]),
         fenced: std::collections::BTreeSet::new(),
+        asked: BTreeMap::new(),
     }
 }
 
