@@ -50,9 +50,9 @@ impl From<DeployError> for Failed {
     fn from(error: DeployError) -> Self {
         let status = match &error {
             DeployError::Invalid(_) => StatusCode::BAD_REQUEST,
-            DeployError::Refused(_) | DeployError::Accept(AcceptError::Older { .. }) => {
-                StatusCode::CONFLICT
-            }
+            DeployError::Refused(_)
+            | DeployError::Behind
+            | DeployError::Accept(AcceptError::Older { .. }) => StatusCode::CONFLICT,
             DeployError::Partial(_) | DeployError::Accept(AcceptError::Save(_)) => {
                 StatusCode::INTERNAL_SERVER_ERROR
             }

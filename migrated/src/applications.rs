@@ -93,6 +93,9 @@ pub enum LaunchError {
         /// Its name.
         name: String,
     },
+    /// It went to another host meanwhile.
+    #[error("{0} is not this host's any more: it is not started")]
+    NotOwned(AppName),
     /// The storage failed.
     #[error("the storage cannot provide the volumes")]
     Storage(#[from] StorageError),
@@ -247,6 +250,14 @@ pub async fn start(
         }
     }
     host.runtime.create(&wanted).await?;
+    // An image may have taken minutes to come.
+    let still = host.ledger.read(|registry| {
+        let now = registry.owned(application);
+        now.is_some_and(|now| now.epoch == owned.epoch)
+    });
+    if !still && !owned.volumes.is_empty() {
+        return Err(LaunchError::NotOwned(application.clone()));
+    }
     let instance = host.runtime.start(application).await?;
     note_start(host, application);
     // What is seen is a level: a failed look is repeated by the reconcile loop.
@@ -269,9 +280,10 @@ pub async fn restart(
     let owned = host
         .ledger
         .read(|registry| registry.owned(application).cloned());
-    if let Some(owned) = owned {
-        hold_volumes(host, application, &owned).await?;
-    }
+    let Some(owned) = owned else {
+        return Err(LaunchError::NotOwned(application.clone()));
+    };
+    hold_volumes(host, application, &owned).await?;
     let instance = host.runtime.start(application).await?;
     note_start(host, application);
     drop(host.observe().await);

@@ -78,12 +78,6 @@ impl Clearance {
         !self.pending().contains_key(application)
     }
 
-    /// Whether all of them were asked since the daemon was started.
-    #[must_use]
-    pub fn is_asked(&self) -> bool {
-        *self.asked.borrow()
-    }
-
     /// Why an application may not be started although all were asked.
     #[must_use]
     pub fn withheld(&self, application: &AppName) -> Option<String> {
@@ -281,7 +275,7 @@ async fn settle(host: &Arc<Host>, reports: &[HostReport]) {
             Ok(Standing::Outdated { epoch, speaker }) => host.clearance.withhold(
                 &application,
                 format!(
-                    "{speaker} knows it as this host's at epoch {epoch}, which is newer than this host's journal: bring the newest journal back, or run `migrated --rebuild-journal`"
+                    "{speaker} knows it as this host's at epoch {epoch}, which is newer than this host's journal: stop migrated and bring the newest journal back, or move the journal away and run `migrated --rebuild-journal`"
                 ),
             ),
             Ok(Standing::Contested { epoch, owner }) => host.clearance.withhold(

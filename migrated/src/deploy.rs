@@ -7,13 +7,14 @@
 mod drain;
 mod fenced;
 mod plan;
+mod turn;
 
 pub(crate) use fenced::known;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use http::Method;
+use http::{Method, StatusCode};
 use rehome_runtime::http_client::ClientError;
 use rehome_runtime::report::Report;
 use rehome_shared::api::cluster::{
@@ -26,6 +27,7 @@ use rehome_shared::ids::{AppName, DeploymentGeneration, HostAddr};
 use crate::desired::{self, AcceptError};
 use crate::host::Host;
 use crate::{prediction, status};
+use turn::Turn;
 
 /// Why a deployment was not taken.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +38,9 @@ pub enum DeployError {
     /// Hosts do not answer, or have something against it. Nothing was changed.
     #[error("nothing was changed: {}", join(.0))]
     Refused(Vec<Failure>),
+    /// The one in force is about to be replaced. Nothing was changed.
+    #[error("a newer deployment is on its way to this host: run it again in a moment")]
+    Behind,
     /// Some hosts took it and others did not.
     #[error(
         "{}; the hosts that took it tell the others when they answer: run it again to be sure",
@@ -45,6 +50,19 @@ pub enum DeployError {
     /// This host could not take it.
     #[error("this host cannot take the deployment")]
     Accept(#[from] AcceptError),
+}
+
+impl DeployError {
+    /// Whether another deployment came first, and nothing else is in the way.
+    fn is_late(&self) -> bool {
+        match self {
+            Self::Behind | Self::Accept(AcceptError::Older { .. }) => true,
+            Self::Invalid(_)
+            | Self::Refused(_)
+            | Self::Partial(_)
+            | Self::Accept(AcceptError::Save(_)) => false,
+        }
+    }
 }
 
 fn join(failures: &[Failure]) -> String {
@@ -83,9 +101,7 @@ async fn make(
         .max()
         .unwrap_or_default();
     if newest > current.generation {
-        return Err(DeployError::Invalid(
-            "a newer deployment is on its way to this host: run it again in a moment".to_owned(),
-        ));
+        return Err(DeployError::Behind);
     }
     let mut owners = owners(&reports, &current.fenced)?;
     fenced::attribute(&mut owners, &current, &reports, &silent);
@@ -141,7 +157,8 @@ fn number(desired: &mut Desired, current: &Desired) {
     }
 }
 
-/// One move: the deployment in force with the application on another host.
+/// One move: the deployment in force with the application on another host. When another
+/// deployment comes first, it is a move in that one.
 ///
 /// # Errors
 /// [`DeployError`].
@@ -149,6 +166,17 @@ fn number(desired: &mut Desired, current: &Desired) {
 /// # Cancel safety
 /// As [`deploy`].
 pub async fn relocate(host: &Arc<Host>, request: MoveRequest) -> Result<DeployReply, DeployError> {
+    let mut turn = Turn::new(&host.address);
+    loop {
+        let taken = relocate_once(host, request.clone()).await;
+        match (&taken, turn.pause()) {
+            (Err(error), Some(pause)) if error.is_late() => tokio::time::sleep(pause).await,
+            _ => return taken,
+        }
+    }
+}
+
+async fn relocate_once(host: &Arc<Host>, request: MoveRequest) -> Result<DeployReply, DeployError> {
     let _making = host.desired.making.lock().await;
     let current = host.desired.get();
     check_move(&current, &request)?;
@@ -174,7 +202,7 @@ pub async fn relocate(host: &Arc<Host>, request: MoveRequest) -> Result<DeployRe
 }
 
 /// Empties a host: the deployment in force with everything that is placed there on the other
-/// hosts of it.
+/// hosts of it. When another deployment comes first, it is that one's.
 ///
 /// # Errors
 /// [`DeployError`].
@@ -182,6 +210,17 @@ pub async fn relocate(host: &Arc<Host>, request: MoveRequest) -> Result<DeployRe
 /// # Cancel safety
 /// As [`deploy`].
 pub async fn drain(host: &Arc<Host>, request: DrainRequest) -> Result<DeployReply, DeployError> {
+    let mut turn = Turn::new(&host.address);
+    loop {
+        let taken = drain_once(host, request.clone()).await;
+        match (&taken, turn.pause()) {
+            (Err(error), Some(pause)) if error.is_late() => tokio::time::sleep(pause).await,
+            _ => return taken,
+        }
+    }
+}
+
+async fn drain_once(host: &Arc<Host>, request: DrainRequest) -> Result<DeployReply, DeployError> {
     let _making = host.desired.making.lock().await;
     let current = host.desired.get();
     let DrainRequest {
@@ -437,18 +476,27 @@ pub(crate) async fn spread(
                 .peers
                 .request(peer, Method::PUT, "/peer/v1/desired", Some(desired))
                 .await;
-            answer.err().map(|error| failure(peer, &error))
+            answer.err().map(|error| {
+                let other_first = error.status() == Some(StatusCode::CONFLICT);
+                (other_first, failure(peer, &error))
+            })
         });
-    let failures: Vec<Failure> = futures_util::future::join_all(others)
+    let failed: Vec<(bool, Failure)> = futures_util::future::join_all(others)
         .await
         .into_iter()
         .flatten()
         .collect();
-    if failures.is_empty() {
-        Ok(())
-    } else {
-        Err(DeployError::Partial(failures))
+    if failed.is_empty() {
+        return Ok(());
     }
+    // The host that prefers another one of this generation tells this host too.
+    if failed.iter().any(|(other_first, _)| *other_first)
+        && let Some(known) = turn::overtaken(host, desired).await
+    {
+        return Err(AcceptError::Older { known }.into());
+    }
+    let failures = failed.into_iter().map(|(_, failure)| failure).collect();
+    Err(DeployError::Partial(failures))
 }
 
 #[cfg(test)]

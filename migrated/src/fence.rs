@@ -23,10 +23,11 @@ use rehome_shared::api::proxy::Target;
 use rehome_shared::ids::{AppName, Epoch, Generation, HostAddr, RouteVersion};
 
 use crate::clearance::{self, Patience};
+use crate::destination::TakeError;
 use crate::host::Host;
 use crate::ledger::LedgerError;
 use crate::storage::{StorageError, VolumeInfo};
-use crate::{clock, migrations, routes};
+use crate::{applications, clock, migrations, routes};
 
 /// The pause between rounds of questions about what gossip says.
 const PAUSE: Duration = Duration::from_secs(3);
@@ -35,6 +36,9 @@ const PAUSE: Duration = Duration::from_secs(3);
 /// tree is kept rather than dropped.
 const TRIES: u32 = 3;
 const TRY_PAUSE: Duration = Duration::from_secs(2);
+
+/// An instance of an earlier ownership is asked to stop for so long before it is killed.
+const GRACE: Duration = Duration::from_secs(10);
 
 /// What this host's journal says about who owns what, or promises.
 pub(crate) fn concerned(registry: &Registry) -> Vec<AppName> {
@@ -431,8 +435,19 @@ pub(crate) async fn make_room(
     application: &AppName,
     (owner, epoch): (&HostAddr, Epoch),
     volumes: impl Iterator<Item = VolumeIdentity>,
-) -> Result<(), StorageError> {
+) -> Result<(), TakeError> {
     let _held = host.hold(application).await;
+    let foreign = host.ledger.read(|registry| {
+        registry.owned(application).is_none() && !is_in_hand(registry, application)
+    });
+    if foreign && host.instance(application).is_some() {
+        // Of an earlier ownership: the reconcile loop had no time for it yet.
+        let removed = applications::remove(host, application, GRACE).await;
+        removed.map_err(|error| {
+            let error = Report(&error);
+            TakeError::Refused(format!("what still runs of it cannot be stopped: {error}"))
+        })?;
+    }
     for volume in volumes {
         let left = Left {
             application: application.clone(),

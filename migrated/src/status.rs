@@ -447,13 +447,9 @@ pub async fn progress(host: &Arc<Host>) -> Progress {
             && report.generation == desired.generation
             && report.desired_hash == hash;
         failures.extend(report.failures.iter().cloned());
-        let ours = report
-            .migrations
-            .iter()
-            .filter(|m| m.generation == desired.generation);
-        migrations.extend(ours.cloned());
+        migrations.extend(report.migrations.iter().cloned());
     }
-    migrations.sort_by(|a, b| a.id.cmp(&b.id));
+    keep_asked(&desired, &mut migrations);
     failures.extend(silent::waiting(&desired, &reports, &applications));
     let unborn = applications
         .iter()
@@ -471,6 +467,23 @@ pub async fn progress(host: &Arc<Host>) -> Progress {
         migrations,
         failures,
     }
+}
+
+/// Keeps the migrations that a deployment asked for, oldest first: those begun since it, or one
+/// that it left as it is, asked for the application, and the last of an application whoever began
+/// it, when it goes where the application is wanted and did not end badly.
+fn keep_asked(desired: &Desired, migrations: &mut Vec<Migration>) {
+    migrations.sort_by(|a, b| a.id.cmp(&b.id));
+    let last: BTreeMap<AppName, MigrationId> = migrations
+        .iter()
+        .map(|m| (m.application.clone(), m.id.clone()))
+        .collect();
+    migrations.retain(|m| {
+        let badly = matches!(m.state, MigrationState::Aborted | MigrationState::Returned);
+        let serves = !badly && desired.host_of(&m.application) == Some(&m.to);
+        m.generation >= desired.asked(&m.application)
+            || (serves && last.get(&m.application) == Some(&m.id))
+    });
 }
 
 fn is_told(failures: &[Failure], application: &ApplicationStatus) -> bool {

@@ -12,7 +12,7 @@ use http::Method;
 use rehome_runtime::http_client::HttpClient;
 use rehome_runtime::tls::Tls;
 use rehome_shared::api::cluster::{
-    DeployReply, DeployRequest, DrainRequest, FailoverReply, FailoverRequest, Migration,
+    DeployReply, DeployRequest, Desired, DrainRequest, FailoverReply, FailoverRequest, Migration,
     MoveRequest, Prediction, Progress, Status,
 };
 use rehome_shared::api::gc::Collected;
@@ -116,6 +116,11 @@ impl Migrated {
     /// Submits a deployment, or asks what it would change.
     pub(crate) async fn deploy(&self, request: &DeployRequest) -> Result<DeployReply, CallError> {
         self.0.post("/v1/deployments", request).await
+    }
+
+    /// The deployment in force.
+    pub(crate) async fn current(&self) -> Result<Desired, CallError> {
+        self.0.get("/v1/deployments/current").await
     }
 
     /// How far the current deployment is.

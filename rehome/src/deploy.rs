@@ -69,7 +69,12 @@ pub(crate) fn run(
             console.line(&format!("deployment {}", reply.generation));
         }
         console.line(render::plan::plan(&reply.changes).trim_end());
-        wait(&daemon, &reply, args.wait, Scope::Deployment, console).await
+        let scope = Scope::Deployment {
+            generation: reply.generation,
+            changes: &reply.changes,
+            applications: Some(&request.applications),
+        };
+        wait(&daemon, &reply, args.wait, scope, console).await
     })
 }
 
@@ -86,6 +91,6 @@ pub(crate) async fn wait(
     }
     let begin = Instant::now();
     let mut display = Display::new(console);
-    let followed = follow(daemon, reply.generation, args.timeout, &mut display).await?;
+    let followed = follow(daemon, reply.generation, scope, args.timeout, &mut display).await?;
     report::ended(reply, &followed, scope, begin.elapsed(), console)
 }

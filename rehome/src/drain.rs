@@ -71,7 +71,12 @@ pub(crate) fn run(
         if args.wait.dry_run {
             return predict(&daemon, reply, console).await;
         }
-        wait(&daemon, &reply, args.wait, Scope::Deployment, console).await
+        let scope = Scope::Deployment {
+            generation: reply.generation,
+            changes: &reply.changes,
+            applications: None,
+        };
+        wait(&daemon, &reply, args.wait, scope, console).await
     })
 }
 

@@ -6,6 +6,7 @@
 
 mod display;
 mod feed;
+mod scope;
 mod verdict;
 
 use std::time::Duration;
@@ -17,7 +18,8 @@ use tokio::time::Instant;
 use crate::client::{CallError, Migrated};
 
 pub(crate) use display::Display;
-pub(crate) use verdict::{Problem, Scope, problems};
+pub(crate) use scope::Scope;
+pub(crate) use verdict::{Problem, problems};
 
 /// From one question to the next.
 const INTERVAL: Duration = Duration::from_millis(250);
@@ -32,7 +34,7 @@ pub(crate) enum End {
     Settled,
     /// The time is up.
     TimedOut,
-    /// Somebody else's deployment took its place.
+    /// Somebody else's deployment wants something else for what was asked for.
     Superseded,
     /// The user does not want to wait any more.
     Interrupted,
@@ -47,19 +49,21 @@ pub(crate) struct Followed {
     pub(crate) end: End,
 }
 
-/// Waits until a deployment is settled, at most for `limit`.
+/// Waits until a deployment is settled, at most for `limit`; the newer ones too that others make
+/// meanwhile, as long as they say what was asked for.
 ///
 /// # Errors
 /// When the daemon refuses to answer, or is away for longer than a restart takes.
 pub(crate) async fn follow(
     daemon: &Migrated,
     generation: DeploymentGeneration,
+    scope: Scope<'_>,
     limit: Duration,
     display: &mut Display,
 ) -> Result<Followed, CallError> {
     let mut seen = None;
     let end = {
-        let watch = watch(daemon, generation, display, &mut seen);
+        let watch = watch(daemon, generation, scope, display, &mut seen);
         // Whichever arm loses is dropped for good, and asking again has no effect to lose.
         tokio::select! {
             end = tokio::time::timeout(limit, watch) => end.unwrap_or(Ok(End::TimedOut)),
@@ -76,23 +80,24 @@ pub(crate) async fn follow(
 async fn watch(
     daemon: &Migrated,
     generation: DeploymentGeneration,
+    scope: Scope<'_>,
     display: &mut Display,
     seen: &mut Option<Progress>,
 ) -> Result<End, CallError> {
     let mut heard = Instant::now();
     let mut away = false;
+    let mut known = generation;
     loop {
-        match daemon.progress().await {
-            Ok(progress) => {
+        match look(daemon, scope, &mut known).await {
+            Ok((progress, stands)) => {
                 heard = Instant::now();
                 away = false;
                 // The daemon that is asked may not have heard of a new deployment yet.
                 if progress.generation >= generation {
                     display.show(&progress);
-                    let newer = progress.generation > generation;
                     let settled = progress.settled;
                     *seen = Some(progress);
-                    if newer {
+                    if !stands {
                         return Ok(End::Superseded);
                     }
                     if settled {
@@ -110,4 +115,23 @@ async fn watch(
         }
         tokio::time::sleep(INTERVAL).await;
     }
+}
+
+/// How far it is, with the migrations that were asked for, and whether what was asked for still
+/// stands; `known` is the newest deployment of which that is known.
+async fn look(
+    daemon: &Migrated,
+    scope: Scope<'_>,
+    known: &mut DeploymentGeneration,
+) -> Result<(Progress, bool), CallError> {
+    let mut progress = daemon.progress().await?;
+    progress.migrations.retain(|m| scope.brought(m));
+    if progress.generation > *known {
+        let now = daemon.current().await?;
+        if !scope.stands(&now) {
+            return Ok((progress, false));
+        }
+        *known = now.generation;
+    }
+    Ok((progress, true))
 }

@@ -105,9 +105,9 @@ fn unfinished(end: End, took: Duration) -> Option<String> {
         End::Settled => None,
         End::TimedOut => Some(format!("not finished after {after}: {GOES_ON}")),
         End::Interrupted => Some(format!("not waiting any more: {GOES_ON}")),
-        End::Superseded => {
-            Some("another deployment took the place of this one while it was under way".to_owned())
-        }
+        End::Superseded => Some(
+            "another deployment took the place of this one and wants something else".to_owned(),
+        ),
     }
 }
 

@@ -45,6 +45,8 @@ pub(super) async fn run(host: &Host, id: &MigrationId) {
     taking.end_streams();
     let _quiet = taking.streams.write().await;
     let application = &handoff.reservation.application;
+    // Nobody claims it from what is discarded here meanwhile.
+    let _held = host.hold(application).await;
     let owned = host
         .ledger
         .read(|registry| registry.owned(application).is_some());

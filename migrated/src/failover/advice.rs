@@ -83,6 +83,12 @@ pub(crate) async fn advise(
             let Some((epoch, owner)) = known.get(&application.name) else {
                 return;
             };
+            // One that was merely promised it says itself who had it last.
+            let own = answered
+                .get(owner)
+                .and_then(|report| report.known_owner(&application.name))
+                .filter(|known| known.owner != *owner);
+            let (epoch, owner) = own.map_or((epoch, owner), |known| (&known.epoch, &known.owner));
             if answered.contains_key(owner) || !is_long_silent(host, owner) {
                 return;
             }

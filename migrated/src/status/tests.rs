@@ -1,6 +1,6 @@
 //! One word for each application, out of what all hosts say.
 
-use rehome_shared::ids::{Epoch, Generation, RouteVersion};
+use rehome_shared::ids::{DeploymentGeneration, Epoch, Generation, RouteVersion};
 
 use super::*;
 use crate::fixtures::{app, deployment, host, migration, report};
@@ -90,4 +90,34 @@ fn the_host_that_had_it_last_counts_and_not_the_one_it_is_meant_for() {
     let seen = merged(vec![report("h1", &now(), &[])], &["h2"], &[advert]);
     assert_eq!(seen.state, ApplicationState::Blocked);
     assert!(seen.reason.unwrap().starts_with("h2 "));
+}
+
+#[test]
+fn a_migration_is_told_under_every_deployment_that_leaves_it_as_it_is() {
+    let mut newer = deployment(9, &[("h1", &["web"]), ("h2", &["db"])]);
+    let kept = |desired: &Desired, states: &[(u64, MigrationState)]| {
+        let mut all: Vec<Migration> = states
+            .iter()
+            .map(|(generation, state)| {
+                let mut one = migration("db", *state);
+                one.generation = DeploymentGeneration(*generation);
+                one.id = MigrationId::try_new(&format!("01jd00000000000000000000{generation:02}"))
+                    .unwrap();
+                one
+            })
+            .collect();
+        keep_asked(desired, &mut all);
+        all.iter().map(|m| m.generation.0).collect::<Vec<_>>()
+    };
+    let (done, aborted) = (MigrationState::Done, MigrationState::Aborted);
+    newer.asked.insert(app("db"), DeploymentGeneration(7));
+    assert_eq!(kept(&newer, &[(3, done), (7, done)]), [7]);
+    assert_eq!(kept(&newer, &[(3, done), (7, aborted)]), [7]);
+    newer.asked.insert(app("db"), DeploymentGeneration(8));
+    assert_eq!(kept(&newer, &[(3, done), (7, aborted)]), [0; 0]);
+    assert_eq!(
+        kept(&newer, &[(7, MigrationState::Running)]),
+        [7],
+        "named again"
+    );
 }

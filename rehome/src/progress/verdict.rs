@@ -6,28 +6,7 @@ use rehome_shared::api::cluster::{
 use rehome_shared::ids::{AppName, HostAddr};
 use serde::Serialize;
 
-/// What counts.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Scope<'a> {
-    /// Everything in the deployment.
-    Deployment,
-    /// One application, which must have arrived.
-    Move {
-        /// Which.
-        application: &'a AppName,
-        /// Where.
-        to: &'a HostAddr,
-    },
-}
-
-impl Scope<'_> {
-    fn covers(self, name: Option<&AppName>) -> bool {
-        match self {
-            Self::Deployment => true,
-            Self::Move { application, .. } => name == Some(application),
-        }
-    }
-}
+use super::Scope;
 
 /// Something that is not as it was asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -47,7 +26,7 @@ pub(crate) fn problems(progress: &Progress, scope: Scope<'_>) -> Vec<Problem> {
     let mut found: Vec<Problem> = progress
         .failures
         .iter()
-        .filter(|failure| scope.covers(failure.application.as_ref()))
+        .filter(|failure| scope.covers(progress.generation, failure.application.as_ref()))
         .map(|failure| Problem {
             host: Some(failure.host.clone()),
             application: failure.application.clone(),
@@ -57,7 +36,7 @@ pub(crate) fn problems(progress: &Progress, scope: Scope<'_>) -> Vec<Problem> {
     for app in progress
         .applications
         .iter()
-        .filter(|app| scope.covers(Some(&app.name)))
+        .filter(|app| scope.covers(progress.generation, Some(&app.name)))
     {
         let named = found
             .iter()
@@ -87,7 +66,7 @@ fn of_application(
     scope: Scope<'_>,
 ) -> Option<Problem> {
     let target = match scope {
-        Scope::Deployment => app.desired_host.as_ref(),
+        Scope::Deployment { .. } => app.desired_host.as_ref(),
         Scope::Move { to, .. } => Some(to),
     };
     let astray = target.is_some() && app.host.as_ref() != target;
@@ -144,7 +123,12 @@ mod tests {
     use crate::render::sample::{app, application, failure, host, migration, progress};
 
     fn reasons(progress: &Progress) -> Vec<String> {
-        problems(progress, Scope::Deployment)
+        let scope = Scope::Deployment {
+            generation: progress.generation,
+            changes: &[],
+            applications: None,
+        };
+        problems(progress, scope)
             .into_iter()
             .map(|problem| problem.reason)
             .collect()

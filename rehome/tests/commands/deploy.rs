@@ -13,7 +13,7 @@ use tokio::process::{Child, ChildStderr};
 use tokio::time::timeout;
 
 use crate::fake::{
-    Ended, Fake, LIMIT, accepted, application, files, migration, progress, under_way,
+    Ended, Fake, LIMIT, accepted, application, files, migration, newer, progress, under_way,
 };
 
 const DEPLOY: &str = "POST /v1/deployments";
@@ -332,16 +332,35 @@ async fn ctrl_c_ends_the_wait_and_not_the_deployment() -> anyhow::Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn a_later_deployment_ends_the_wait_for_this_one() -> anyhow::Result<()> {
+/// How a deployment of `db` on 10.0.0.2 ends when this one has followed and is settled.
+async fn followed_by(newer: Value) -> anyhow::Result<Ended> {
     let fake = Fake::start().await?;
     fake.answers(DEPLOY, accepted());
-    let mut newer = progress(true, &[application("running", "10.0.0.2")], &[]);
-    newer["generation"] = json!(8);
-    fake.answers(PROGRESS, newer);
-    let ended = deploy(&fake, &[]).await?;
-    assert_eq!(ended.status, Some(1), "{ended:?}");
-    assert!(ended.err.contains("another deployment"), "{}", ended.err);
+    let mut other = application("failed", "10.0.0.1");
+    other["name"] = json!("web");
+    let db = application("running", "10.0.0.2");
+    let mut answer = progress(true, &[db, other], &[migration("done")]);
+    answer["generation"] = json!(8);
+    fake.answers(PROGRESS, answer);
+    fake.answers("GET /v1/deployments/current", newer);
+    deploy(&fake, &[]).await
+}
+
+#[tokio::test]
+async fn a_later_deployment_that_wants_something_else_ends_the_wait() -> anyhow::Result<()> {
+    for other in [newer("15", "10.0.0.1")?, newer("16", "10.0.0.2")?] {
+        let ended = followed_by(other).await?;
+        assert_eq!(ended.status, Some(1), "{ended:?}");
+        assert!(ended.err.contains("another deployment"), "{}", ended.err);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_later_deployment_that_leaves_it_as_it_is_does_not() -> anyhow::Result<()> {
+    let ended = followed_by(newer("15", "10.0.0.2")?).await?;
+    assert_eq!(ended.status, Some(0), "{ended:?}");
+    assert!(ended.out.contains("1 migration done"), "{}", ended.out);
     Ok(())
 }
 

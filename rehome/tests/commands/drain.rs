@@ -3,7 +3,7 @@
 use axum::http::StatusCode;
 use serde_json::{Value, json};
 
-use crate::fake::{Fake, accepted, application, migration, prediction, progress, status};
+use crate::fake::{Fake, accepted, application, migration, newer, prediction, progress, status};
 
 const STATUS: &str = "GET /v1/status";
 const DRAINS: &str = "POST /v1/drains";
@@ -31,6 +31,23 @@ async fn a_drain_shows_its_plan_and_is_followed_to_its_end() -> anyhow::Result<(
         fake.asked(DRAINS)[0].body,
         json!({"host": "10.0.0.1", "dry_run": false})
     );
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_drain_goes_on_while_a_newer_deployment_wants_the_same() -> anyhow::Result<()> {
+    for (host, exit) in [("10.0.0.2", 0), ("10.0.0.1", 1)] {
+        let fake = Fake::start().await?;
+        fake.answers(STATUS, status());
+        fake.answers(DRAINS, accepted());
+        let app = application("running", "10.0.0.2");
+        let mut answer = progress(true, &[app], &[migration("done")]);
+        answer["generation"] = json!(8);
+        fake.answers(PROGRESS, answer);
+        fake.answers("GET /v1/deployments/current", newer("16", host)?);
+        let ended = fake.rehome(&DRAIN).await?;
+        assert_eq!(ended.status, Some(exit), "{host}: {ended:?}");
+    }
     Ok(())
 }
 

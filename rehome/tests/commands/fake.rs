@@ -16,6 +16,9 @@ use axum::response::{IntoResponse as _, Response};
 use rehome_runtime::http_server::HttpServer;
 use rehome_runtime::supervise::{Criticality, Stop, Supervisor};
 use rehome_runtime::tls::Tls;
+use rehome_shared::api::cluster::Desired;
+use rehome_shared::config::model::{Application, Image, ImageVersion};
+use rehome_shared::ids::{AppName, DeploymentGeneration, HostAddr};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::process::Command;
@@ -312,6 +315,21 @@ pub(crate) fn progress(settled: bool, applications: &[Value], migrations: &[Valu
         "generation": 7, "settled": settled, "applications": applications,
         "migrations": migrations, "failures": [],
     })
+}
+
+/// Deployment 8 of somebody else, in which `db` of this version of its image is on a host.
+pub(crate) fn newer(version: &str, host: &str) -> anyhow::Result<Value> {
+    let db = AppName::try_new("db")?;
+    let spec = Application::new(Image {
+        repository: "postgres".to_owned(),
+        version: ImageVersion::Tag(version.to_owned()),
+    });
+    Ok(serde_json::to_value(Desired {
+        generation: DeploymentGeneration(8),
+        applications: [(db.clone(), spec)].into(),
+        placement: [(HostAddr::try_new(host)?, vec![db])].into(),
+        ..Desired::default()
+    })?)
 }
 
 /// Two hosts, `db` on the first.

@@ -3,11 +3,14 @@
 use axum::http::StatusCode;
 use serde_json::json;
 
-use crate::fake::{Fake, accepted, application, migration, prediction, progress, status};
+use crate::fake::{
+    Fake, accepted, application, migration, newer, prediction, progress, status, under_way,
+};
 
 const STATUS: &str = "GET /v1/status";
 const MOVES: &str = "POST /v1/moves";
 const PROGRESS: &str = "GET /v1/progress";
+const CURRENT: &str = "GET /v1/deployments/current";
 const MIGRATION: &str = "GET /v1/migrations/01jd0000000000000000000000";
 const ABORT: &str = "POST /v1/migrations/01jd0000000000000000000000/abort";
 const ID: &str = "01jd0000000000000000000000";
@@ -42,6 +45,60 @@ async fn a_move_is_judged_by_its_own_application() -> anyhow::Result<()> {
     fake.answers(PROGRESS, progress(true, &[db, web], &[migration("done")]));
     let ended = fake.rehome(&MOVE).await?;
     assert_eq!(ended.status, Some(0), "{ended:?}");
+    Ok(())
+}
+
+/// Somebody moves `web` meanwhile, as deployment 8: it is under way, then done.
+#[tokio::test]
+async fn a_move_goes_on_beside_somebody_elses() -> anyhow::Result<()> {
+    let fake = Fake::start().await?;
+    fake.answers(STATUS, status());
+    fake.answers(MOVES, accepted());
+    let db = application("migrating", "10.0.0.1");
+    fake.answers(PROGRESS, progress(false, &[db], &[under_way("precopy", 1)]));
+    let mut web = migration("done");
+    web["id"] = json!("01jd0000000000000000000001");
+    web["application"] = json!("web");
+    web["generation"] = json!(8);
+    let db = application("running", "10.0.0.2");
+    for settled in [false, true] {
+        let migrations = [migration("done"), web.clone()];
+        let mut answer = progress(settled, std::slice::from_ref(&db), &migrations);
+        answer["generation"] = json!(8);
+        fake.answers(PROGRESS, answer);
+    }
+    fake.answers(CURRENT, newer("15", "10.0.0.2")?);
+    let ended = fake
+        .rehome(&["move", "db", "--to", "10.0.0.2", "--json"])
+        .await?;
+    assert_eq!(ended.status, Some(0), "{ended:?}");
+    let document = ended.document()?;
+    assert_eq!(document["settled"], true);
+    let migrations = document["migrations"].as_array().map(Vec::as_slice);
+    let own = migrations.unwrap_or_default();
+    assert_eq!(own.len(), 1, "only its own: {document}");
+    assert_eq!(own[0]["application"], "db");
+    assert_eq!(
+        fake.asked(CURRENT).len(),
+        1,
+        "asked once for each deployment"
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_newer_deployment_that_wants_it_elsewhere_ends_the_wait() -> anyhow::Result<()> {
+    let fake = Fake::start().await?;
+    fake.answers(STATUS, status());
+    fake.answers(MOVES, accepted());
+    let db = application("migrating", "10.0.0.1");
+    let mut answer = progress(false, &[db], &[under_way("precopy", 1)]);
+    answer["generation"] = json!(8);
+    fake.answers(PROGRESS, answer);
+    fake.answers(CURRENT, newer("15", "10.0.0.1")?);
+    let ended = fake.rehome(&MOVE).await?;
+    assert_eq!(ended.status, Some(1), "{ended:?}");
+    assert!(ended.err.contains("another deployment"), "{}", ended.err);
     Ok(())
 }
 

@@ -399,7 +399,7 @@ pub struct Progress {
     pub settled: bool,
     /// The applications.
     pub applications: Vec<ApplicationStatus>,
-    /// The migrations of this deployment.
+    /// The migrations that this deployment asked for, and those under way that it took over.
     pub migrations: Vec<Migration>,
     /// What went wrong, by host.
     pub failures: Vec<Failure>,

@@ -22,8 +22,35 @@ fn deployment(plan: &Plan, after: bool) -> Deployment {
         })
 }
 
+/// Asks for all moves with one deployment.
+fn by_deployment(lab: &Lab, plan: &Plan) -> anyhow::Result<()> {
+    lab.deploy(&deployment(plan, true))?.ok()?;
+    Ok(())
+}
+
+/// Asks for each move by itself, in another host and all at the same instant; each command ends
+/// well and tells of its own move only.
+fn by_moves(lab: &Lab, plan: &Plan) -> anyhow::Result<()> {
+    let mut begun = Vec::new();
+    for (at, (name, _, _, to)) in (1..).zip(plan) {
+        let to = lab.host(*to)?.address();
+        let words = ["rehome", "move", name, "--to", to, "--json"];
+        begun.push((name, lab.host(at)?.begin(&words)?));
+    }
+    for (name, running) in begun {
+        let told = running.wait()?.ok()?.json()?;
+        let own = told["migrations"].as_array().context("no migrations")?;
+        ensure!(own.len() == 1 && own[0]["application"] == *name, "{told}");
+    }
+    Ok(())
+}
+
 /// Moves the stores under load, each with something to copy; nobody is refused and nothing lost.
-fn all_at_once(lab: &Lab, plan: &Plan) -> anyhow::Result<Vec<Migration>> {
+fn all_at_once(
+    lab: &Lab,
+    plan: &Plan,
+    ask: fn(&Lab, &Plan) -> anyhow::Result<()>,
+) -> anyhow::Result<Vec<Migration>> {
     lab.deploy(&deployment(plan, false))?.ok()?;
     let mut loads = Vec::new();
     for (name, port, from, _) in plan {
@@ -35,7 +62,7 @@ fn all_at_once(lab: &Lab, plan: &Plan) -> anyhow::Result<Vec<Migration>> {
         loads.push((load, doors));
     }
 
-    lab.deploy(&deployment(plan, true))?.ok()?;
+    ask(lab, plan)?;
 
     for (load, doors) in loads {
         load.wait_served(9)?;
@@ -62,6 +89,19 @@ fn three_applications_move_at_once_between_two_hosts_under_load() -> anyhow::Res
         all_at_once(
             lab,
             &[("a", 7001, 1, 2), ("b", 7002, 1, 2), ("c", 7003, 2, 1)],
+            by_deployment,
+        )
+        .map(drop)
+    })
+}
+
+#[test]
+fn several_move_commands_at_once_each_end_well_with_their_own_report() -> anyhow::Result<()> {
+    with_lab(Runtime::Process, &[], |lab| {
+        all_at_once(
+            lab,
+            &[("a", 7001, 1, 2), ("b", 7002, 1, 3), ("c", 7003, 2, 1)],
+            by_moves,
         )
         .map(drop)
     })
@@ -72,7 +112,7 @@ fn three_applications_move_at_once_between_two_hosts_under_load() -> anyhow::Res
 fn what_comes_to_a_busy_host_waits_for_its_turn() -> anyhow::Result<()> {
     with_lab(Runtime::Process, &[], |lab| {
         let plan = [("a", 7001, 1, 2), ("b", 7002, 1, 2), ("c", 7003, 3, 2)];
-        let migrations = all_at_once(lab, &plan)?;
+        let migrations = all_at_once(lab, &plan, by_deployment)?;
         let waited = |m: &&Migration| m.0["phases"]["queue"].as_f64() > Some(0.0);
         let turn = migrations.iter().find(waited);
         turn.with_context(|| format!("nobody waited: {migrations:?}"))?;

@@ -127,8 +127,8 @@ impl Evidence<'_> {
             .get_key_value(stamped.top.migration.as_ref()?)?;
         let next = stamped.top.epoch.next();
         let fits = match view.state {
-            HandoffState::Verified => above.is_none(),
-            HandoffState::Owned | HandoffState::Serving => {
+            // Who says that it is the destination's already heard it of the release.
+            HandoffState::Verified | HandoffState::Owned | HandoffState::Serving => {
                 above.is_none_or(|(epoch, owner)| epoch == next && owner == to)
             }
             HandoffState::Returned => above.is_none_or(|(epoch, owner)| {

@@ -78,9 +78,13 @@ async fn compare(base: &std::path::Path, frozen: &std::path::Path) -> Result<boo
         let reason = "the comparing program has no output".to_owned();
         return Err(StorageError::Unsupported(reason));
     };
-    if !says_nothing(&mut stream).await? {
-        // Dropping the program ends it: one difference is enough.
-        return Ok(false);
+    let nothing = says_nothing(&mut stream).await;
+    // A program that has more to say ends when nobody listens, and the tree that it reads cannot
+    // be removed before.
+    drop(stream);
+    if !matches!(nothing, Ok(true)) {
+        drop(running.finish(PATIENCE).await);
+        return nothing;
     }
     match running.finish(PATIENCE).await {
         Ok(_said) => Ok(true),
