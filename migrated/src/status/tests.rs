@@ -101,7 +101,7 @@ fn a_migration_is_told_under_every_deployment_that_leaves_it_as_it_is() {
             .map(|(generation, state)| {
                 let mut one = migration("db", *state);
                 one.generation = DeploymentGeneration(*generation);
-                one.id = MigrationId::try_new(&format!("01jd00000000000000000000{generation:02}"))
+                one.id = MigrationId::try_new(format!("01jd00000000000000000000{generation:02}"))
                     .unwrap();
                 one
             })

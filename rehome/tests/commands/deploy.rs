@@ -332,16 +332,22 @@ async fn ctrl_c_ends_the_wait_and_not_the_deployment() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A document with another value in a field.
+fn with(mut document: Value, field: &str, value: Value) -> Value {
+    if let Some(fields) = document.as_object_mut() {
+        fields.insert(field.to_owned(), value);
+    }
+    document
+}
+
 /// How a deployment of `db` on 10.0.0.2 ends when this one has followed and is settled.
 async fn followed_by(newer: Value) -> anyhow::Result<Ended> {
     let fake = Fake::start().await?;
     fake.answers(DEPLOY, accepted());
-    let mut other = application("failed", "10.0.0.1");
-    other["name"] = json!("web");
+    let other = with(application("failed", "10.0.0.1"), "name", json!("web"));
     let db = application("running", "10.0.0.2");
-    let mut answer = progress(true, &[db, other], &[migration("done")]);
-    answer["generation"] = json!(8);
-    fake.answers(PROGRESS, answer);
+    let answer = progress(true, &[db, other], &[migration("done")]);
+    fake.answers(PROGRESS, with(answer, "generation", json!(8)));
     fake.answers("GET /v1/deployments/current", newer);
     deploy(&fake, &[]).await
 }
