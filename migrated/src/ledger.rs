@@ -103,7 +103,7 @@ impl Ledger {
         let (requests, queue) = mpsc::channel(QUEUE);
         let announce = Announce {
             changed: watch::Sender::new(0),
-            problem: watch::Sender::new(None),
+            problem: watch::Sender::new(writer.failure()),
         };
         let ledger = Self {
             requests,
@@ -201,14 +201,14 @@ fn run(
                 .changed
                 .send_modify(|count| *count = count.wrapping_add(1));
         }
-        let failure = result.as_ref().err().map(|error| Report(error).to_string());
+        if let Err(error) = &result {
+            announce.tell(Some(Report(error).to_string()));
+        }
         // A caller that went away does not need the answer.
         drop(done.send(result));
         if appended {
             writer.compact(&registry.read().unwrap_or_else(PoisonError::into_inner));
-        }
-        if appended || failure.is_some() {
-            announce.tell(failure.or_else(|| writer.failure()));
+            announce.tell(writer.failure());
         }
     }
 }
