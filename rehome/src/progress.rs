@@ -30,7 +30,7 @@ const RESTART_GRACE: Duration = Duration::from_mins(1);
 /// How the wait ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum End {
-    /// Nothing is left to do.
+    /// Nothing is left to wait for.
     Settled,
     /// The time is up.
     TimedOut,
@@ -49,8 +49,8 @@ pub(crate) struct Followed {
     pub(crate) end: End,
 }
 
-/// Waits until a deployment is settled, at most for `limit`; the newer ones too that others make
-/// meanwhile, as long as they say what was asked for.
+/// Waits until what was asked for is over, at most for `limit`; the newer deployments too that
+/// others make meanwhile, as long as they say what was asked for.
 ///
 /// # Errors
 /// When the daemon refuses to answer, or is away for longer than a restart takes.
@@ -95,12 +95,12 @@ async fn watch(
                 // The daemon that is asked may not have heard of a new deployment yet.
                 if progress.generation >= generation {
                     display.show(&progress);
-                    let settled = progress.settled;
+                    let over = scope.is_over(&progress);
                     *seen = Some(progress);
                     if !stands {
                         return Ok(End::Superseded);
                     }
-                    if settled {
+                    if over {
                         return Ok(End::Settled);
                     }
                 }

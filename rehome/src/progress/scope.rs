@@ -1,7 +1,9 @@
 //! What a command asked for, and whether a newer deployment still says so: somebody else's does
 //! not end the wait for what it leaves as it is.
 
-use rehome_shared::api::cluster::{Change, ChangeKind, Desired, Migration};
+use rehome_shared::api::cluster::{
+    ApplicationState, Change, ChangeKind, Desired, Migration, MigrationState, Progress,
+};
 use rehome_shared::config::model::Applications;
 use rehome_shared::ids::{AppName, DeploymentGeneration, HostAddr};
 
@@ -61,6 +63,19 @@ impl Scope<'_> {
         }
     }
 
+    /// Whether nothing is left to wait for. A move waits for nothing but its own application:
+    /// until that has arrived, or has stayed where it was. `progress` holds only the migrations
+    /// that were asked for.
+    pub(super) fn is_over(self, progress: &Progress) -> bool {
+        progress.settled
+            || match self {
+                Self::Deployment { .. } => false,
+                Self::Move { application, to } => {
+                    is_there(progress, application, to) || came_back(progress, application)
+                }
+            }
+    }
+
     /// Whether a migration is one that was asked for, whichever deployment began it.
     pub(super) fn brought(self, migration: &Migration) -> bool {
         match self {
@@ -77,6 +92,35 @@ impl Scope<'_> {
             }),
         }
     }
+}
+
+/// Whether an application serves on a host and its migration is complete.
+fn is_there(progress: &Progress, application: &AppName, to: &HostAddr) -> bool {
+    let ended = progress
+        .migrations
+        .iter()
+        .all(|migration| migration.state == MigrationState::Done);
+    let serves = progress.applications.iter().any(|app| {
+        app.name == *application
+            && app.host.as_ref() == Some(to)
+            && app.state == ApplicationState::Running
+    });
+    ended && serves
+}
+
+/// Whether the last migration was called off or given back and the application serves again.
+fn came_back(progress: &Progress, application: &AppName) -> bool {
+    let ended = progress.migrations.last().is_some_and(|migration| {
+        matches!(
+            migration.state,
+            MigrationState::Aborted | MigrationState::Returned
+        )
+    });
+    let serves = progress
+        .applications
+        .iter()
+        .any(|app| app.name == *application && app.state == ApplicationState::Running);
+    ended && serves
 }
 
 /// Where a deployment wants an application to run.
@@ -105,7 +149,7 @@ mod tests {
     use rehome_shared::config::model::{Application, Image, ImageVersion};
 
     use super::*;
-    use crate::render::sample::{app, host, migration};
+    use crate::render::sample::{app, application, host, migration};
 
     /// `db` of a version on a host, `web` on another.
     fn deployment(version: &str, at: &str) -> Desired {
@@ -165,6 +209,52 @@ mod tests {
         let mut gone = deployment("1", "10.0.0.2");
         gone.applications.remove(&db);
         assert!(!scope.stands(&gone));
+    }
+
+    /// `db` in a state on a host, its migration to 10.0.0.2 in another, `web` still starting.
+    fn progress(state: ApplicationState, at: &str, of: MigrationState) -> Progress {
+        let mut db = application(state);
+        db.host = Some(host(at));
+        let mut web = application(ApplicationState::Starting);
+        web.name = app("web");
+        Progress {
+            generation: DeploymentGeneration(7),
+            settled: false,
+            applications: vec![db, web],
+            migrations: vec![migration(of)],
+            failures: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_move_does_not_wait_for_other_applications() {
+        use ApplicationState::{Migrating, Running};
+        use MigrationState::{Aborted, Blocked, Done, Returned};
+        let (db, to) = (app("db"), host("10.0.0.2"));
+        let scope = Scope::Move {
+            application: &db,
+            to: &to,
+        };
+        let over = |state, at, of| scope.is_over(&progress(state, at, of));
+        assert!(over(Running, "10.0.0.2", Done));
+        assert!(over(Running, "10.0.0.1", Aborted) && over(Running, "10.0.0.1", Returned));
+        assert!(!over(Migrating, "10.0.0.1", Aborted), "it does not serve");
+        assert!(!over(Running, "10.0.0.2", MigrationState::Running));
+        assert!(!over(Running, "10.0.0.1", Blocked));
+        let mut none = progress(Running, "10.0.0.1", Done);
+        none.migrations.clear();
+        assert!(!scope.is_over(&none), "it has not begun");
+        none.settled = true;
+        assert!(scope.is_over(&none));
+    }
+
+    #[test]
+    fn a_deployment_waits_for_all_of_it() {
+        let changes = moved();
+        let mut progress = progress(ApplicationState::Running, "10.0.0.2", MigrationState::Done);
+        assert!(!scope(&changes, None).is_over(&progress));
+        progress.settled = true;
+        assert!(scope(&changes, None).is_over(&progress));
     }
 
     #[test]
