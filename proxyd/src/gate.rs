@@ -13,11 +13,11 @@ use crate::book::connection::{Connection, Order, Stage};
 
 /// Silence after which a connection counts as idle when the application has spoken last: long
 /// enough for a busy client's next question, short enough to leave a drain of two seconds its
-/// time.
+/// time. Near the end of a drain less is enough.
 pub(crate) const IDLE_AFTER: Duration = Duration::from_millis(200);
 
-/// Closes idle connections of an application and waits until nothing flows, or until the
-/// deadline.
+/// Closes idle connections of an application, near the deadline those between two questions too,
+/// and waits until nothing flows, or until the deadline.
 ///
 /// # Cancel safety
 /// Cancel safe: what was closed stays closed; call it again for the rest.
@@ -29,8 +29,9 @@ pub(crate) async fn drain(
 ) -> GateCounts {
     let started = Instant::now();
     loop {
+        let left = deadline.saturating_sub(started.elapsed());
         book.order(Order::ClosePolitely, |connection| {
-            relays(connection, application) && is_to_be_closed(connection, idle_after)
+            relays(connection, application) && is_to_be_closed(connection, idle_after, left)
         });
         let left = book.count(|connection| relays(connection, application));
         match verdict(left, started.elapsed(), deadline) {
@@ -63,8 +64,12 @@ fn relays(connection: &Connection, application: &AppName) -> bool {
         && connection.application.as_ref() == Some(application)
 }
 
-/// Whether a connection is idle and was not told goodbye yet.
-pub(crate) fn is_to_be_closed(connection: &Connection, idle_after: Duration) -> bool {
+/// Whether a connection is idle and was not told goodbye yet, with so much left of the drain.
+pub(crate) fn is_to_be_closed(
+    connection: &Connection,
+    idle_after: Duration,
+    left: Duration,
+) -> bool {
     let told = if connection.was_ordered() == Order::Run {
         Told::No
     } else {
@@ -75,5 +80,5 @@ pub(crate) fn is_to_be_closed(connection: &Connection, idle_after: Duration) -> 
     } else {
         Turn::Application
     };
-    step(connection.quiet_for(), idle_after, turn, told) == Step::Close
+    step(connection.quiet_for(), idle_after, left, turn, told) == Step::Close
 }

@@ -240,8 +240,9 @@ impl Proxyd {
         book.order(Order::Stop, |connection| !relays(connection));
         let started = std::time::Instant::now();
         while book.active() > 0 && started.elapsed() < grace {
+            let left = grace.saturating_sub(started.elapsed());
             book.order(Order::ClosePolitely, |c| {
-                relays(c) && gate::is_to_be_closed(c, gate::IDLE_AFTER)
+                relays(c) && gate::is_to_be_closed(c, gate::IDLE_AFTER, left)
             });
             tokio::time::sleep(Duration::from_millis(20)).await;
         }

@@ -63,7 +63,7 @@ pub(crate) struct Connection {
     upstream: Mutex<Option<Upstream>>,
     bytes_in: AtomicU64,
     bytes_out: AtomicU64,
-    /// Milliseconds from `accepted` to the last byte.
+    /// Microseconds from `accepted` to the last byte.
     last_byte: AtomicU64,
     /// Whether that was the application's.
     answered: AtomicBool,
@@ -162,13 +162,13 @@ impl Connection {
 
     /// Starts the clock of idleness again.
     pub(crate) fn touch(&self) {
-        let now = u64::try_from(self.accepted.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let now = u64::try_from(self.accepted.elapsed().as_micros()).unwrap_or(u64::MAX);
         self.last_byte.store(now, Ordering::Relaxed);
     }
 
     /// When the last byte passed.
     pub(crate) fn last_byte(&self) -> Instant {
-        self.accepted + Duration::from_millis(self.last_byte.load(Ordering::Relaxed))
+        self.accepted + Duration::from_micros(self.last_byte.load(Ordering::Relaxed))
     }
 
     /// Whether the application spoke last.

@@ -161,10 +161,11 @@ async fn a_drain_closes_idle_connections_politely_and_leaves_busy_ones() -> Resu
     host.wait(key, |status| status.active == 2).await?;
     host.proxy.prepare(prepare_verb(version(1, 1))).await?;
 
+    // A long question, whose answer the application owes.
     let chatter = async {
         loop {
-            busy_server.write_all(b"tick\n").await?;
-            ensure!(read_line(&mut busy).await? == "tick");
+            busy.write_all(b"tick\n").await?;
+            ensure!(read_line(&mut busy_server).await? == "tick");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
@@ -205,6 +206,58 @@ async fn a_drain_closes_idle_connections_politely_and_leaves_busy_ones() -> Resu
     });
     ensure!(end.await? == std::io::ErrorKind::ConnectionReset);
     Ok(())
+}
+
+/// A client that never pauses for long is told goodbye near the end, between two questions.
+#[tokio::test]
+async fn a_busy_client_is_served_until_near_the_end_of_a_drain_and_then_let_go() -> Result<()> {
+    let (app, host, port) = (
+        App::start("a").await?,
+        Host::start().await?,
+        free_port().await?,
+    );
+    let key = tcp(port)?;
+    host.open(&[], key, version(1, 0), app.target()).await?;
+    let mut clients = JoinSet::new();
+    for think in [1, 3, 5] {
+        let client = host.client(port).await?;
+        clients.spawn(busy(client, Duration::from_millis(think)));
+    }
+    host.wait(key, |status| status.active == 3).await?;
+    host.proxy.prepare(prepare_verb(version(1, 1))).await?;
+
+    let began = Instant::now();
+    let drain = drain_verb(version(1, 1), Duration::from_millis(1000));
+    host.proxy.drain(drain).await?;
+
+    while let Some(ended) = clients.join_next().await {
+        let last_answer = ended??.duration_since(began);
+        ensure!(last_answer > Duration::from_millis(500), "{last_answer:?}");
+    }
+    let counts = host.proxy.freeze(gate_ref(version(1, 1))).await?;
+    ensure!(
+        (counts.active, counts.drained, counts.cut) == (0, 3, 0),
+        "{counts:?}"
+    );
+    Ok(())
+}
+
+/// Asks again and again; answers when the last answer came, if the connection then ended without
+/// a reset and without a part of an answer.
+async fn busy(mut client: TcpStream, think: Duration) -> Result<Instant> {
+    let mut last = Instant::now();
+    loop {
+        client.write_all(b"x\n").await?;
+        let mut answer = [0; 5];
+        let length = timeout(LIMIT, client.read(&mut answer)).await??;
+        if length == 0 {
+            return Ok(last);
+        }
+        client.read_exact(&mut answer[length..]).await?;
+        ensure!(&answer == b"a: x\n", "{answer:?}");
+        last = Instant::now();
+        tokio::time::sleep(think).await;
+    }
 }
 
 #[tokio::test]
