@@ -8,6 +8,7 @@ mod back;
 mod connections;
 mod converge;
 mod copy;
+mod draining;
 mod handoff;
 mod interrupt;
 mod measured;
@@ -291,7 +292,7 @@ impl Driver {
             }
             Effect::StartThere { attempt } => self.start_there(migration, attempt).await,
             Effect::Park => self.park(migration).await,
-            Effect::Drain => self.drain(migration).await,
+            Effect::Drain => Box::pin(self.drain(migration)).await,
             Effect::Stop => self.stop(migration).await,
             Effect::SendFinal { attempt } => self.send_final(migration, attempt).await,
             Effect::Grant { attempt, epoch } => self.grant(migration, attempt, epoch).await,

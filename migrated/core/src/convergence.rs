@@ -3,18 +3,22 @@
 //! After each pre-copy round the window is predicted as
 //!
 //! ```text
-//! P = fixed + least + d/B      d = dirty rate × (time since the last snapshot + drain)
+//! P = fixed + least + d/B      d = dirty rate × (last + min(drain, pace + last))
 //! ```
 //!
+//! `last` is what the last round took, and so the age of its snapshot now. Rounds go on while the
+//! drain lasts (see [`drain`]): of a drain longer than `pace + last` only so much is exposed.
 //! The dirty rate is an exponentially weighted mean of bytes per second between snapshots (the
 //! first round is the whole volume and says nothing of it); the bandwidth is the 25th percentile
 //! of the rounds, because a window that is too long hurts more than a round too many; `least` is
 //! what a round takes however little it sends; `fixed` is what stopping, starting and the
 //! handoff's messages took when they were last measured.
 //!
-//! [`throttle`] says how hard an application is held back that writes too fast, [`window`] whether
-//! a window that has begun still fits, and [`forecast`] what a move would come to that has not.
+//! [`throttle`] says how hard an application is held back that writes too fast, [`drain`] which
+//! rounds are sent while connections finish, [`window`] whether a window that has begun still
+//! fits, and [`forecast`] what a move would come to that has not.
 
+pub mod drain;
 pub mod forecast;
 pub mod throttle;
 pub mod window;
@@ -207,7 +211,7 @@ fn within_cap(predicted: Duration, observed: &Observed<'_>, limits: &MigrationLi
 /// The predicted window; `None` before the second round.
 #[must_use]
 pub fn predict(observed: &Observed<'_>, limits: &MigrationLimits) -> Option<Duration> {
-    let exposed = observed.rounds.last()?.seconds + limits.drain.as_secs_f64();
+    let exposed = drain::exposed(limits.drain, observed.rounds.last()?.seconds);
     let seconds =
         least(observed.rounds) + dirty_rate(observed)? * exposed / rate(observed.rounds, limits);
     let delta = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
@@ -221,10 +225,19 @@ pub fn pending(rounds: &[Round], gaps: &[f64], exposed: Duration) -> Bytes {
     whole(rate * exposed.as_secs_f64())
 }
 
-/// Bytes per second that the way to the destination takes, as a pessimist reads the rounds.
+/// Bytes per second that the way to the destination takes: a quarter of all bytes went no faster.
+/// The many small rounds of a drain, in which latency weighs most, hardly count.
 #[must_use]
 pub fn bandwidth(rounds: &[Round], limits: &MigrationLimits) -> Bytes {
-    whole(rate(rounds, limits))
+    let mut telling: Vec<(f64, u64)> = telling(rounds).collect();
+    telling.sort_by(|a, b| f64::total_cmp(&a.0, &b.0));
+    let mut left = telling.iter().map(|(_, bytes)| bytes).sum::<u64>() / 4;
+    let slow = telling.into_iter().find(|(_, bytes)| {
+        let reached = *bytes >= left;
+        left = left.saturating_sub(*bytes);
+        reached
+    });
+    whole(slow.map_or_else(|| assumed(limits), |(rate, _)| rate))
 }
 
 fn shrinks(rounds: &[Round]) -> bool {
@@ -247,18 +260,27 @@ fn rate_of(rounds: &[Round], gaps: &[f64]) -> Option<f64> {
         .reduce(|mean, sample| mean + NEWEST * (sample - mean))
 }
 
-/// Bytes per second, pessimistic. Rounds of a few bytes measure latency and not bandwidth: they do
-/// not count, and without others a slow wire is assumed.
+/// Bytes per second, pessimistic.
 fn rate(rounds: &[Round], limits: &MigrationLimits) -> f64 {
-    let mut rates: Vec<f64> = rounds
-        .iter()
-        .filter(|r| r.bytes >= TELLING)
-        .map(|r| (float(r.bytes) / r.seconds.max(0.001)).max(1.0))
-        .collect();
+    let mut rates: Vec<f64> = telling(rounds).map(|(rate, _)| rate).collect();
     rates.sort_by(f64::total_cmp);
-    let assumed = || ASSUMED.min(limits.bandwidth_limit.unwrap_or(ASSUMED));
     let measured = rates.get(rates.len() / 4).copied();
-    measured.unwrap_or_else(|| float(assumed()).max(1.0))
+    measured.unwrap_or_else(|| assumed(limits))
+}
+
+/// Bytes per second and bytes of the rounds that measured the wire: those of a few bytes measure
+/// latency.
+fn telling(rounds: &[Round]) -> impl Iterator<Item = (f64, u64)> {
+    let telling = rounds.iter().filter(|r| r.bytes >= TELLING);
+    telling.map(|r| {
+        let rate = (float(r.bytes) / r.seconds.max(0.001)).max(1.0);
+        (rate, r.bytes.0)
+    })
+}
+
+/// A slow wire, while none was measured.
+fn assumed(limits: &MigrationLimits) -> f64 {
+    float(ASSUMED.min(limits.bandwidth_limit.unwrap_or(ASSUMED))).max(1.0)
 }
 
 /// What a round of nothing would take: no more than the shortest small one did.

@@ -174,7 +174,10 @@ pub enum Event {
     /// New connections are held.
     Parked,
     /// Old connections ended, or their time is over.
-    Drained,
+    Drained {
+        /// The rounds that arrived meanwhile.
+        rounds: Vec<Round>,
+    },
     /// No process of it is left.
     Stopped,
     /// The destination has all of the final snapshots and has promised to wait.
@@ -330,7 +333,7 @@ impl SourceMigration {
                     step,
                 },
                 event,
-            ) => self.step_cut_over(*attempt, *deadline, *step, now, &event),
+            ) => self.step_cut_over(*attempt, *deadline, *step, now, event),
             (_, event) => Err(self.not_an_answer(&event)),
         }
     }
@@ -341,11 +344,15 @@ impl SourceMigration {
         deadline: UnixMillis,
         step: CutOverStep,
         now: UnixMillis,
-        event: &Event,
+        event: Event,
     ) -> Result<Step, Illegal> {
+        let mut sent = Vec::new();
         let next = match (step, event) {
             (CutOverStep::Parking, Event::Parked) => CutOverStep::Draining,
-            (CutOverStep::Draining, Event::Drained) => CutOverStep::Stopping,
+            (CutOverStep::Draining, Event::Drained { rounds }) => {
+                sent = rounds;
+                CutOverStep::Stopping
+            }
             (CutOverStep::Stopping, Event::Stopped) => CutOverStep::Final,
             // C1 never happens after the deadline that was written down.
             (CutOverStep::Final, Event::Verified) if now <= deadline => {
@@ -354,19 +361,21 @@ impl SourceMigration {
             (CutOverStep::Final, Event::Verified) => {
                 return Ok(self.abort(self.past_the_cap()));
             }
-            _ => return Err(self.not_an_answer(event)),
+            (_, event) => return Err(self.not_an_answer(&event)),
         };
-        if now > deadline {
-            return Ok(self.abort(self.past_the_cap()));
-        }
-        Ok(self.enter(
-            Vec::new(),
-            BeforeRelease::CutOver {
-                attempt,
-                deadline,
-                step: next,
-            },
-        ))
+        Ok(self.after_rounds(sent, |migration| {
+            if now > deadline {
+                return migration.abort(migration.past_the_cap());
+            }
+            migration.enter(
+                Vec::new(),
+                BeforeRelease::CutOver {
+                    attempt,
+                    deadline,
+                    step: next,
+                },
+            )
+        }))
     }
 
     fn step_after(&self, phase: &AfterRelease, event: Event) -> Result<Step, Illegal> {
@@ -401,17 +410,23 @@ impl SourceMigration {
     }
 
     fn round(&self, round: Round, next: AfterRound, now: UnixMillis) -> Step {
-        let record = SourceRecord::Round(round);
-        let mut with_round = self.clone();
-        with_round.rounds.push(round);
-        let mut step = match next {
+        self.after_rounds(vec![round], |migration| match next {
             AfterRound::Again => {
-                with_round.enter(Vec::new(), BeforeRelease::PreCopy { failures: 0 })
+                migration.enter(Vec::new(), BeforeRelease::PreCopy { failures: 0 })
             }
-            AfterRound::Abort { reason } => with_round.abort(reason),
-            AfterRound::CutOver => with_round.cut_over(now),
-        };
-        step.records.insert(0, record);
+            AfterRound::Abort { reason } => migration.abort(reason),
+            AfterRound::CutOver => migration.cut_over(now),
+        })
+    }
+
+    /// A step that rounds have led to: they are written down with it.
+    fn after_rounds(&self, rounds: Vec<Round>, then: impl FnOnce(&Self) -> Step) -> Step {
+        let mut records: Vec<_> = rounds.iter().copied().map(SourceRecord::Round).collect();
+        let mut with_rounds = self.clone();
+        with_rounds.rounds.extend(rounds);
+        let mut step = then(&with_rounds);
+        records.append(&mut step.records);
+        step.records = records;
         step
     }
 

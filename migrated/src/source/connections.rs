@@ -1,5 +1,6 @@
 //! Park, drain, stop: what clients may notice.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use migrated_core::routes::LocalRoute;
@@ -81,7 +82,7 @@ impl Driver {
         };
         // A deployment that has just come may name routes that the proxy was not told of yet.
         self.push_routes().await;
-        let asked = self.ask_proxy(migration, || self.host.proxy.prepare(&gate));
+        let asked = ask_proxy(self.patience(migration), || self.host.proxy.prepare(&gate));
         let counts = asked
             .await
             .map_err(|error| format!("the connections cannot be parked: {}", Report(&error)))?;
@@ -89,58 +90,43 @@ impl Driver {
         Ok(())
     }
 
-    /// Asks `proxyd`, and again while it is away: it may be about to come back from a restart,
-    /// with its gates as they were. In a cut-over for as long as that may take.
-    async fn ask_proxy<T, F>(
-        &self,
-        migration: &SourceMigration,
-        ask: impl Fn() -> F + Send,
-    ) -> Result<T, ClientError>
-    where
-        F: Future<Output = Result<T, ClientError>> + Send,
-    {
-        let until = Instant::now() + self.time_left(migration).unwrap_or(RESTART);
-        let mut pause = Backoff::new(Duration::from_millis(50), Duration::from_millis(500));
-        loop {
-            match ask().await {
-                Err(error) if is_away(&error) && Instant::now() < until => {
-                    let error = Report(&error).to_string();
-                    tracing::info!(error, "proxyd does not answer; it is asked again");
-                }
-                answer => return answer,
-            }
-            tokio::time::sleep(pause.next_delay()).await;
-        }
+    /// How long `proxyd` may be away: in a cut-over for as long as that may take.
+    fn patience(&self, migration: &SourceMigration) -> Duration {
+        self.time_left(migration).unwrap_or(RESTART)
     }
 
     /// Lets old connections finish. What does not is ended after the application has stopped.
-    pub(super) async fn drain(&mut self, migration: &SourceMigration) -> Event {
-        match self.drain_gate(migration).await {
-            Ok(()) => Event::Drained,
-            Err(reason) => Event::Failed { reason },
+    pub(super) async fn drain_gate(&self, migration: &SourceMigration) -> Result<(), String> {
+        if let Some(counts) = self.draining(migration).await? {
+            self.count(counts);
         }
+        Ok(())
     }
 
-    pub(super) async fn drain_gate(&self, migration: &SourceMigration) -> Result<(), String> {
-        let Some(version) = self
-            .track
-            .gate
-            .version
+    /// The same beside something else; what comes of it is for the caller to count. `None` where
+    /// there is nothing to drain.
+    pub(super) fn draining(
+        &self,
+        migration: &SourceMigration,
+    ) -> impl Future<Output = Result<Option<GateCounts>, String>> + Send + use<> {
+        let parked = self.track.gate.version;
+        let gate = parked
             .filter(|_| self.has_ports(migration))
-        else {
-            return Ok(());
-        };
-        let gate = Drain {
-            application: migration.plan.application.clone(),
-            version,
-            deadline: migration.plan.limits.drain,
-        };
-        let asked = self.ask_proxy(migration, || self.host.proxy.drain(&gate));
-        let counts = asked
-            .await
-            .map_err(|error| format!("the connections cannot be drained: {}", Report(&error)))?;
-        self.count(counts);
-        Ok(())
+            .map(|version| Drain {
+                application: migration.plan.application.clone(),
+                version,
+                deadline: migration.plan.limits.drain,
+            });
+        let (host, patience) = (Arc::clone(&self.host), self.patience(migration));
+        async move {
+            let Some(gate) = gate else {
+                return Ok(None);
+            };
+            let counts = ask_proxy(patience, || host.proxy.drain(&gate)).await;
+            counts
+                .map(Some)
+                .map_err(|error| format!("the connections cannot be drained: {}", Report(&error)))
+        }
     }
 
     /// Stops the application; the window begins. Then ends the connections that remain, so that
@@ -199,7 +185,7 @@ impl Driver {
             application: migration.plan.application.clone(),
             version,
         };
-        let asked = self.ask_proxy(migration, || self.host.proxy.freeze(&gate));
+        let asked = ask_proxy(self.patience(migration), || self.host.proxy.freeze(&gate));
         let counts = asked
             .await
             .map_err(|error| format!("the connections cannot be ended: {}", Report(&error)))?;
@@ -220,12 +206,32 @@ impl Driver {
         }
     }
 
-    fn count(&self, counts: GateCounts) {
+    pub(super) fn count(&self, counts: GateCounts) {
         self.run.report().connections = Connections {
             drained: counts.drained,
             parked: counts.parked_total,
             refused: counts.refused,
         };
+    }
+}
+
+/// Asks `proxyd`, and again while it is away: it may be about to come back from a restart, with
+/// its gates as they were.
+async fn ask_proxy<T, F>(patience: Duration, ask: impl Fn() -> F + Send) -> Result<T, ClientError>
+where
+    F: Future<Output = Result<T, ClientError>> + Send,
+{
+    let until = Instant::now() + patience;
+    let mut pause = Backoff::new(Duration::from_millis(50), Duration::from_millis(500));
+    loop {
+        match ask().await {
+            Err(error) if is_away(&error) && Instant::now() < until => {
+                let error = Report(&error).to_string();
+                tracing::info!(error, "proxyd does not answer; it is asked again");
+            }
+            answer => return answer,
+        }
+        tokio::time::sleep(pause.next_delay()).await;
     }
 }
 

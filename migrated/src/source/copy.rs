@@ -36,7 +36,7 @@ pub(super) struct Copying {
     pub(super) bases: Option<BTreeMap<DatasetId, Snapshot>>,
     /// What it understands in a stream, as it said with that.
     pub(super) encodings: Vec<StreamEncoding>,
-    /// When the last snapshots were taken.
+    /// When the snapshots of the last round that arrived were taken.
     pub(super) snapped: Option<Instant>,
     /// Seconds between the snapshots of each round and the one before.
     pub(super) gaps: Vec<f64>,
@@ -60,7 +60,7 @@ pub(super) enum CopyError {
 impl CopyError {
     /// Whether the same again may succeed: it may when the way or the other side failed for a
     /// moment, not when the destination refuses.
-    fn again(&self) -> bool {
+    pub(super) fn again(&self) -> bool {
         match self {
             Self::Send(error) | Self::Stream(SendError::Client(error)) => error
                 .status()
@@ -111,7 +111,7 @@ impl Driver {
         }
     }
 
-    async fn offer(&mut self, migration: &SourceMigration) -> Result<(), CopyError> {
+    pub(super) async fn offer(&mut self, migration: &SourceMigration) -> Result<(), CopyError> {
         let plan = &migration.plan;
         let desired = self.host.desired.get();
         let spec = crate::host::spec_of(&desired, &plan.application)
@@ -197,10 +197,7 @@ impl Driver {
         match self.round(migration, round).await {
             Ok(sent) => {
                 let next = self.after_round(migration, sent).await;
-                let mut report = self.run.report();
-                report.rounds.push(sent);
-                report.bytes = report.bytes.saturating_add(sent.bytes);
-                drop(report);
+                self.note_round(sent);
                 Event::RoundSent { round: sent, next }
             }
             Err(error) => {
@@ -216,18 +213,24 @@ impl Driver {
         }
     }
 
-    async fn round(&mut self, migration: &SourceMigration, round: u32) -> Result<Round, CopyError> {
+    /// A round that arrived, for the report.
+    pub(super) fn note_round(&self, sent: Round) {
+        let mut report = self.run.report();
+        report.rounds.push(sent);
+        report.bytes = report.bytes.saturating_add(sent.bytes);
+    }
+
+    /// Snapshots the volumes and sends what has changed; `migration` has all earlier rounds.
+    pub(super) async fn round(
+        &mut self,
+        migration: &SourceMigration,
+        round: u32,
+    ) -> Result<Round, CopyError> {
         if self.track.copy.bases.is_none() {
             self.offer(migration).await?;
         }
         let name = snapshot_name(&migration.id, &round.to_string());
         let snapped = Instant::now();
-        let gap = self
-            .track
-            .copy
-            .snapped
-            .replace(snapped)
-            .map(|before| (snapped - before).as_secs_f64());
         self.measure_use(migration).await;
         self.run.stream_begins();
         let began = Instant::now();
@@ -236,6 +239,9 @@ impl Driver {
             self.copy(migration, volume, &name).await?;
         }
         let seconds = began.elapsed().as_secs_f64();
+        // One that did not arrive is no base: what it would have sent is still to go.
+        let before = self.track.copy.snapped.replace(snapped);
+        let gap = before.map(|before| (snapped - before).as_secs_f64());
         self.track.copy.gaps.resize(migration.rounds.len(), seconds);
         self.track.copy.gaps.push(gap.unwrap_or(seconds));
         Ok(Round {

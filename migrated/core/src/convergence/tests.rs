@@ -76,8 +76,8 @@ fn the_first_round_says_nothing_of_the_dirty_rate() {
 
 #[test]
 fn the_window_is_the_fixed_cost_and_the_difference_at_the_bandwidth() {
-    // 10 MiB in 10 s is 1 MiB/s; 1000 MiB in 10 s is 100 MiB/s; the last round took 0.5 s and
-    // the drain takes 2 s, so 2.5 MiB are to go.
+    // 10 MiB in 10 s is 1 MiB/s; 1000 MiB in 10 s is 100 MiB/s; the last round took 0.5 s, and
+    // so long and 0.1 s more of the drain may pass after the last snapshot: 1.1 MiB are to go.
     let rounds = [round(1000, 10.0), round(10, 0.1), round(10, 0.5)];
     let slowest = 20.0;
     let predicted = predict(
@@ -86,7 +86,7 @@ fn the_window_is_the_fixed_cost_and_the_difference_at_the_bandwidth() {
     )
     .unwrap();
     assert!(
-        (predicted.as_secs_f64() - (1.0 + 2.5 / slowest)).abs() < 1e-6,
+        (predicted.as_secs_f64() - (1.0 + 1.1 / slowest)).abs() < 1e-6,
         "{predicted:?}"
     );
 }
@@ -347,6 +347,39 @@ fn what_is_left_to_send_grows_with_the_time_since_the_last_snapshot() {
         bandwidth(&rounds, &MigrationLimits::default()),
         Bytes(100 * MIB)
     );
+}
+
+#[test]
+fn a_drain_counts_as_a_whole_only_while_no_round_fits_into_it() {
+    // 5 MiB/s at 100 MiB/s.
+    let predicted = |last: f64, drain| {
+        let rounds = [round(1000, 10.0), round(50, 0.5), round(50, last)];
+        let seen = observed(&rounds, &[0.0, 10.0, 10.0]);
+        let least_rate = 50.0 / last.max(0.5);
+        let window = predict(&seen, &drained_in(drain)).unwrap();
+        (window.as_secs_f64() - 1.0) * least_rate / 5.0
+    };
+    for (last, drain, exposed) in [
+        (0.5, 0, 0.5),
+        (0.5, 100, 0.6),
+        (0.5, 600, 1.1),
+        (0.5, 2000, 1.1),
+        (4.0, 2000, 6.0),
+    ] {
+        let seen = predicted(last, Duration::from_millis(drain));
+        assert!((seen - exposed).abs() < 1e-6, "{last} {drain}: {seen}");
+    }
+}
+
+#[test]
+fn many_small_rounds_do_not_make_the_wire_slow() {
+    let mut rounds = vec![round(400, 4.0)];
+    rounds.extend([round(2, 0.1); 20]);
+    let limits = MigrationLimits::default();
+    assert_eq!(bandwidth(&rounds, &limits), Bytes(100 * MIB));
+    // A third of the bytes went so slowly: that is no latency.
+    rounds.extend([round(20, 1.0); 10]);
+    assert_eq!(bandwidth(&rounds, &limits), Bytes(20 * MIB));
 }
 
 #[test]

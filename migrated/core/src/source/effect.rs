@@ -26,7 +26,7 @@ pub enum Effect {
     },
     /// Park; answers [`Event::Parked`] or [`Event::Failed`].
     Park,
-    /// Drain; answers [`Event::Drained`] or [`Event::Failed`].
+    /// Drain, and send rounds while that lasts; answers [`Event::Drained`] or [`Event::Failed`].
     Drain,
     /// Stop the application; answers [`Event::Stopped`] or [`Event::Failed`].
     Stop,

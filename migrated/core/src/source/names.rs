@@ -39,7 +39,7 @@ impl Event {
             Self::RoundFailed { .. } => "round failed",
             Self::StartedThere => "started there",
             Self::Parked => "parked",
-            Self::Drained => "drained",
+            Self::Drained { .. } => "drained",
             Self::Stopped => "stopped",
             Self::Verified => "verified",
             Self::Failed { .. } => "failed",

@@ -9,8 +9,8 @@ use crate::record::SourceRecord;
 
 impl SourceMigration {
     /// The state that a record leads to: what [`step`](Self::step) made of it. The steps of a
-    /// cut-over leave no records, so a restart in the middle of one finds itself at its
-    /// beginning; [`resumed`](Self::resumed) says what follows from that.
+    /// cut-over leave no records but the rounds of the drain, so a restart in the middle of one
+    /// finds itself at its beginning; [`resumed`](Self::resumed) says what follows from that.
     #[must_use]
     pub fn replay(&self, record: &SourceRecord) -> Self {
         if let SourceRecord::Planned(plan) = record {
@@ -54,6 +54,18 @@ impl BeforeRelease {
                 Self::PreCopy { failures: 0 }
             }
             (
+                SourceRecord::Round(_),
+                Self::CutOver {
+                    attempt,
+                    deadline,
+                    step,
+                },
+            ) => Self::CutOver {
+                attempt: *attempt,
+                deadline: *deadline,
+                step: after_drain(*step)?,
+            },
+            (
                 SourceRecord::CutOver { attempt, deadline },
                 Self::Preparing | Self::PreCopy { .. },
             ) => Self::CutOver {
@@ -75,6 +87,16 @@ impl BeforeRelease {
             _ => return None,
         };
         Some(Phase::Before(next))
+    }
+}
+
+/// Where a round leads in a cut-over. It is written down when the drain is over; a restart knows
+/// nothing of the steps, and stays at the first.
+fn after_drain(step: CutOverStep) -> Option<CutOverStep> {
+    match step {
+        CutOverStep::Parking => Some(CutOverStep::Parking),
+        CutOverStep::Draining | CutOverStep::Stopping => Some(CutOverStep::Stopping),
+        CutOverStep::Final => None,
     }
 }
 

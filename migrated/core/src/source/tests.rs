@@ -19,6 +19,12 @@ fn closed() -> Event {
     }
 }
 
+fn drained(rounds: usize) -> Event {
+    Event::Drained {
+        rounds: vec![round(); rounds],
+    }
+}
+
 fn why() -> String {
     "because".to_owned()
 }
@@ -55,7 +61,7 @@ fn to_cut_over() -> Vec<Event> {
 fn to_final() -> Vec<Event> {
     [
         to_cut_over(),
-        vec![Event::Parked, Event::Drained, Event::Stopped],
+        vec![Event::Parked, drained(0), Event::Stopped],
     ]
     .concat()
 }
@@ -82,7 +88,7 @@ fn every_phase() -> Vec<SourceMigration> {
         run(stateless, &[Event::Ready]),
         at(&cut_over),
         at(&[&cut_over[..], &[Event::Parked]].concat()),
-        at(&[&cut_over[..], &[Event::Parked, Event::Drained]].concat()),
+        at(&[&cut_over[..], &[Event::Parked, drained(0)]].concat()),
         at(&to_final()),
         at(&[Event::Failed { reason: why() }]),
         at(&released),
@@ -119,7 +125,8 @@ fn every_event() -> Vec<Event> {
         },
         Event::StartedThere,
         Event::Parked,
-        Event::Drained,
+        drained(0),
+        drained(2),
         Event::Stopped,
         Event::Verified,
         Event::Failed { reason: why() },
@@ -275,9 +282,9 @@ fn an_event_that_answers_another_effect_changes_nothing() {
         })
         .collect::<Vec<_>>();
     // Ready, refused, failed, abort | three rounds sent, two failed, failed, abort | started,
-    // failed, abort | one answer, failed, abort in each step of the window | closed | the
-    // outcomes | closed | closed | nothing.
-    assert_eq!(legal, [4, 7, 3, 3, 3, 3, 3, 1, 3, 2, 1, 1, 0]);
+    // failed, abort | one answer, failed, abort in each step of the window, and a second one to
+    // draining | closed | the outcomes | closed | closed | nothing.
+    assert_eq!(legal, [4, 7, 3, 3, 4, 3, 3, 1, 3, 2, 1, 1, 0]);
     let granting = run(begun(), &to_release());
     assert_eq!(
         granting.step(NOW, Event::Verified),
@@ -306,12 +313,9 @@ fn nothing_is_released_after_the_deadline() {
 fn each_step_of_the_window_looks_at_the_deadline() {
     for (events, event) in [
         (to_cut_over(), Event::Parked),
+        ([to_cut_over(), vec![Event::Parked]].concat(), drained(1)),
         (
-            [to_cut_over(), vec![Event::Parked]].concat(),
-            Event::Drained,
-        ),
-        (
-            [to_cut_over(), vec![Event::Parked, Event::Drained]].concat(),
+            [to_cut_over(), vec![Event::Parked, drained(0)]].concat(),
             Event::Stopped,
         ),
     ] {
@@ -323,6 +327,39 @@ fn each_step_of_the_window_looks_at_the_deadline() {
             Phase::Before(BeforeRelease::Aborting { .. })
         ));
     }
+}
+
+#[test]
+fn the_rounds_of_a_drain_are_written_down_with_its_end() {
+    let draining = run(begun(), &[to_cut_over(), vec![Event::Parked]].concat());
+    let step = draining.step(NOW, drained(2)).unwrap();
+    let written = || SourceRecord::Round(round());
+    assert_eq!(step.records, [written(), written()]);
+    assert_eq!(step.next.rounds.len(), draining.rounds.len() + 2);
+    assert_eq!(step.next.effect(), Some(Effect::Stop));
+    let restarted = step
+        .records
+        .iter()
+        .fold(run(begun(), &to_cut_over()), |migration, record| {
+            migration.replay(record)
+        });
+    assert_eq!(restarted.rounds, step.next.rounds);
+    assert!(matches!(
+        restarted.resumed(),
+        Some(Event::AbortRequested { .. })
+    ));
+}
+
+#[test]
+fn rounds_that_arrived_before_a_drain_passed_the_deadline_are_not_forgotten() {
+    let draining = run(begun(), &[to_cut_over(), vec![Event::Parked]].concat());
+    let late = UnixMillis(draining.deadline().unwrap().0 + 1);
+    let step = draining.step(late, drained(1)).unwrap();
+    assert!(matches!(
+        step.records[..],
+        [SourceRecord::Round(_), SourceRecord::Aborted { .. }]
+    ));
+    assert_eq!(step.next.rounds.len(), draining.rounds.len() + 1);
 }
 
 #[test]

@@ -239,7 +239,7 @@ pub(crate) fn source_event(
             next: AfterRound::CutOver,
         },
         SourceTag::Parked => E::Parked,
-        SourceTag::Drained => E::Drained,
+        SourceTag::Drained => E::Drained { rounds: Vec::new() },
         SourceTag::Stopped => E::Stopped,
         SourceTag::VerifiedInTime => return Some((deadline, E::Verified)),
         SourceTag::VerifiedLate => return Some((UnixMillis(deadline.0 + 1), E::Verified)),

@@ -214,7 +214,7 @@ impl World {
             Effect::Prepare | Effect::StartThere { .. } | Effect::SendFinal { .. } => failed(),
             Effect::SendRound { .. } => Some(self.round(live, how)),
             Effect::Park => failed().or(Some(Event::Parked)),
-            Effect::Drain => failed().or(Some(Event::Drained)),
+            Effect::Drain => failed().or(Some(Event::Drained { rounds: Vec::new() })),
             Effect::Stop => failed().or(Some(Event::Stopped)),
             Effect::Grant { .. } | Effect::AwaitOutcome { .. } => None,
             // Tried until it succeeds.
