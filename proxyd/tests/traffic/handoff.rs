@@ -227,7 +227,7 @@ async fn a_busy_client_is_served_until_near_the_end_of_a_drain_and_then_let_go()
     host.proxy.prepare(prepare_verb(version(1, 1))).await?;
 
     let began = Instant::now();
-    let drain = drain_verb(version(1, 1), Duration::from_millis(1000));
+    let drain = drain_verb(version(1, 1), Duration::from_secs(1));
     host.proxy.drain(drain).await?;
 
     while let Some(ended) = clients.join_next().await {
@@ -253,7 +253,8 @@ async fn busy(mut client: TcpStream, think: Duration) -> Result<Instant> {
         if length == 0 {
             return Ok(last);
         }
-        client.read_exact(&mut answer[length..]).await?;
+        let (_, rest) = answer.split_at_mut(length);
+        client.read_exact(rest).await?;
         ensure!(&answer == b"a: x\n", "{answer:?}");
         last = Instant::now();
         tokio::time::sleep(think).await;

@@ -7,6 +7,7 @@
     reason = "only JSON documents are indexed, in which what is absent is null"
 )]
 
+mod busy;
 mod cap;
 mod drain;
 mod prediction;
