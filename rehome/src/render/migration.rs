@@ -1,9 +1,12 @@
 //! A migration while it runs (one line) and afterwards (a table of its phases).
 
-use rehome_shared::api::cluster::{Migration, MigrationNow, PHASES};
+use rehome_shared::api::cluster::{Migration, MigrationNow, PHASES, Round};
 use rehome_shared::units::Bytes;
 
 use super::{NOTHING, count, seconds, table};
+
+/// So many rounds are listed one by one; a drain may add many.
+const ROUNDS: usize = 8;
 
 /// `db 10.0.0.1 → 10.0.0.2`.
 pub(crate) fn title(migration: &Migration) -> String {
@@ -109,11 +112,20 @@ pub(crate) fn details(migration: &Migration) -> String {
 }
 
 fn rounds(migration: &Migration) -> String {
-    let list: Vec<_> = migration
+    let word = |round: &Round| format!("{} in {}", round.bytes, seconds(round.seconds));
+    let (first, others) = migration
         .rounds
-        .iter()
-        .map(|round| format!("{} in {}", round.bytes, seconds(round.seconds)))
-        .collect();
+        .split_at(migration.rounds.len().min(ROUNDS));
+    let mut list: Vec<_> = first.iter().map(word).collect();
+    if !others.is_empty() {
+        let sum = Round {
+            bytes: others
+                .iter()
+                .fold(Bytes(0), |sum, round| sum.saturating_add(round.bytes)),
+            seconds: others.iter().map(|round| round.seconds).sum(),
+        };
+        list.push(format!("{} more: {}", others.len(), word(&sum)));
+    }
     if list.is_empty() {
         String::new()
     } else {
@@ -243,6 +255,22 @@ mod tests {
              \x20 sent         42.0 MiB in all, 2 rounds before the window: 40.0 MiB in 3.00 s, 2.00 MiB in 200 ms\n\
              \x20 held back    by 30 % before the window\n"
         );
+    }
+
+    #[test]
+    fn many_rounds_are_summed_up() {
+        let mut value = migration(MigrationState::Done);
+        let round = Round {
+            bytes: Bytes(1 << 20),
+            seconds: 0.25,
+        };
+        value.rounds = vec![round; 11];
+        let text = details(&value);
+        assert!(
+            text.contains(", 1.00 MiB in 250 ms, 3 more: 3.00 MiB in 750 ms\n"),
+            "{text}"
+        );
+        assert_eq!(text.matches("1.00 MiB in 250 ms").count(), ROUNDS);
     }
 
     #[test]
