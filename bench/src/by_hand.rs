@@ -178,7 +178,7 @@ impl<'a> ByHand<'a> {
                      && break; sleep 0.05; done"
                 ))?;
             }
-            Contender::Send | Contender::Rehome => {}
+            Contender::Send | Contender::Rehome | Contender::RehomeNoDrain => {}
         }
         Ok(())
     }
@@ -188,7 +188,7 @@ impl<'a> ByHand<'a> {
         match self.way {
             Contender::TwoPhase => self.send(Some("whole"), "last"),
             Contender::Send => self.send(None, "last"),
-            Contender::Rsync | Contender::Rehome => self.rsync(),
+            Contender::Rsync | Contender::Rehome | Contender::RehomeNoDrain => self.rsync(),
         }
     }
 }

@@ -25,7 +25,7 @@ struct Options {
     #[arg(long)]
     repetitions: Option<u32>,
     /// Begin no repetition that would probably end later
-    #[arg(long, value_name = "MINUTES", default_value_t = 15)]
+    #[arg(long, value_name = "MINUTES", default_value_t = 30)]
     minutes: u64,
     /// MiB in a volume [default: 256]
     #[arg(long)]

@@ -34,8 +34,10 @@ impl Kind {
 )]
 #[serde(rename_all = "kebab-case")]
 pub enum Contender {
-    /// `rehome move`.
+    /// `rehome move`, with the limits that an application has by itself.
     Rehome,
+    /// The same, but clients are cut at once, as they are by hand.
+    RehomeNoDrain,
     /// By hand: a whole snapshot while the store runs; stop; the difference; start; repoint.
     TwoPhase,
     /// By hand: stop; `btrfs send | btrfs receive` of everything; start; repoint.
@@ -50,12 +52,16 @@ impl Contender {
     pub fn title(self) -> &'static str {
         match self {
             Self::Rehome => "Rehome",
+            Self::RehomeNoDrain => "Rehome, drain 0 s",
             Self::TwoPhase => "two-phase push",
             Self::Send => "by hand, send/receive",
             Self::Rsync => "by hand, rsync",
         }
     }
 }
+
+/// Those of them that are Rehome.
+pub const REHOME: [Contender; 2] = [Contender::Rehome, Contender::RehomeNoDrain];
 
 /// What the contenders meet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -9,7 +9,7 @@ use rehome_tests::lab::Lab;
 use serde_json::Value;
 
 use crate::contender::{DESTINATION, FRONT, Mover, SOURCE};
-use crate::plan::Kind;
+use crate::plan::{Contender, Kind};
 use crate::record::{Moved, Part, Round};
 use crate::store;
 
@@ -35,6 +35,7 @@ const PHASES: [(&str, Part); 8] = [
 #[derive(Debug)]
 pub struct RehomeMove<'a> {
     lab: &'a Lab,
+    way: Contender,
     kind: Kind,
     name: String,
 }
@@ -42,9 +43,10 @@ pub struct RehomeMove<'a> {
 impl<'a> RehomeMove<'a> {
     /// A trial; its name differs from that of every other one on the lab.
     #[must_use]
-    pub fn new(lab: &'a Lab, kind: Kind, name: &str) -> Self {
+    pub fn new(lab: &'a Lab, way: Contender, kind: Kind, name: &str) -> Self {
         Self {
             lab,
+            way,
             kind,
             name: name.to_owned(),
         }
@@ -53,7 +55,7 @@ impl<'a> RehomeMove<'a> {
 
 impl Mover for RehomeMove<'_> {
     fn open(&mut self) -> anyhow::Result<SocketAddr> {
-        let body = store::body(self.kind, DOOR);
+        let body = store::body(self.kind, DOOR, self.way);
         let deployment = Deployment::new().with(&self.name, SOURCE, &body);
         self.lab.deploy(&deployment)?.ok()?;
         self.lab.wait_running(&self.name, SOURCE)?;

@@ -1,7 +1,7 @@
 //! The tables of a run, in Markdown.
 
-use crate::plan::{Contender, Kind, Scene};
-use crate::record::{Part, Record, Trial};
+use crate::plan::{Contender, Kind, REHOME, Scene};
+use crate::record::{Part, Record, Round, Trial};
 use crate::stats::Spread;
 
 /// The tables, with where and how they were measured.
@@ -25,20 +25,31 @@ pub fn markdown(record: &Record) -> String {
 /// Seconds.
 const DEFAULT_HARD_CAP: f64 = 10.0;
 
+/// So many rounds are listed one by one.
+const ROUNDS: usize = 6;
+
 const HOW: &str = "\
 Every figure is a median with the smallest and the largest in brackets; every ratio is a median \
 over Rehome's. A move that was called off is left out of the medians and counted.
 
 The same store with the same settings and as much data moves under the same load from one lab \
 host to another, behind a front on a third one, in one run, the contenders by turns. *Gap* is the \
-longest time in which no small write was acknowledged, seen from the client's side of the front; \
-new requests begin every 20 ms on connections of their own, whether earlier ones were answered or \
-not, and two clients keep their connections. *New connections* and *kept connections* are the \
-gaps of these alone. After each move every acknowledged write was looked for.
+longest time in which no small write of any client was acknowledged, seen from the client's side \
+of the front; new requests begin every 20 ms on connections of their own, whether earlier ones \
+were answered or not, and two busy clients keep their connections. *New connections* and *kept \
+connections* are the gaps of these alone. After each move every acknowledged write was looked for.
+
+A drain makes these differ: while it lasts (2 s, when clients are busy) kept connections are \
+served, and new ones wait. So the gap begins with the last answer on a kept connection, near the \
+end of the drain, and the gap of new connections with the drain. Without a drain both begin with \
+the stop.
 
 - **Rehome**: `rehome move` with the default budget of 3 s, behind `proxyd`. The hard cap is \
 raised from 10 s to 60 s, to have a window to compare; the moves that the default would have \
 called off are marked.
+- **Rehome, drain 0 s**: the same with `drain: 0s`: clients are cut as soon as the window begins, \
+as they are by hand. Window beside window this is the one to compare; the other one spares kept \
+connections a reset in the middle of a request.
 - **two-phase push**: a snapshot of everything is sent while the store runs; stop, send the \
 difference, start, repoint HAProxy.
 - **by hand, send/receive**: stop; `btrfs send | btrfs receive` of everything over plain TCP; \
@@ -125,24 +136,23 @@ fn rounds_table(record: &Record, store: Kind) -> String {
     let head = [
         "volume",
         "overwritten per second",
+        "contender",
         "repetition",
-        "rounds: MiB in seconds",
+        "rounds, those of the drain too: MiB in seconds",
         "drain",
         "window: predicted, measured",
         "ended",
     ];
     let mut text = row(&head) + &rule(head.len());
     for scene in record.scenes(store) {
-        for trial in record.trials_of(scene, Contender::Rehome) {
-            let rounds = trial.moved.rounds.iter();
-            let rounds: Vec<String> = rounds
-                .map(|round| format!("{:.1} in {:.2}", round.mebibytes, round.seconds))
-                .collect();
+        let trials = REHOME.into_iter();
+        for trial in trials.flat_map(|contender| record.trials_of(scene, contender)) {
             text += &row(&[
                 format!("{} MiB", scene.size),
                 format!("{} MiB", scene.rate),
+                trial.contender.title().to_owned(),
                 trial.repetition.to_string(),
-                rounds.join("; "),
+                rounds(&trial.moved.rounds),
                 format!("{:.2} s", trial.moved.drain),
                 prediction(trial),
                 ended(trial),
@@ -150,6 +160,21 @@ fn rounds_table(record: &Record, store: Kind) -> String {
         }
     }
     text
+}
+
+/// The first rounds one by one, and what the others came to.
+fn rounds(all: &[Round]) -> String {
+    let word = |round: &Round| format!("{:.1} in {:.2}", round.mebibytes, round.seconds);
+    let (first, others) = all.split_at(all.len().min(ROUNDS));
+    let mut words: Vec<String> = first.iter().map(word).collect();
+    if !others.is_empty() {
+        let sum = Round {
+            mebibytes: others.iter().map(|round| round.mebibytes).sum(),
+            seconds: others.iter().map(|round| round.seconds).sum(),
+        };
+        words.push(format!("{} more: {}", others.len(), word(&sum)));
+    }
+    words.join("; ")
 }
 
 /// What was foretold of a window, and what came.

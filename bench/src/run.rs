@@ -98,8 +98,8 @@ impl Round<'_> {
         name: &str,
     ) -> anyhow::Result<Trial> {
         let (moved, seen) = match contender {
-            Contender::Rehome => {
-                let mut mover = RehomeMove::new(self.lab, self.kind, name);
+            Contender::Rehome | Contender::RehomeNoDrain => {
+                let mut mover = RehomeMove::new(self.lab, contender, self.kind, name);
                 trial::run(self.runtime, scene, &mut mover)?
             }
             Contender::TwoPhase | Contender::Send | Contender::Rsync => {

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::machine::Machine;
-use crate::record::{Moved, Round, Seen};
+use crate::record::{Moved, Seen};
 
 const SCENE: Scene = Scene {
     store: Kind::Redis,
@@ -103,6 +103,29 @@ fn a_move_that_was_called_off_is_counted_and_not_averaged() {
         "{parts}"
     );
     assert!(text.contains("| a \\| b c |"));
+}
+
+#[test]
+fn the_rounds_of_both_ways_of_rehome_are_listed_and_many_are_summed_up() {
+    let mut record = record();
+    let mut other = trial(Contender::RehomeNoDrain, 1, 0.5);
+    other.moved.rounds = vec![
+        Round {
+            mebibytes: 2.0,
+            seconds: 0.25,
+        };
+        9
+    ];
+    record.trials.push(other);
+    let text = markdown(&record);
+    let (_, rounds) = text.split_once("### What Rehome did").unwrap();
+    let line = |contender| rounds.lines().find(|line| line.contains(contender));
+    assert!(line("| Rehome | 1 | 64.0 in 0.50 |").is_some(), "{rounds}");
+    let many = line("| Rehome, drain 0 s | 1 |").unwrap();
+    assert!(
+        many.contains("; 2.0 in 0.25; 3 more: 6.0 in 0.75 |"),
+        "{many}"
+    );
 }
 
 #[test]
