@@ -1,0 +1,117 @@
+//! What this host knows of who owns what, and tells others: the newest epoch of each application.
+//!
+//! What others know is written down, so that a restart does not forget it.
+
+use std::collections::BTreeMap;
+
+use migrated_core::destination;
+use migrated_core::record::Record;
+use migrated_core::registry::Registry;
+use rehome_runtime::report::Report;
+use rehome_shared::api::peer::KnownOwner;
+use rehome_shared::api::proxy::Target;
+use rehome_shared::ids::{AppName, Epoch, HostAddr};
+
+use crate::host::Host;
+use crate::ledger::LedgerError;
+
+/// The newest epoch that this host knows of each application, and who owns it then: by its
+/// journal, by what comes to it, by gossip, and by what its `proxyd` was told before a restart.
+#[must_use]
+pub fn known(host: &Host) -> BTreeMap<AppName, (Epoch, HostAddr)> {
+    let mut known: BTreeMap<AppName, (Epoch, HostAddr)> = BTreeMap::new();
+    let mut learn = |name: &AppName, epoch: Epoch, owner: &HostAddr| {
+        let news = known.get(name).is_none_or(|(newest, _)| epoch > *newest);
+        if news && epoch > Epoch(0) {
+            known.insert(name.clone(), (epoch, owner.clone()));
+        }
+    };
+    host.ledger.read(|registry| {
+        for (name, (epoch, owner)) in registry.known(&host.address) {
+            learn(&name, epoch, &owner);
+        }
+        for handoff in registry.destinations().values() {
+            let offer = &handoff.reservation;
+            learn(&offer.application, offer.epoch, &offer.from);
+        }
+    });
+    for advert in host.routes.tell(&host.address) {
+        learn(&advert.application, advert.version.epoch, &advert.host);
+    }
+    for status in host.routes.statuses().unwrap_or_default() {
+        if let Some(Target::Remote { host: owner, .. }) = &status.target {
+            learn(&status.application, status.version.epoch, owner);
+        }
+    }
+    known
+}
+
+/// The same as others are told.
+#[must_use]
+pub fn told(host: &Host) -> Vec<KnownOwner> {
+    known(host)
+        .into_iter()
+        .map(|(application, (epoch, owner))| KnownOwner {
+            application,
+            epoch,
+            owner,
+        })
+        .collect()
+}
+
+/// Writes down what others know and this host would forget at its next start.
+pub(crate) async fn learn(host: &Host, told: Vec<KnownOwner>) {
+    if let Err(error) = write_heard(host, told).await {
+        let error = Report(&error).to_string();
+        tracing::warn!(
+            error,
+            "what other hosts know cannot be written down; it is told again"
+        );
+    }
+}
+
+/// Of what others know, what is news here is durable then.
+pub(super) async fn write_heard(host: &Host, told: Vec<KnownOwner>) -> Result<(), LedgerError> {
+    let news = |registry: &Registry, here: &HostAddr, told: Vec<KnownOwner>| {
+        let known = registry.known(here);
+        let newer = told.into_iter().filter(|told| {
+            let before = known.get(&told.application);
+            told.owner != *here && before.is_none_or(|(epoch, _)| told.epoch > *epoch)
+        });
+        newer
+            .map(|told| Record::Heard {
+                application: told.application,
+                epoch: told.epoch,
+                owner: told.owner,
+            })
+            .collect::<Vec<_>>()
+    };
+    // Most of what is told is known: that costs no turn of the journal.
+    let any = host
+        .ledger
+        .read(|registry| !news(registry, &host.address, told.clone()).is_empty());
+    if !any {
+        return Ok(());
+    }
+    let here = host.address.clone();
+    host.ledger
+        .transact(move |registry| (news(registry, &here, told), ()))
+        .await
+}
+
+/// The applications that have come here whole and wait for their source's grant, with the epoch
+/// that they are granted at.
+#[must_use]
+pub fn promised(registry: &Registry) -> BTreeMap<AppName, Epoch> {
+    registry
+        .destinations()
+        .values()
+        .filter(|handoff| matches!(handoff.phase, destination::Phase::Verified { .. }))
+        .map(|handoff| {
+            (
+                handoff.reservation.application.clone(),
+                handoff.epoch_here(),
+            )
+        })
+        .collect()
+}
