@@ -3,7 +3,7 @@
 //! After a start of the daemon, an application with volumes that does not run is started only
 //! after every other host was asked which epoch it knows of it, and answered or stayed silent for
 //! three seconds. After a start of the host itself the network may need longer than that, and a
-//! host whose daemon refuses connections is there: they are waited for up to
+//! host whose daemon refuses connections, or answers with an error, is there: they are waited for up to
 //! `limits.start_alone_after`. All are asked at once, once for all applications. What the answers mean is
 //! [`migrated_core::fencing`]'s.
 
@@ -183,7 +183,7 @@ pub(crate) async fn hear(host: &Host, patience: Patience) -> Vec<HostReport> {
 pub(crate) struct Patience {
     /// One that says nothing at all.
     silent: Duration,
-    /// One that is there, and whose daemon is not.
+    /// One that is there, and whose daemon does not say what it knows.
     refusing: Duration,
 }
 
@@ -218,17 +218,37 @@ async fn hear_one(
         let limit = match answer {
             Ok(Ok(report)) => return Some(report),
             _ if fenced => SILENCE,
-            Ok(Err(ClientError::Unreachable { source, .. }))
-                if source.kind() == io::ErrorKind::ConnectionRefused =>
-            {
-                patience.refusing
-            }
+            Ok(Err(error)) if is_there(&error) => patience.refusing,
             Ok(Err(_)) | Err(_) => patience.silent,
         };
         if began.elapsed() >= limit {
             return None;
         }
         tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// Whether a host that did not say what it knows is there all the same, as one is whose daemon is
+/// starting or whose certificate is not accepted.
+fn is_there(error: &ClientError) -> bool {
+    match error {
+        ClientError::Unreachable { source, .. } => matches!(
+            source.kind(),
+            io::ErrorKind::ConnectionRefused
+                | io::ErrorKind::ConnectionReset
+                | io::ErrorKind::ConnectionAborted
+                | io::ErrorKind::BrokenPipe
+                | io::ErrorKind::UnexpectedEof
+                | io::ErrorKind::InvalidData
+        ),
+        ClientError::Broken { .. }
+        | ClientError::Status { .. }
+        | ClientError::BadAnswer { .. }
+        | ClientError::TooLong { .. } => true,
+        ClientError::Timeout { .. }
+        | ClientError::Source { .. }
+        | ClientError::Encode(_)
+        | ClientError::Request(_) => false,
     }
 }
 
@@ -280,9 +300,7 @@ async fn settle(host: &Arc<Host>, reports: &[HostReport]) {
             ),
             Ok(Standing::Contested { epoch, owner }) => host.clearance.withhold(
                 &application,
-                format!(
-                    "{owner} owns it at epoch {epoch}, too, and neither can be told to give way: stop the one whose data is not wanted, and call its host fenced"
-                ),
+                fence::cure(&host.address, &application, epoch, &owner),
             ),
             // Asked again in a moment.
             Err(error) => tracing::error!(%application, %error, "what other hosts say of an application cannot be taken down"),
@@ -341,6 +359,31 @@ mod tests {
         clearance.clear(&app("db"));
         waiting.await;
         assert!(clearance.withheld(&app("db")).is_none());
+    }
+
+    #[test]
+    fn a_host_that_refuses_or_answers_with_an_error_is_not_silent() {
+        let unreachable = |kind: io::ErrorKind| ClientError::Unreachable {
+            endpoint: "h2".to_owned(),
+            source: kind.into(),
+        };
+        let starting = ClientError::Status {
+            endpoint: "h2".to_owned(),
+            status: http::StatusCode::SERVICE_UNAVAILABLE,
+            reply: rehome_shared::api::ErrorReply {
+                error: "starting".to_owned(),
+                host: None,
+            },
+        };
+        assert!(is_there(&starting));
+        assert!(is_there(&unreachable(io::ErrorKind::ConnectionRefused)));
+        assert!(
+            is_there(&unreachable(io::ErrorKind::InvalidData)),
+            "a certificate"
+        );
+        for silence in [io::ErrorKind::HostUnreachable, io::ErrorKind::TimedOut] {
+            assert!(!is_there(&unreachable(silence)), "{silence}");
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ mod fenced;
 mod plan;
 mod turn;
 
-pub(crate) use fenced::known;
+pub(crate) use fenced::{Known, known};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -7,6 +7,8 @@
 //! fenced follows the very deployment that names it, which is how an application is born, too.
 
 pub(crate) mod advice;
+mod life;
+mod plan;
 mod take;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,7 +22,7 @@ use rehome_shared::api::cluster::{
     Desired, FailoverMeans, FailoverReply, FailoverRequest, MigrationState,
 };
 use rehome_shared::api::peer::{FailoverOffer, HostReport};
-use rehome_shared::ids::HostAddr;
+use rehome_shared::ids::{AppName, Epoch, HostAddr};
 
 use crate::deploy::{self, DeployError};
 use crate::desired;
@@ -29,7 +31,10 @@ use crate::ledger::LedgerError;
 use crate::status;
 use crate::storage::StorageError;
 
-pub use take::{carry_out, examine};
+pub use plan::examine;
+pub use take::carry_out;
+
+use life::{alive, shows_life};
 
 /// The host that takes over makes live trees of snapshots and waits for the journal: so long the
 /// one that asks it waits.
@@ -37,9 +42,6 @@ const ORDER: Duration = Duration::from_mins(2);
 
 /// The longest wait for a host to say something of itself.
 const QUESTION: Duration = Duration::from_secs(4);
-
-/// How long a sign of life is waited for.
-const PROBE: Duration = Duration::from_secs(2);
 
 /// Why nobody took over.
 #[derive(Debug, thiserror::Error)]
@@ -91,7 +93,7 @@ pub async fn run(
             "a newer deployment is on its way to this host: run it again in a moment".to_owned(),
         ));
     }
-    check_owner(host, &reports, request)?;
+    check_owner(&deploy::known(host, &reports), &reports, request)?;
     let offer = offer(host, request).await?;
     check_offer(&reports, request, &offer)?;
     let desired = new_place(&current, request);
@@ -154,16 +156,12 @@ async fn hear(
         (peer, answer.ok().and_then(Result::ok))
     });
     let mut reports = BTreeMap::new();
-    let mut named_hosts = request.also_fenced.clone();
-    named_hosts.insert(request.fenced.host.clone());
-    for peer in &named_hosts {
-        if shows_life(host, peer).await {
-            return Err(FailoverError::Refused(alive(peer, request)));
-        }
-    }
     for (peer, answer) in futures_util::future::join_all(asked).await {
         let named = peer == request.fenced.host || request.also_fenced.contains(&peer);
         match answer {
+            None if named && shows_life(host, &peer).await => {
+                return Err(FailoverError::Refused(alive(&peer, request)));
+            }
             Some(_) if named => return Err(FailoverError::Refused(alive(&peer, request))),
             Some(report) => drop(reports.insert(peer, report)),
             None if named || current.fenced.contains(&peer) => {}
@@ -177,35 +175,10 @@ async fn hear(
     Ok(reports)
 }
 
-/// Whether anything of a host that is called fenced still answers: its `proxyd`, or at least its
-/// kernel. Its applications may run when its `migrated` does not.
-async fn shows_life(host: &Host, peer: &HostAddr) -> bool {
-    let config = host.config();
-    for port in [config.proxy.trunk_port, config.peer_port] {
-        let address = peer.with_port(port);
-        let connecting = tokio::net::TcpStream::connect(address.as_str());
-        match tokio::time::timeout(PROBE, connecting).await {
-            Ok(Ok(_)) => return true,
-            Ok(Err(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => return true,
-            Ok(Err(_)) | Err(_) => {}
-        }
-    }
-    false
-}
-
-fn alive(peer: &HostAddr, request: &FailoverRequest) -> String {
-    let FailoverRequest {
-        application, to, ..
-    } = request;
-    format!(
-        "{peer} answers, if only by its proxyd or its kernel: it is not fenced. Use `rehome move {application} --to {to}`, or take it off the network first"
-    )
-}
-
 /// The epoch must be the newest that anybody knows, and its owner the one that is fenced: else
 /// the operator has another history in mind than the one that happened.
 fn check_owner(
-    host: &Host,
+    known: &deploy::Known,
     reports: &BTreeMap<HostAddr, HostReport>,
     request: &FailoverRequest,
 ) -> Result<(), FailoverError> {
@@ -215,13 +188,14 @@ fn check_owner(
         fenced,
         ..
     } = request;
-    let known = deploy::known(host, reports);
     let Some((epoch, owner)) = known.get(application) else {
         // Nobody remembers it, so nothing speaks against it.
         return Ok(());
     };
     let done = *epoch == fenced.epoch.next() && owner == to;
-    if done || (*epoch == fenced.epoch && *owner == fenced.host) {
+    // Of two owners of one epoch the one that is not fenced stays.
+    let stays = *epoch == fenced.epoch && owner == to && owns(reports, to, application, *epoch);
+    if done || stays || (*epoch == fenced.epoch && *owner == fenced.host) {
         return Ok(());
     }
     if reports.contains_key(owner) {
@@ -232,6 +206,19 @@ fn check_owner(
     Err(FailoverError::Refused(format!(
         "the last owner of {application} that is known is {owner}, at epoch {epoch}, and not {fenced}: make sure that {owner} runs nothing, and run it with --fenced {owner}@{epoch}"
     )))
+}
+
+fn owns(
+    reports: &BTreeMap<HostAddr, HostReport>,
+    host: &HostAddr,
+    application: &AppName,
+    epoch: Epoch,
+) -> bool {
+    let owned = reports.get(host).map(|report| report.owned.iter());
+    owned
+        .into_iter()
+        .flatten()
+        .any(|owned| owned.application == *application && owned.epoch == epoch)
 }
 
 async fn offer(

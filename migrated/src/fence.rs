@@ -8,6 +8,7 @@
 
 mod known;
 mod left;
+mod rivals;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use std::time::Duration;
 use migrated_core::fencing::{self, Standing, Word};
 use migrated_core::record::Record;
 use migrated_core::registry::Registry;
-use migrated_core::source::{Phase, SourceMigration};
+use migrated_core::source::{AfterRelease, Phase, SourceMigration};
 use rehome_runtime::report::Report;
 use rehome_shared::api::cluster::{Migration, MigrationState};
 use rehome_shared::api::peer::{Advert, KnownOwner};
@@ -28,9 +29,11 @@ use crate::ledger::LedgerError;
 use crate::{migrations, routes};
 
 pub use known::{known, promised, told};
+pub use rivals::Rivals;
 
 pub(crate) use known::learn;
-pub(crate) use left::{keep_copy, make_room, tidy};
+pub(crate) use left::{keep_copy, make_room, stop_former, tidy};
+pub(crate) use rivals::{contested, cure};
 
 use known::write_heard;
 
@@ -103,22 +106,35 @@ pub(crate) async fn consider(
 
 /// The report of a migration from here that ends because its application was given away without
 /// this host.
-fn ended(
-    host: &Host,
-    migration: &SourceMigration,
-    epoch: Epoch,
-    owner: &HostAddr,
-) -> Migration {
+fn ended(host: &Host, migration: &SourceMigration, epoch: Epoch, owner: &HostAddr) -> Migration {
     let known = host.live.get(&migration.id).map(|run| run.view());
     let mut report = known.unwrap_or_else(|| migrations::report(host, migration));
-    // What was released had ended here but for the word of who took it.
-    report.state = match migration.phase {
-        Phase::After(_) => MigrationState::Done,
-        Phase::Before(_) | Phase::Ended(_) => MigrationState::Aborted,
-    };
-    report.error = Some(format!("fenced: {owner} owns it at epoch {epoch}"));
+    let (state, error) = ending(migration, epoch, owner);
+    report.state = state;
+    report.error = Some(error);
     report.now = None;
     report
+}
+
+/// How a migration ended whose application was found to be another host's, as far as this host
+/// can know: done is only what the destination is known to serve, or to own.
+fn ending(migration: &SourceMigration, epoch: Epoch, owner: &HostAddr) -> (MigrationState, String) {
+    let to = &migration.plan.to;
+    let fenced = format!("fenced: {owner} owns it at epoch {epoch}");
+    match &migration.phase {
+        Phase::Before(_) | Phase::Ended(_) => (MigrationState::Aborted, fenced),
+        Phase::After(AfterRelease::Finishing { .. }) => (MigrationState::Done, fenced),
+        Phase::After(AfterRelease::Reclaiming { .. }) => (MigrationState::Returned, fenced),
+        Phase::After(AfterRelease::Granting { .. } | AfterRelease::Handed { .. })
+            if owner == to =>
+        {
+            (MigrationState::Done, fenced)
+        }
+        Phase::After(AfterRelease::Granting { .. } | AfterRelease::Handed { .. }) => (
+            MigrationState::Returned,
+            format!("it was released to {to}, and that {to} served it was never heard; {fenced}"),
+        ),
+    }
 }
 
 /// What follows at once; the reconcile loop does the rest.
@@ -163,11 +179,13 @@ pub async fn follow(host: Arc<Host>) {
     let stop = host.supervisor.token().clone();
     let mut desired = host.desired.watch();
     let mut routes = host.routes.changes();
+    let mut rivals = host.rivals.changes();
     let watching = async {
         host.clearance.asked().await;
         loop {
             desired.borrow_and_update();
             routes.borrow_and_update();
+            rivals.borrow_and_update();
             learn(&host, told(&host)).await;
             let suspects = suspects(&host);
             if !suspects.is_empty() {
@@ -175,17 +193,18 @@ pub async fn follow(host: Arc<Host>) {
                 tokio::time::sleep(PAUSE).await;
                 continue;
             }
-            // Both arms wait on a level.
+            // All arms wait on a level.
             tokio::select! {
                 changed = desired.changed() => if changed.is_err() { return },
                 changed = routes.changed() => if changed.is_err() { return },
+                changed = rivals.changed() => if changed.is_err() { return },
             }
         }
     };
     let _stopped = stop.run_until_cancelled(watching).await;
 }
 
-/// The applications that adverts contradict this host's journal about.
+/// The applications that adverts, or other owners, contradict this host's journal about.
 fn suspects(host: &Host) -> Vec<AppName> {
     let fenced = host.desired.get().fenced.clone();
     let adverts = host.routes.tell(&host.address);
@@ -201,6 +220,7 @@ fn suspects(host: &Host) -> Vec<AppName> {
                         epoch: advert.version.epoch,
                         owner: advert.host.clone(),
                     })
+                    .chain(host.rivals.words(name))
                     .collect();
                 matches!(
                     fencing::stand(registry, &host.address, name, &words, &fenced),
@@ -224,3 +244,6 @@ async fn confirm(host: &Arc<Host>, suspects: Vec<AppName>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

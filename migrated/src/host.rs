@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use crate::applications::Memory;
 use crate::clearance::Clearance;
 use crate::desired::DesiredStore;
+use crate::fence::Rivals;
 use crate::ledger::Ledger;
 use crate::metrics::Metrics;
 use crate::migrations::Live;
@@ -55,6 +56,8 @@ pub struct Host {
     pub bandwidth: Arc<Bucket>,
     /// Since when other hosts do not answer.
     pub silence: Silence,
+    /// Other owners of what this host owns.
+    pub rivals: Rivals,
     /// Handoffs to this host, beside what the journal knows of them.
     pub takings: crate::destination::Takings,
     /// Migrations under way, as people see them.

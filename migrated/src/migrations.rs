@@ -43,13 +43,22 @@ pub struct Run {
     /// Why somebody wants it called off.
     pub abort: watch::Sender<Option<String>>,
     /// Why an operator takes it back from a destination that is fenced.
-    pub take_back: watch::Sender<Option<String>>,
+    pub take_back: watch::Sender<Option<TakeBack>>,
     /// Cancelled when the application was found to be another host's: the driver ends.
     pub fenced: CancellationToken,
     /// Whether an earlier run of this daemon began it.
     pub found: bool,
     /// Whether the destination may have heard that it is the owner.
     pub granted: AtomicBool,
+}
+
+/// An operator's order to take an application back.
+#[derive(Debug, Clone)]
+pub struct TakeBack {
+    /// Why.
+    pub reason: String,
+    /// The deployment that every host has agreed to: it happens only while this host follows it.
+    pub desired: Arc<Desired>,
 }
 
 impl Run {

@@ -217,6 +217,8 @@ async fn exchange(host: &Host, peer: &HostAddr) -> Result<(), ClientError> {
 pub async fn hear(host: &Host, peer: &HostAddr, theirs: &Gossip) -> Result<(), ClientError> {
     host.routes.hear(&theirs.adverts);
     fence::learn(host, theirs.known.clone()).await;
+    host.ledger
+        .read(|registry| host.rivals.hear(registry, peer, &theirs.known));
     let ours = host.desired.get();
     let newer =
         (theirs.generation, theirs.desired_hash.clone()) > (ours.generation, desired::hash(&ours));

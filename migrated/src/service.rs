@@ -153,6 +153,7 @@ async fn build(
         peers: Peers::new(tls, config.peer_port),
         bandwidth: Arc::new(Bucket::new(config.limits.bandwidth)),
         silence: Silence::default(),
+        rivals: fence::Rivals::default(),
         takings: destination::Takings::default(),
         live: migrations::Live::default(),
         memory: Mutex::new(memory),

@@ -27,7 +27,7 @@ use migrated_core::source::{
 };
 use rehome_runtime::failpoint;
 use rehome_runtime::report::Report;
-use rehome_shared::api::cluster::MigrationState;
+use rehome_shared::api::cluster::{Desired, MigrationState};
 use tokio::time::Instant;
 use tracing::Instrument;
 
@@ -62,6 +62,17 @@ struct Track {
     found_aborting: bool,
     /// Whether this driver has the application in hand: nobody else starts or stops it.
     occupied: bool,
+    /// The deployment under which an operator takes the application back.
+    ordered: Option<Arc<Desired>>,
+}
+
+/// What became of the records of a step.
+enum Written {
+    Durable,
+    /// The migration is not open any more.
+    Over,
+    /// This host follows another deployment than the one that the step was agreed under.
+    Superseded,
 }
 
 /// Drives a migration to its end, or until the stop of the daemon; the journal knows how far it
@@ -161,6 +172,7 @@ impl Driver {
 
     /// Steps the machine and makes the records durable before the new state is taken.
     async fn advance(&mut self, migration: SourceMigration, event: Event) -> SourceMigration {
+        let ordered = self.track.ordered.take();
         let step = match migration.step(clock::now(), event) {
             Ok(step) => step,
             Err(illegal @ (Illegal::TooLate | Illegal::OnItsWayBack)) => {
@@ -175,10 +187,18 @@ impl Driver {
             }
         };
         let began = Instant::now();
-        if !self.persist(&migration, &step.records).await {
-            // It is another host's by now, as is written down: this ends the driver.
-            self.run.fenced.cancel();
-            return migration;
+        let under = ordered.as_deref();
+        match self.persist(&migration, &step.records, under).await {
+            Written::Durable => {}
+            Written::Over => {
+                // It is another host's by now, as is written down: this ends the driver.
+                self.run.fenced.cancel();
+                return migration;
+            }
+            Written::Superseded => {
+                self.run.take_back.send_replace(None);
+                return migration;
+            }
         }
         if step
             .records
@@ -194,11 +214,17 @@ impl Driver {
         step.next
     }
 
-    /// Tries until it is durable, or the migration is not open any more: without the record nothing may be done, and the state that is
-    /// left is safe.
-    async fn persist(&self, migration: &SourceMigration, steps: &[SourceRecord]) -> bool {
+    /// Tries until it is durable, or the migration is not open any more, or, of what was agreed
+    /// `under` a deployment, this host follows another one: without the record nothing may be
+    /// done, and the state that is left is safe.
+    async fn persist(
+        &self,
+        migration: &SourceMigration,
+        steps: &[SourceRecord],
+        under: Option<&Desired>,
+    ) -> Written {
         if steps.is_empty() {
-            return true;
+            return Written::Durable;
         }
         let records: Vec<Record> = steps
             .iter()
@@ -216,9 +242,15 @@ impl Driver {
                     (Vec::new(), false)
                 }
             });
-            match written.await {
-                Ok(open) => return open,
-                Err(error) => {
+            let written = match under {
+                None => Some(written.await),
+                Some(desired) => self.host.desired.while_following(desired, written).await,
+            };
+            match written {
+                None => return Written::Superseded,
+                Some(Ok(true)) => return Written::Durable,
+                Some(Ok(false)) => return Written::Over,
+                Some(Err(error)) => {
                     let error = Report(&error).to_string();
                     tracing::error!(error, "the journal cannot be written; trying again");
                 }
@@ -248,6 +280,7 @@ impl Driver {
         let desired = self.host.desired.watch();
         let limit = self.time_left(migration);
         let began = Instant::now();
+        let mut ordered = None;
         let event = {
             let work = self.work(migration, effect);
             // The arms other than the work only end it; whatever it had begun can be begun again
@@ -257,8 +290,9 @@ impl Driver {
                 reason = requested(&mut abort), if interruptible => {
                     Event::AbortRequested { reason }
                 }
-                reason = requested(&mut take_back), if may_be_taken_back => {
-                    Event::Returned { reason }
+                order = requested(&mut take_back), if may_be_taken_back => {
+                    ordered = Some(order.desired);
+                    Event::Returned { reason: order.reason }
                 }
                 reason = unwanted(desired, &migration.plan), if interruptible && leaves_serving => {
                     Event::AbortRequested { reason }
@@ -272,6 +306,7 @@ impl Driver {
                 },
             }
         };
+        self.track.ordered = ordered;
         let queued = self.track.queued.take().unwrap_or_default();
         if !queued.is_zero() {
             self.run.spent("queue", queued.as_secs_f64());
@@ -296,7 +331,7 @@ impl Driver {
             Effect::Stop => self.stop(migration).await,
             Effect::SendFinal { attempt } => self.send_final(migration, attempt).await,
             Effect::Grant { attempt, epoch } => self.grant(migration, attempt, epoch).await,
-            Effect::AwaitOutcome { attempt } => self.await_outcome(migration, attempt).await,
+            Effect::AwaitOutcome { .. } => self.await_outcome(migration).await,
             Effect::Finish { attempt } => self.finish(migration, attempt).await,
             Effect::Restore { reason } => self.restore(migration, reason).await,
             Effect::Reclaim {

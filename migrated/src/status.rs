@@ -147,6 +147,9 @@ fn application(host: &Host, desired: &Desired, owned: &OwnedApplication) -> Appl
 }
 
 fn state(host: &Host, name: &AppName) -> (ApplicationState, Option<String>) {
+    if let Some(reason) = fence::contested(host, name) {
+        return (ApplicationState::Blocked, Some(reason));
+    }
     let moving = host.ledger.read(|registry| {
         registry
             .source_of(name)

@@ -97,7 +97,8 @@ pub fn way(registry: &Registry, here: &HostAddr, wish: Wish<'_>) -> Result<Way, 
     }
     let known = registry.applications().get(wish.application);
     if let Some(known) = known.filter(|known| known.role == Role::Owner) {
-        return if known.epoch == wish.epoch.next() {
+        // At the same epoch the fenced host is the other one of two owners: this one stays.
+        return if known.epoch == wish.epoch.next() || known.epoch == wish.epoch {
             Ok(Way::Done)
         } else {
             Err(CannotTakeOver::OwnedHere(known.epoch))

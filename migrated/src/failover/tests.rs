@@ -114,3 +114,34 @@ fn a_claim_is_refused_while_another_host_has_all_of_it() {
         "itself"
     );
 }
+
+fn known(epoch: u64, owner: &str) -> deploy::Known {
+    deploy::Known::from([(app("db"), (Epoch(epoch), host(owner)))])
+}
+
+#[test]
+fn the_owner_that_is_known_must_be_the_one_that_is_fenced() {
+    let current = deployment(3, &[("h1", &["db"]), ("h2", &[])]);
+    let nobody = answers(vec![report("h2", &current, &[])]);
+    let wanted = request("h2", "h1", 4);
+    assert!(check_owner(&deploy::Known::new(), &nobody, &wanted).is_ok());
+    assert!(check_owner(&known(4, "h1"), &nobody, &wanted).is_ok());
+    assert!(
+        check_owner(&known(5, "h2"), &nobody, &wanted).is_ok(),
+        "done"
+    );
+    assert!(check_owner(&known(5, "h1"), &nobody, &wanted).is_err());
+    assert!(check_owner(&known(4, "h3"), &nobody, &wanted).is_err());
+}
+
+#[test]
+fn of_two_owners_of_one_epoch_one_can_be_fenced_and_no_promise_is_taken_for_an_owner() {
+    let current = deployment(3, &[("h1", &["db"]), ("h2", &[])]);
+    let wanted = request("h2", "h1", 4);
+    let owner = answers(vec![report("h2", &current, &[("db", 4)])]);
+    for first_heard in ["h1", "h2"] {
+        assert!(check_owner(&known(4, first_heard), &owner, &wanted).is_ok());
+    }
+    let promised = answers(vec![report("h2", &current, &[])]);
+    assert!(check_owner(&known(4, "h2"), &promised, &wanted).is_err());
+}

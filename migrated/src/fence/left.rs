@@ -41,21 +41,41 @@ fn copy_name(epoch: Epoch, now: UnixMillis) -> String {
 /// Something live here of an application that is another host's.
 struct Left {
     application: AppName,
+    /// Who is asked what it has of it.
     owner: HostAddr,
+    /// The epoch that it was written at, as far as its stamp does not say.
     epoch: Epoch,
     volume: VolumeIdentity,
+    /// What the volume is stamped with in the end. Never more than the journal knows: a stamp that
+    /// is newer would make it an old one at the next start.
+    gone: Option<Gone>,
+}
+
+/// Whose an application is, by the journal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Gone {
+    to: HostAddr,
+    epoch: Epoch,
+}
+
+fn gone(registry: &Registry, application: &AppName) -> Option<Gone> {
+    let known = registry.applications().get(application)?;
+    match &known.role {
+        Role::Owner => None,
+        Role::Gone { to } => Some(Gone {
+            to: to.clone(),
+            epoch: known.epoch,
+        }),
+    }
 }
 
 /// What stands for an application here that is another host's, and that no handoff needs.
 fn left(registry: &Registry, volumes: &[VolumeInfo]) -> Vec<Left> {
     let mut all = Vec::new();
     for (name, known) in registry.applications() {
-        let Role::Gone { to } = &known.role else {
+        let Some(gone) = gone(registry, name).filter(|_| !is_in_hand(registry, name)) else {
             continue;
         };
-        if is_in_hand(registry, name) {
-            continue;
-        }
         for volume in &known.volumes {
             if volumes
                 .iter()
@@ -63,9 +83,10 @@ fn left(registry: &Registry, volumes: &[VolumeInfo]) -> Vec<Left> {
             {
                 all.push(Left {
                     application: name.clone(),
-                    owner: to.clone(),
-                    epoch: known.epoch,
+                    owner: gone.to.clone(),
+                    epoch: gone.epoch,
                     volume: volume.clone(),
+                    gone: Some(gone.clone()),
                 });
             }
         }
@@ -137,16 +158,15 @@ pub(crate) async fn make_room(
     volumes: impl Iterator<Item = VolumeIdentity>,
 ) -> Result<(), TakeError> {
     let _held = host.hold(application).await;
-    let foreign = host.ledger.read(|registry| {
-        registry.owned(application).is_none() && !is_in_hand(registry, application)
+    let (foreign, gone) = host.ledger.read(|registry| {
+        let mine = registry.owned(application).is_some();
+        let foreign = !mine && !is_in_hand(registry, application);
+        (foreign, gone(registry, application))
     });
-    if foreign && host.instance(application).is_some() {
-        // Of an earlier ownership: the reconcile loop had no time for it yet.
-        let removed = applications::remove(host, application, GRACE).await;
-        removed.map_err(|error| {
-            let error = Report(&error);
-            TakeError::Refused(format!("what still runs of it cannot be stopped: {error}"))
-        })?;
+    if foreign {
+        stop_former(host, application)
+            .await
+            .map_err(TakeError::Refused)?;
     }
     for volume in volumes {
         let left = Left {
@@ -154,10 +174,30 @@ pub(crate) async fn make_room(
             owner: owner.clone(),
             epoch,
             volume,
+            gone: gone.clone(),
         };
         tidy_one(host, &left).await?;
     }
     Ok(())
+}
+
+/// Stops what still runs here of an earlier ownership, where the reconcile loop had no time for it
+/// yet. Whoever calls it holds the application, which is not this host's.
+///
+/// # Errors
+/// Why it still runs, for people.
+///
+/// # Cancel safety
+/// May have taken effect; call it again.
+pub(crate) async fn stop_former(host: &Host, application: &AppName) -> Result<(), String> {
+    if host.instance(application).is_none() {
+        return Ok(());
+    }
+    let removed = applications::remove(host, application, GRACE).await;
+    removed.map_err(|error| {
+        let error = Report(&error);
+        format!("what still runs of it cannot be stopped: {error}")
+    })
 }
 
 async fn tidy_one(host: &Host, left: &Left) -> Result<(), StorageError> {
@@ -186,13 +226,16 @@ async fn tidy_one(host: &Host, left: &Left) -> Result<(), StorageError> {
         )
         .await?;
     }
+    let Some(gone) = &left.gone else {
+        return Ok(());
+    };
     let known = info.stamp.map(|stamp| stamp.volumes).unwrap_or_default();
     let only = std::slice::from_ref(&left.volume);
     let of = Of {
         application: &left.application,
         volumes: if known.is_empty() { only } else { &known },
     };
-    let stamp = Stamp::gone(of, &left.volume, &left.owner, left.epoch);
+    let stamp = Stamp::gone(of, &left.volume, &gone.to, gone.epoch);
     host.storage.stamp(dataset, &stamp).await
 }
 
@@ -288,7 +331,10 @@ fn note_diverged(host: &Host, volumes: &[VolumeInfo]) {
 
 #[cfg(test)]
 mod tests {
+    use migrated_core::record::Record;
+
     use super::*;
+    use crate::fixtures::{app, host};
 
     #[test]
     fn the_name_of_a_copy_says_when_and_at_which_epoch_and_is_a_plain_name() {
@@ -296,5 +342,37 @@ mod tests {
             copy_name(Epoch(3), UnixMillis(1_795_404_600_123)),
             "e3-20261123T033000123Z"
         );
+    }
+
+    #[test]
+    fn a_former_owners_volume_is_stamped_with_what_the_journal_knows_and_no_more() {
+        assert_eq!(gone(&Registry::default(), &app("db")), None, "never had it");
+        let born = Record::Born {
+            application: app("db"),
+            volumes: Vec::new(),
+        };
+        let mut journal = vec![born];
+        assert_eq!(
+            gone(&Registry::replay(&journal), &app("db")),
+            None,
+            "has it"
+        );
+        journal.push(Record::Fenced {
+            application: app("db"),
+            epoch: Epoch(2),
+            owner: host("h2"),
+            report: None,
+        });
+        let heard = Record::Heard {
+            application: app("db"),
+            epoch: Epoch(7),
+            owner: host("h3"),
+        };
+        journal.push(heard);
+        let known = Gone {
+            to: host("h2"),
+            epoch: Epoch(2),
+        };
+        assert_eq!(gone(&Registry::replay(&journal), &app("db")), Some(known));
     }
 }

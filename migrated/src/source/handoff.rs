@@ -1,5 +1,6 @@
 //! The change of owner: grant, outcome, and cleaning up on the way forward.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -11,17 +12,21 @@ use rehome_runtime::http_client::ClientError;
 use rehome_runtime::report::Report;
 use rehome_shared::api::cluster::{FencedOwner, MigrationState};
 use rehome_shared::api::peer::{Advert, HandoffRef, HandoffState, HandoffView};
-use rehome_shared::ids::{Attempt, Epoch, Generation, RouteVersion};
+use rehome_shared::ids::{Attempt, Epoch, Generation, HostAddr, RouteVersion};
 
 use super::Driver;
 use super::copy::snapshot_name;
 use crate::failover::advice;
+use crate::host::Host;
 use crate::peers::DEADLINE;
 use crate::storage::StorageError;
 use crate::{applications, fence};
 
 /// How long the destination holds a question before it says that nothing has changed.
 const WAIT: Duration = Duration::from_secs(4);
+
+/// A destination that did not hear that the handoff is over is told so often again.
+const TOLD_AGAIN: u32 = 4;
 
 /// Starting an application without volumes may take as long as its health check allows.
 const START_LIMIT: Duration = Duration::from_mins(15);
@@ -93,11 +98,7 @@ impl Driver {
     }
 
     /// Asks until the destination serves or gave it back, however long that takes.
-    pub(super) async fn await_outcome(
-        &mut self,
-        migration: &SourceMigration,
-        _attempt: Attempt,
-    ) -> Event {
+    pub(super) async fn await_outcome(&mut self, migration: &SourceMigration) -> Event {
         let path = format!(
             "/peer/v1/handoffs/{}?seen=owned&wait={}",
             migration.id,
@@ -331,25 +332,58 @@ impl Driver {
         Ok(())
     }
 
-    /// The destination need not remember the handoff any more; if it does not hear this, it
-    /// forgets at the next one.
+    /// The destination need not remember the handoff any more. The migration does not wait for one
+    /// that does not hear this at once: it is told some more times, and asks by itself in the end.
     pub(super) async fn tell_closed(&self, migration: &SourceMigration, attempt: Attempt) {
-        let message = HandoffRef {
-            attempt,
-            epoch: migration.plan.epoch,
+        let closing = Closing {
+            to: migration.plan.to.clone(),
+            path: format!("/peer/v1/handoffs/{}/close", migration.id),
+            message: HandoffRef {
+                attempt,
+                epoch: migration.plan.epoch,
+            },
         };
-        let path = format!("/peer/v1/handoffs/{}/close", migration.id);
-        let told: Result<HandoffView, ClientError> = self
-            .host
+        if closing.tell(&self.host).await {
+            return;
+        }
+        let host = Arc::clone(&self.host);
+        self.host.spawn("tell closed", async move {
+            let mut pause = Backoff::new(Duration::from_millis(500), Duration::from_secs(5));
+            for _ in 0..TOLD_AGAIN {
+                tokio::time::sleep(pause.next_delay()).await;
+                if closing.tell(&host).await {
+                    return;
+                }
+            }
+        });
+    }
+}
+
+/// The message that a handoff is over.
+struct Closing {
+    to: HostAddr,
+    path: String,
+    message: HandoffRef,
+}
+
+impl Closing {
+    /// Whether the destination answered, whatever it did.
+    async fn tell(&self, host: &Host) -> bool {
+        let told: Result<HandoffView, ClientError> = host
             .peers
-            .request(&migration.plan.to, Method::POST, &path, Some(&message))
+            .request(&self.to, Method::POST, &self.path, Some(&self.message))
             .await;
-        if let Err(error) = told {
-            let error = Report(&error).to_string();
-            tracing::info!(
-                error,
-                "the destination was not told that the handoff is over"
-            );
+        match told {
+            Ok(_) => true,
+            Err(error) => {
+                let answered = error.status().is_some();
+                let error = Report(&error).to_string();
+                tracing::info!(
+                    error,
+                    "the destination was not told that the handoff is over"
+                );
+                answered
+            }
         }
     }
 }

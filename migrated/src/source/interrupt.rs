@@ -8,11 +8,11 @@ use migrated_core::record::Plan;
 use rehome_shared::api::cluster::Desired;
 use tokio::sync::watch::Receiver;
 
-/// Returns when somebody asks for it, with the reason.
-pub(super) async fn requested(request: &mut Receiver<Option<String>>) -> String {
+/// Returns when somebody asks for it, with what was said.
+pub(super) async fn requested<T: Clone>(request: &mut Receiver<Option<T>>) -> T {
     loop {
-        if let Some(reason) = request.borrow_and_update().clone() {
-            return reason;
+        if let Some(said) = request.borrow_and_update().clone() {
+            return said;
         }
         if request.changed().await.is_err() {
             std::future::pending::<()>().await;

@@ -426,7 +426,8 @@ pub enum MigrationState {
     Done,
     /// Given up before the handoff; the source serves.
     Aborted,
-    /// The destination could not serve and gave it back; the source serves.
+    /// It did not stay at the destination: that gave it back and the source serves, or an operator
+    /// gave it to another host before the source heard that the destination serves.
     Returned,
     /// An operator must decide.
     Blocked,

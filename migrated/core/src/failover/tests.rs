@@ -168,6 +168,11 @@ fn an_owner_takes_nothing_over_and_repeating_it_is_success() {
     let claimed = claimed_after(vec![reserved(1)]);
     assert_eq!(wanted(&claimed, "h2", "h1", 1), Ok(Way::Done));
     assert_eq!(
+        wanted(&claimed, "h2", "h3", 2),
+        Ok(Way::Done),
+        "of two owners of one epoch the other one is fenced"
+    );
+    assert_eq!(
         wanted(&claimed, "h2", "h1", 7),
         Err(CannotTakeOver::OwnedHere(Epoch(2)))
     );
