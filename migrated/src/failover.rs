@@ -31,6 +31,7 @@ use crate::ledger::LedgerError;
 use crate::status;
 use crate::storage::StorageError;
 
+pub(crate) use life::is_stranger;
 pub use plan::examine;
 pub use take::carry_out;
 
@@ -137,7 +138,8 @@ fn check_names(current: &Desired, request: &FailoverRequest) -> Result<(), Failo
     Ok(())
 }
 
-/// What the hosts say that must answer. Those that are called fenced must not.
+/// What the hosts say that must answer. Those that are called fenced must not, except for a host
+/// in the place of the owner that never heard of the application.
 async fn hear(
     host: &Arc<Host>,
     current: &Desired,
@@ -157,8 +159,12 @@ async fn hear(
     });
     let mut reports = BTreeMap::new();
     for (peer, answer) in futures_util::future::join_all(asked).await {
-        let named = peer == request.fenced.host || request.also_fenced.contains(&peer);
+        let owner = peer == request.fenced.host;
+        let named = owner || request.also_fenced.contains(&peer);
         match answer {
+            Some(report) if owner && is_stranger(&report, &request.application) => {
+                reports.insert(peer, report);
+            }
             None if named && shows_life(host, &peer).await => {
                 return Err(FailoverError::Refused(alive(&peer, request)));
             }

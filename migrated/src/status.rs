@@ -353,8 +353,13 @@ fn merge(desired: &Desired, reports: &Reports, adverts: &[Advert]) -> Vec<Applic
         let last = silent::last_owner(reports, name)
             .or_else(|| advert.map(|advert| &advert.host))
             .or_else(|| desired.host_of(name));
-        let silent = last.filter(|last| matches!(reports.get(*last), Some(None)));
-        unowned(desired, name, silent)
+        match last.and_then(|last| Some((last, reports.get(last)?))) {
+            Some((last, None)) => unowned(desired, name, Some(silent::nothing(last))),
+            Some((last, Some(report))) if silent::is_lost(desired, reports, report, name) => {
+                unowned(desired, name, Some(silent::another_journal(last)))
+            }
+            Some(_) | None => unowned(desired, name, None),
+        }
     };
     let mut all: BTreeMap<AppName, ApplicationStatus> = BTreeMap::new();
     let mut moving: BTreeMap<AppName, Migration> = BTreeMap::new();
@@ -397,11 +402,14 @@ fn merge(desired: &Desired, reports: &Reports, adverts: &[Advert]) -> Vec<Applic
     all.into_values().collect()
 }
 
-/// An application that no host that answers owns; `silent` is the host that may own it.
-fn unowned(desired: &Desired, name: &AppName, silent: Option<&HostAddr>) -> ApplicationStatus {
+/// An application that no host that answers owns; `blocked` says why nobody can.
+fn unowned(desired: &Desired, name: &AppName, blocked: Option<String>) -> ApplicationStatus {
     ApplicationStatus {
         name: name.clone(),
-        state: silent.map_or(ApplicationState::Starting, |_| ApplicationState::Blocked),
+        state: match blocked {
+            Some(_) => ApplicationState::Blocked,
+            None => ApplicationState::Starting,
+        },
         host: None,
         desired_host: desired.host_of(name).cloned(),
         epoch: rehome_shared::ids::Epoch(0),
@@ -414,8 +422,7 @@ fn unowned(desired: &Desired, name: &AppName, silent: Option<&HostAddr>) -> Appl
         instance: None,
         started_at: None,
         connections: ConnectionGauge::default(),
-        reason: silent
-            .map(|host| format!("{host} does not answer: nobody else may run it meanwhile, and it goes on by itself when {host} comes back")),
+        reason: blocked,
         diverged: Vec::new(),
     }
 }

@@ -12,7 +12,7 @@ use rehome_shared::api::cluster::{
 use rehome_shared::api::peer::{FailoverOffer, HostReport};
 use rehome_shared::ids::{AppName, HostAddr};
 
-use super::{QUESTION, ask, examine};
+use super::{QUESTION, ask, examine, is_stranger};
 use crate::deploy;
 use crate::host::Host;
 
@@ -58,6 +58,11 @@ pub(crate) fn instead(gone: &HostAddr, command: &str) -> String {
     format!("if {gone} is gone for good, make certain that it is off and run: {command}")
 }
 
+/// The same where another machine answers in the place of the one that had it.
+fn given_up(gone: &HostAddr, command: &str) -> String {
+    format!("if what {gone} had of it is lost for good, give that up and run: {command}")
+}
+
 /// Adds to every application whose owner has been silent for long what can be done about it.
 ///
 /// # Cancel safety
@@ -89,14 +94,20 @@ pub(crate) async fn advise(
                 .and_then(|report| report.known_owner(&application.name))
                 .filter(|known| known.owner != *owner);
             let (epoch, owner) = own.map_or((epoch, owner), |known| (&known.epoch, &known.owner));
-            if answered.contains_key(owner) || !is_long_silent(host, owner) {
+            let replaced = match answered.get(owner) {
+                Some(report) if !is_stranger(report, &application.name) => return,
+                Some(_) => true,
+                None => false,
+            };
+            if !replaced && !is_long_silent(host, owner) {
                 return;
             }
             let fenced = FencedOwner {
                 host: owner.clone(),
                 epoch: *epoch,
             };
-            let advice = advice(host, application, &fenced, answered).await;
+            let sentence = if replaced { given_up } else { instead };
+            let advice = advice(host, application, &fenced, answered, sentence).await;
             let reason = application.reason.take().unwrap_or_default();
             application.reason = Some(format!("{reason}; {advice}"));
         }
@@ -129,6 +140,7 @@ async fn advice(
     application: &ApplicationStatus,
     fenced: &FencedOwner,
     reports: &BTreeMap<HostAddr, HostReport>,
+    sentence: fn(&HostAddr, &str) -> String,
 ) -> String {
     let name = &application.name;
     let offers = reports.keys().map(|to| async move {
@@ -159,7 +171,7 @@ async fn advice(
                 .as_ref()
                 .map(|loss| format!(" ({to}: {loss})"))
                 .unwrap_or_default();
-            format!("{}{loss}", instead(&fenced.host, &command))
+            format!("{}{loss}", sentence(&fenced.host, &command))
         }
     }
 }

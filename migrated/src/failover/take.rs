@@ -15,7 +15,7 @@ use rehome_shared::api::peer::VolumeIdentity;
 use rehome_shared::ids::{AppName, Epoch, MigrationId};
 use tokio::time::Instant;
 
-use super::life::{alive, shows_life};
+use super::life::{alive, is_stranger, shows_life};
 use super::plan::{Plan, loss, plan, way};
 use super::{FailoverError, QUESTION, electorate};
 use crate::host::Host;
@@ -145,11 +145,14 @@ async fn objection(
         futures_util::future::join_all(asked),
         tokio::time::timeout(QUESTION, host.peers.report(gone))
     );
-    if matches!(revived, Ok(Ok(_))) || shows_life(host, gone).await {
+    let revived = revived.ok().and_then(Result::ok);
+    let stranger = revived.filter(|report| is_stranger(report, &request.application));
+    if stranger.is_none() && shows_life(host, gone).await {
         return Some(Objection::Never(alive(gone, request)));
     }
+    let stranger = stranger.map(|report| (gone.clone(), Some(report)));
     let hash = desired::hash(desired);
-    for (peer, answer) in answers {
+    for (peer, answer) in answers.into_iter().chain(stranger) {
         let Some(report) = answer else {
             return Some(Objection::Behind(format!("{peer} does not answer")));
         };

@@ -145,3 +145,28 @@ fn of_two_owners_of_one_epoch_one_can_be_fenced_and_no_promise_is_taken_for_an_o
     let promised = answers(vec![report("h2", &current, &[])]);
     assert!(check_owner(&known(4, "h2"), &promised, &wanted).is_err());
 }
+
+#[test]
+fn only_a_host_that_never_heard_of_an_application_is_a_stranger_to_it() {
+    let current = deployment(3, &[("h1", &["db"]), ("h2", &[])]);
+    let is_one = |report: &HostReport| is_stranger(report, &app("db"));
+    let mut new = report("h1", &current, &[("web", 2)]);
+    assert!(is_one(&new));
+    new.known.push(crate::fixtures::known("db", 4, "h1"));
+    assert!(is_one(&new), "what others tell it of itself");
+    assert!(!is_one(&report("h1", &current, &[("db", 4)])), "the owner");
+    let mut coming = report("h1", &current, &[]);
+    coming.incoming.push(app("db"));
+    assert!(!is_one(&coming));
+    let mut promised = report("h1", &current, &[]);
+    promised.promised.insert(app("db"), Epoch(5));
+    assert!(!is_one(&promised));
+    let mut former = report("h1", &current, &[]);
+    former.known.push(crate::fixtures::known("db", 5, "h2"));
+    assert!(!is_one(&former), "it gave it away");
+    let mut source = report("h1", &current, &[]);
+    source
+        .migrations
+        .push(migration("db", MigrationState::Running));
+    assert!(!is_one(&source));
+}

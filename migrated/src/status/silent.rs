@@ -1,9 +1,11 @@
 //! What is said of hosts that do not answer, and of what they leave behind.
 
 use rehome_shared::api::cluster::{ApplicationState, ApplicationStatus, Desired, Failure};
+use rehome_shared::api::peer::HostReport;
 use rehome_shared::ids::{AppName, HostAddr};
 
 use super::Reports;
+use crate::failover::is_stranger;
 
 /// The newest owner of an application that any host that answers knows.
 pub(super) fn last_owner<'a>(reports: &'a Reports, name: &AppName) -> Option<&'a HostAddr> {
@@ -13,6 +15,33 @@ pub(super) fn last_owner<'a>(reports: &'a Reports, name: &AppName) -> Option<&'a
         .filter_map(|report| report.known_owner(name))
         .max_by_key(|known| known.epoch)
         .map(|known| &known.owner)
+}
+
+/// That its owner does not answer.
+pub(super) fn nothing(owner: &HostAddr) -> String {
+    format!(
+        "{owner} does not answer: nobody else may run it meanwhile, and it goes on by itself when {owner} comes back"
+    )
+}
+
+/// Whether the host that had an application last, as another one knows, is not the same any more.
+/// What is new in the deployment was nobody's yet.
+pub(super) fn is_lost(
+    desired: &Desired,
+    reports: &Reports,
+    last: &HostReport,
+    name: &AppName,
+) -> bool {
+    last_owner(reports, name) == Some(&last.host)
+        && !desired.births.contains_key(name)
+        && is_stranger(last, name)
+}
+
+/// That its owner has lost what it knew.
+pub(super) fn another_journal(owner: &HostAddr) -> String {
+    format!(
+        "{owner} answers and knows nothing of it any more: bring the state directory of its migrated back, and its volumes"
+    )
 }
 
 /// Tells people of the copies that were set aside, by application.

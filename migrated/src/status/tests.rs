@@ -121,3 +121,27 @@ fn a_migration_is_told_under_every_deployment_that_leaves_it_as_it_is() {
         "named again"
     );
 }
+
+#[test]
+fn an_owner_that_lost_its_journal_blocks_what_it_had_and_a_birth_is_no_loss() {
+    let mut other = report("h2", &now(), &[]);
+    other.known.push(crate::fixtures::known("db", 3, "h1"));
+    let hosts = || vec![report("h1", &now(), &[]), other.clone()];
+    let seen = merged(hosts(), &[], &[]);
+    assert_eq!(seen.state, ApplicationState::Blocked);
+    let reason = seen.reason.unwrap_or_default();
+    assert!(reason.contains("h1 answers and knows nothing"), "{reason}");
+
+    let nobody = vec![report("h1", &now(), &[]), report("h2", &now(), &[])];
+    let seen = merged(nobody, &[], &[]);
+    assert_eq!(seen.state, ApplicationState::Starting, "not born yet");
+
+    let mut newborn = now();
+    newborn.births.insert(app("db"), newborn.generation);
+    let reports: Reports = hosts()
+        .into_iter()
+        .map(|report| (report.host.clone(), Some(report)))
+        .collect();
+    let merged = merge(&newborn, &reports, &[]);
+    assert_eq!(merged[0].state, ApplicationState::Starting);
+}
