@@ -3,7 +3,6 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
@@ -11,25 +10,27 @@ use rehome_tests::cluster::Application;
 use rehome_tests::deployment::{Deployment, changed};
 use rehome_tests::lab::{Host, Lab};
 use rehome_tests::load::{Load, Tally, block_on, verify};
-use rehome_tests::program::{self, Running};
 use rehome_tests::store::{Redis, Store};
 use rehome_tests::wait::{wait_for, wait_until};
 use serde_json::{Value, json};
 
+use crate::ambush::Side;
+use crate::hold::Hold;
 use crate::scene::{NAME, PORT, Scene, on_stage};
+
+mod operators;
 
 const PATIENCE: Duration = Duration::from_mins(2);
 
-/// Slow enough that the grant is still on its way when the source dies, or that the source has
-/// not heard of it when the destination does.
-const SLOW: &str = "tc qdisc replace dev eth0 root tbf rate 128kbit burst 2kb latency 5s";
+/// The builds that have fail points.
+const FAULTY: &[&str] = &["--faulty"];
 
-/// Tries to kill a host between the release and the grant.
-const TRIES: usize = 4;
+/// The source has released it, durably, and has said so to nobody.
+const RELEASED: &str = "journal/source/released/after";
 
 #[test]
 fn a_source_that_dies_after_its_release_is_granted_for_without_loss() -> anyhow::Result<()> {
-    on_stage(Redis, &[], |scene| {
+    on_stage(Redis, FAULTY, |scene| {
         scene.open(&patient(scene, 1))?;
         refused_while_the_owner_answers(scene)?;
         let load = Load::start(scene.store, behind(scene), 4)?;
@@ -74,13 +75,17 @@ fn a_source_that_dies_after_its_release_is_granted_for_without_loss() -> anyhow:
 
 #[test]
 fn a_destination_that_dies_after_the_release_is_taken_back_from() -> anyhow::Result<()> {
-    on_stage(Redis, &[], |scene| {
+    on_stage(Redis, FAULTY, |scene| {
         scene.open(&patient(scene, 1))?;
         let doors = [scene.doors[0], scene.doors[2]];
         let load = Load::start(scene.store, &doors, 4)?;
         load.wait_served(20)?;
         let released = die_at_the_release(scene, Side::Destination)?;
         let command = blocked(scene.lab.host(1)?, scene.lab.host(2)?.address())?;
+        ensure!(
+            !command.contains("--accept-loss"),
+            "h2 never heard of the grant: {command}"
+        );
         let id = scene.lab.last_migration()?.id().to_owned();
         let late = scene.lab.rehome(&["abort", &id])?.with_status(1)?;
         late.saying(&format!("{}'s, at epoch", scene.lab.host(2)?.address()))?;
@@ -276,78 +281,24 @@ fn refused(lab: &Lab, command: &str, why: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Side {
-    Source,
-    Destination,
-}
-
-/// Moves the store from h1 to h2 and kills one of the two when h1 has released it and h2 has not
-/// heard of it, for good. Returns the epoch that it was released at; a move that was faster is
-/// undone and tried again.
+/// Moves the store from h1 to h2 and kills one of the two for good, when h1 has released it and h2
+/// has not heard of it. Returns the epoch that it was released at.
 fn die_at_the_release(scene: &Scene<'_, Redis>, side: Side) -> anyhow::Result<u64> {
     let lab = scene.lab;
-    let victim = match side {
-        Side::Source => lab.host(1)?,
-        Side::Destination => lab.host(2)?,
-    };
-    for _ in 0..TRIES {
-        let epoch = application(lab.host(3)?, NAME)?.epoch;
-        lab.host(1)?.shell(SLOW)?;
-        let killer = lie_in_wait(lab, lab.host(1)?, lab.first_process(victim)?)?;
-        let command = lab.begin_move(NAME, 2)?;
-        killer.wait()?.ok()?;
-        drop(command);
-        victim.crash()?;
-        if side == Side::Destination {
-            lab.host(1)?.shell("tc qdisc del dev eth0 root")?;
+    let source = lab.host(1)?;
+    let epoch = application(lab.host(3)?, NAME)?.epoch;
+    let hold = Hold::at(source, RELEASED)?;
+    let command = lab.begin_move(NAME, 2)?;
+    hold.wait()?;
+    drop(command);
+    match side {
+        Side::Source => source.crash()?,
+        Side::Destination => {
+            lab.host(2)?.crash()?;
+            hold.let_go()?;
         }
-        if !is_served(lab, side)? {
-            return Ok(epoch);
-        }
-        victim.start()?;
-        runs_on(lab, 3, 2)?;
-        lab.host(3)?
-            .rehome(&["move", NAME, "--to", lab.host(1)?.address()])?
-            .ok()?;
     }
-    anyhow::bail!("the grant was faster {TRIES} times")
-}
-
-/// Whether the destination serves in spite of all: the grant had come through.
-fn is_served(lab: &Lab, side: Side) -> anyhow::Result<bool> {
-    let host = match side {
-        Side::Source => lab.host(2)?,
-        Side::Destination => return Ok(false),
-    };
-    wait_for("it is decided", PATIENCE, || {
-        let seen = application(host, NAME)?;
-        let reason = seen.reason.unwrap_or_default();
-        Ok(match seen.state.as_str() {
-            "running" => Some(true),
-            "blocked" if reason.contains("rehome failover") => Some(false),
-            _ => None,
-        })
-    })
-}
-
-/// Kills a process when the source's log says that it released.
-fn lie_in_wait(lab: &Lab, source: &Host, pid: u32) -> anyhow::Result<Running> {
-    let log = format!(
-        "/var/lib/rehome-lab/{}/{}/log/migrated.log",
-        lab.name(),
-        source.name()
-    );
-    let count = format!("grep -cF 'phase=\"adopt\"' {log}");
-    let line = format!(
-        "before=$({count} || true); echo ready; \
-         while [ \"$({count} || true)\" = \"$before\" ]; do :; done; kill -KILL {pid}"
-    );
-    let killer = program::start(Command::new("sh").args(["-ec", &line]), PATIENCE)?;
-    wait_until("the killer lies in wait", PATIENCE, || {
-        Ok(killer.said()?.contains("ready"))
-    })?;
-    Ok(killer)
+    Ok(epoch)
 }
 
 fn status(host: &Host) -> anyhow::Result<Value> {

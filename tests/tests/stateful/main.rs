@@ -10,6 +10,7 @@
 mod ambush;
 mod crash;
 mod failover;
+mod hold;
 mod journey;
 mod limits;
 mod lost;
