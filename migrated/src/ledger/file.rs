@@ -347,6 +347,11 @@ impl Writer {
 
 #[cfg(test)]
 impl Writer {
+    /// As after a compaction whose directory could not be synced.
+    pub(super) fn fail(&mut self, reason: &str) {
+        self.failed = Some(reason.to_owned());
+    }
+
     /// From now on the file takes nothing, as on a disk that has failed.
     pub(super) fn close_for_writing(&mut self) {
         self.file = File::open(self.path()).unwrap();

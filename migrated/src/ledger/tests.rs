@@ -145,3 +145,13 @@ async fn what_cannot_be_written_down_is_a_problem_that_is_told() {
     assert!(told.contains("restart migrated"), "{told}");
     assert!(owned(&ledger).is_empty());
 }
+
+#[test]
+fn what_fails_in_the_compaction_at_the_start_is_told_from_the_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut writer, registry) = Writer::open(Place::take(dir.path()).unwrap()).unwrap();
+    writer.fail("its directory could not be synced");
+    let ledger = Ledger::begin(writer, registry).unwrap();
+    let told = ledger.problem().borrow().clone().unwrap();
+    assert!(told.contains("directory could not be synced"), "{told}");
+}
