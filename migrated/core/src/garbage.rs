@@ -1,8 +1,9 @@
 //! What an accident left on a host: of which snapshots, volumes and instances it is certain that
 //! nobody needs them.
 //!
-//! Never a live tree, a volume that is stopped and kept, or what is not a migration's; of each
-//! volume the newest common base stays. Whatever could still belong to a migration is not
+//! Never a live tree, a volume that is stopped and kept, or what is not a migration's. Of each
+//! volume the newest common base stays, and of an application the newest that all of its volumes
+//! have, which another host could go on from. Whatever could still belong to a migration is not
 //! garbage, also where only another host can say so: while a host is silent, what nobody else
 //! knows is in [`Findings::doubts`].
 
@@ -215,8 +216,10 @@ impl Seen<'_> {
                 && migration_of(name).is_some_and(|id| self.standing(&id) != Standing::CalledOff)
         };
         let base = volume.snapshots.iter().rev().find(is_base);
+        let whole = self.whole_base(volume, is_base);
         for name in &volume.snapshots {
-            let Some(id) = migration_of(name).filter(|_| Some(name) != base) else {
+            let kept = Some(name) == base || Some(name) == whole;
+            let Some(id) = migration_of(name).filter(|_| !kept) else {
                 continue;
             };
             if self.standing(&id) == Standing::Open {
@@ -237,6 +240,28 @@ impl Seen<'_> {
             };
             findings.garbage.push((garbage, why));
         }
+    }
+
+    /// The newest base that all volumes of the application have.
+    fn whole_base<'v>(
+        &self,
+        volume: &'v VolumeSeen,
+        is_base: impl Fn(&&String) -> bool,
+    ) -> Option<&'v String> {
+        let mut applications = self.registry.applications().values();
+        let all = applications.find(|known| {
+            let mut volumes = known.volumes.iter();
+            volumes.any(|v| v.dataset == volume.dataset)
+        })?;
+        let in_all = |name: &&String| {
+            all.volumes.iter().all(|identity| {
+                let mut seen = self.volumes.iter();
+                let other = seen.find(|other| other.dataset == identity.dataset);
+                other.is_some_and(|other| other.snapshots.contains(name))
+            })
+        };
+        let mut newest_first = volume.snapshots.iter().rev();
+        newest_first.find(|name| is_base(name) && in_all(name))
     }
 
     /// A host that does not answer may know it.

@@ -1,10 +1,11 @@
-use rehome_shared::ids::Attempt;
+use rehome_shared::ids::{Attempt, Epoch};
 
 use super::*;
 use crate::fixtures::{
     application, born, destination, host, id, plan, report, reserved, source, verified, volume,
 };
 use crate::record::{DestinationRecord, Record, SourceRecord};
+use crate::registry::Role;
 
 fn final_of(number: u8) -> String {
     format!("mig-{}-final-1", id(number))
@@ -233,4 +234,54 @@ fn halves_that_nobody_feeds_and_instances_that_nobody_expects_go() {
     let over = destination(1, DestinationRecord::Closed);
     assert_eq!(look(&[reserved(1), dropped, over]), 2);
     assert_eq!(look(&born()), 1, "its own instance is none, the half is");
+}
+
+/// Volumes `data` and `log` of the application, and what is garbage of each.
+fn of_two(snapshots: [&[String]; 2]) -> [Vec<String>; 2] {
+    let volumes = [volume("data"), volume("log")];
+    let held = Record::Held {
+        application: application(),
+        epoch: Epoch(1),
+        role: Role::Owner,
+        volumes: volumes.to_vec(),
+        unmade: Vec::new(),
+    };
+    let seen: Vec<VolumeSeen> = volumes
+        .iter()
+        .zip(snapshots)
+        .map(|(volume, snapshots)| VolumeSeen {
+            dataset: volume.dataset.clone(),
+            ..pool(true, snapshots)
+        })
+        .collect();
+    let findings = find(&Seen {
+        here: &host("h1"),
+        registry: &Registry::replay([&held]),
+        elsewhere: &Elsewhere::default(),
+        volumes: &seen,
+        partials: &[],
+        instances: &[],
+    });
+    volumes.each_ref().map(|volume| {
+        let of = findings.garbage.iter().filter_map(|(what, _)| match what {
+            Garbage::Snapshot { dataset, name } => {
+                (*dataset == volume.dataset).then(|| name.clone())
+            }
+            _ => None,
+        });
+        of.collect::<Vec<_>>()
+    })
+}
+
+#[test]
+fn the_newest_that_all_volumes_have_stays_too() {
+    let both = [final_of(1), final_of(2), final_of(3)];
+    let garbage = of_two([&both, &both[..2]]);
+    assert_eq!(
+        garbage,
+        [vec![final_of(1)], vec![final_of(1)]],
+        "the third came of one volume only: nobody can go on from it"
+    );
+    let garbage = of_two([&both, &both]);
+    assert_eq!(garbage, [both[..2].to_vec(), both[..2].to_vec()]);
 }
