@@ -3,6 +3,8 @@
 //! true: pool and runtime first, then the other hosts, and the journal last, so that whatever
 //! begins meanwhile is seen to have begun.
 
+mod diverged;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +12,7 @@ use std::time::Duration;
 use http::Method;
 use migrated_core::garbage::{self, Elsewhere, Findings, Garbage, Seen, VolumeSeen};
 use rehome_runtime::report::Report;
-use rehome_shared::api::gc::{Collected, HostGarbage, Item, Kind};
+use rehome_shared::api::gc::{Collected, HostGarbage, Item, Kind, Meant};
 use rehome_shared::ids::{AppName, DatasetId, HostAddr};
 use rehome_shared::units::Bytes;
 
@@ -62,19 +64,20 @@ struct Sight {
 ///
 /// # Cancel safety
 /// May have had some of its effect; say it again.
-pub async fn cluster(host: &Arc<Host>, verb: Verb) -> Collected {
+pub async fn cluster(host: &Arc<Host>, verb: Verb, meant: &Meant) -> Collected {
     let mut hosts = host.other_hosts();
     hosts.insert(host.address.clone());
     let asked = hosts.into_iter().map(|peer| async move {
         if peer == host.address {
-            return here(host, verb).await;
+            return here(host, verb, meant).await;
         }
         let (method, limit) = match verb {
             Verb::List => (Method::GET, LOOK),
             Verb::Remove => (Method::POST, REMOVE),
         };
         let client = host.peers.client(&peer);
-        let answer = client.request_json(method, "/peer/v1/gc", None::<&()>, limit);
+        let path = meant.at("/peer/v1/gc");
+        let answer = client.request_json(method, &path, None::<&()>, limit);
         answer
             .await
             .unwrap_or_else(|error| unseen(peer, &Report(&error).to_string()))
@@ -92,6 +95,7 @@ fn unseen(host: HostAddr, problem: &str) -> HostGarbage {
         )),
         garbage: Vec::new(),
         doubts: Vec::new(),
+        diverged: Vec::new(),
     }
 }
 
@@ -99,7 +103,10 @@ fn unseen(host: HostAddr, problem: &str) -> HostGarbage {
 ///
 /// # Cancel safety
 /// May have had some of its effect; say it again.
-pub async fn here(host: &Arc<Host>, verb: Verb) -> HostGarbage {
+pub async fn here(host: &Arc<Host>, verb: Verb, meant: &Meant) -> HostGarbage {
+    if let Some(application) = &meant.diverged {
+        return diverged::of(host, verb, application).await;
+    }
     let sight = match look(host).await {
         Ok(sight) => sight,
         Err(error) => return unseen(host.address.clone(), &Report(&error).to_string()),
@@ -114,13 +121,7 @@ pub async fn here(host: &Arc<Host>, verb: Verb) -> HostGarbage {
                 Ok(()) => item.removed = true,
                 Err(error) => item.error = Some(Report(&error).to_string()),
             }
-            tracing::info!(
-                kind = item.kind.as_str(),
-                name = item.name,
-                removed = item.removed,
-                error = item.error.as_deref().unwrap_or_default(),
-                "garbage is collected"
-            );
+            note(&item);
         }
         items.push(item);
     }
@@ -129,7 +130,18 @@ pub async fn here(host: &Arc<Host>, verb: Verb) -> HostGarbage {
         problem: None,
         garbage: items,
         doubts,
+        diverged: diverged::copies(host, &sight.volumes).await,
     }
+}
+
+fn note(item: &Item) {
+    tracing::info!(
+        kind = item.kind.as_str(),
+        name = item.name,
+        removed = item.removed,
+        error = item.error.as_deref().unwrap_or_default(),
+        "garbage is collected"
+    );
 }
 
 async fn look(host: &Arc<Host>) -> Result<Sight, GarbageError> {

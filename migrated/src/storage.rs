@@ -231,7 +231,8 @@ pub trait Storage: std::fmt::Debug + Send + Sync {
     /// What was received by halves and is there: being received now, or left by an accident.
     async fn partials(&self) -> Result<Vec<Partial>, StorageError>;
 
-    /// Of each snapshot of a volume the bytes that nothing else refers to: what deleting it frees.
+    /// Of each snapshot of a volume, and of each live tree of it that was set aside, the bytes that
+    /// nothing else refers to: what deleting it frees.
     async fn exclusive(&self, dataset: &DatasetId)
     -> Result<BTreeMap<String, Bytes>, StorageError>;
 
@@ -246,6 +247,10 @@ pub trait Storage: std::fmt::Debug + Send + Sync {
     /// Keeps the live tree for people, read-only, and returns where: what was written to it is
     /// not in the owner's lineage. Nothing but an explicit command deletes it.
     async fn set_aside(&self, dataset: &DatasetId, name: &str) -> Result<PathBuf, StorageError>;
+
+    /// Deletes a live tree that was set aside under `name`; one that is gone is fine. Only on an
+    /// explicit command.
+    async fn discard_diverged(&self, dataset: &DatasetId, name: &str) -> Result<(), StorageError>;
 
     /// Destroys a volume with its snapshots and stamp, but for what was set aside. Only on an
     /// explicit command, or for what an aborted migration left on a destination.

@@ -15,7 +15,7 @@ use rehome_shared::api::cluster::{
     DeployReply, DeployRequest, Desired, DrainRequest, FailoverReply, FailoverRequest, Migration,
     MoveRequest, Prediction, Progress, Status,
 };
-use rehome_shared::api::gc::Collected;
+use rehome_shared::api::gc::{Collected, Meant};
 use rehome_shared::api::proxy::{ConnectionsReply, RouteKey};
 use rehome_shared::ids::MigrationId;
 use serde::Serialize;
@@ -179,16 +179,16 @@ impl Migrated {
     }
 
     /// What accidents left on the hosts.
-    pub(crate) async fn garbage(&self) -> Result<Collected, CallError> {
+    pub(crate) async fn garbage(&self, meant: &Meant) -> Result<Collected, CallError> {
         self.0
-            .call(Method::GET, "/v1/gc", None::<&()>, SUBMISSION)
+            .call(Method::GET, &meant.at("/v1/gc"), None::<&()>, SUBMISSION)
             .await
     }
 
     /// Removes it.
-    pub(crate) async fn collect_garbage(&self) -> Result<Collected, CallError> {
+    pub(crate) async fn collect_garbage(&self, meant: &Meant) -> Result<Collected, CallError> {
         self.0
-            .call(Method::POST, "/v1/gc", None::<&()>, COLLECTION)
+            .call(Method::POST, &meant.at("/v1/gc"), None::<&()>, COLLECTION)
             .await
     }
 }

@@ -1,6 +1,6 @@
 //! `/v1/…`: what `rehome` asks. See [`rehome_shared::api::cluster`].
 
-use axum::extract::{Path, State};
+use axum::extract::{Path, Query, State};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use http::StatusCode;
@@ -8,7 +8,7 @@ use rehome_shared::api::cluster::{
     DeployReply, DeployRequest, Desired, DrainRequest, FailoverReply, FailoverRequest, Migration,
     MoveRequest, Prediction, Progress, Status,
 };
-use rehome_shared::api::gc::Collected;
+use rehome_shared::api::gc::{Collected, Meant};
 use rehome_shared::ids::MigrationId;
 
 use super::{Failed, Shared};
@@ -139,13 +139,16 @@ async fn abort_migration(
     Ok(Json(status::abort(&host, &id).await?))
 }
 
-async fn list_garbage(State(host): State<Shared>) -> Json<Collected> {
-    Json(garbage::cluster(&host, Verb::List).await)
+async fn list_garbage(State(host): State<Shared>, Query(meant): Query<Meant>) -> Json<Collected> {
+    Json(garbage::cluster(&host, Verb::List, &meant).await)
 }
 
 /// What was begun is finished when the client hangs up.
-async fn collect_garbage(State(host): State<Shared>) -> Result<Json<Collected>, Failed> {
+async fn collect_garbage(
+    State(host): State<Shared>,
+    Query(meant): Query<Meant>,
+) -> Result<Json<Collected>, Failed> {
     let owner = host.clone();
-    let collected = async move { garbage::cluster(&owner, Verb::Remove).await };
+    let collected = async move { garbage::cluster(&owner, Verb::Remove, &meant).await };
     Ok(Json(detached(&host, collected).await?))
 }

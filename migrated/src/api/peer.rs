@@ -14,7 +14,7 @@ use rehome_runtime::tls::PeerIdentity;
 use rehome_shared::api::cluster::{
     Desired, FailoverReply, FailoverRequest, Migration, MoveRequest, Prediction,
 };
-use rehome_shared::api::gc::HostGarbage;
+use rehome_shared::api::gc::{HostGarbage, Meant};
 use rehome_shared::api::peer::{
     Accepted, FailoverOffer, Gossip, HandoffRef, HandoffState, HandoffView, HostReport, KeptVolume,
     Offer, PreflightReply, Ready, Received, StreamProgress, StreamQuery, VerifyRequest,
@@ -110,12 +110,15 @@ async fn volumes(
     Ok(Json(found.map_err(destination::TakeError::Storage)?))
 }
 
-async fn list_garbage(State(host): State<Shared>) -> Json<HostGarbage> {
-    Json(garbage::here(&host, Verb::List).await)
+async fn list_garbage(State(host): State<Shared>, Query(meant): Query<Meant>) -> Json<HostGarbage> {
+    Json(garbage::here(&host, Verb::List, &meant).await)
 }
 
-async fn collect_garbage(State(host): State<Shared>) -> Json<HostGarbage> {
-    Json(garbage::here(&host, Verb::Remove).await)
+async fn collect_garbage(
+    State(host): State<Shared>,
+    Query(meant): Query<Meant>,
+) -> Json<HostGarbage> {
+    Json(garbage::here(&host, Verb::Remove, &meant).await)
 }
 
 /// The work goes on when the other host hangs up: it asks again, and finds it done.

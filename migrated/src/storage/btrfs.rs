@@ -499,7 +499,14 @@ impl Storage for Btrfs {
         let sized = snapshots
             .into_iter()
             .map(|(name, info)| (name, usage.exclusive(info.id)));
-        Ok(sized.collect())
+        let mut sized: BTreeMap<String, Bytes> = sized.collect();
+        for name in tree::diverged(&self.layout, dataset).await? {
+            let place = self.layout.diverged(dataset, &name)?;
+            if let Some(info) = tree::info(&place).await? {
+                sized.insert(name, usage.exclusive(info.id));
+            }
+        }
+        Ok(sized)
     }
 
     async fn taken_at(&self, dataset: &DatasetId, name: &str) -> Result<SystemTime, StorageError> {
@@ -516,6 +523,11 @@ impl Storage for Btrfs {
 
     async fn set_aside(&self, dataset: &DatasetId, name: &str) -> Result<PathBuf, StorageError> {
         aside::set_aside(&self.layout, dataset, name).await
+    }
+
+    async fn discard_diverged(&self, dataset: &DatasetId, name: &str) -> Result<(), StorageError> {
+        tree::discard(&self.layout.diverged(dataset, name)?).await?;
+        tree::remove_if_empty(&self.layout.all_diverged(dataset)).await
     }
 
     async fn destroy(&self, dataset: &DatasetId) -> Result<(), StorageError> {

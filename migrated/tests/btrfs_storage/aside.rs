@@ -108,5 +108,16 @@ async fn a_tree_that_is_set_aside_is_kept_read_only_and_outlives_its_volume() ->
     assert_eq!(all[0].diverged, ["e1-20261123T033000Z"]);
     assert!(!all[0].live && all[0].snapshots.is_empty());
     assert_eq!(fs::read(place.join("mine"))?, b"alone");
+
+    // Until somebody asks for its removal; and once more is no harm.
+    let sizes = again.exclusive(&dataset).await?;
+    assert!(sizes.contains_key("e1-20261123T033000Z"), "{sizes:?}");
+    assert!(again.discard_diverged(&dataset, "../e1").await.is_err());
+    for _ in 0..2 {
+        again
+            .discard_diverged(&dataset, "e1-20261123T033000Z")
+            .await?;
+    }
+    assert!(!place.exists() && again.list().await?.is_empty());
     Ok(())
 }

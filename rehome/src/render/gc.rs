@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use rehome_shared::api::gc::{Collected, Item};
+use rehome_shared::api::gc::{Collected, HostGarbage, Item};
 
 use super::{count, or_nothing, table};
 
@@ -11,7 +11,7 @@ pub(crate) fn collected(collected: &Collected) -> String {
     let found = collected
         .hosts
         .iter()
-        .flat_map(|host| host.garbage.iter().map(|item| (host.host.as_str(), item)));
+        .flat_map(|host| items(host).map(|item| (host.host.as_str(), item)));
     let rows: Vec<Vec<String>> = found.map(|(host, item)| row(host, item)).collect();
     let mut text = String::new();
     if rows.is_empty() {
@@ -33,6 +33,10 @@ pub(crate) fn collected(collected: &Collected) -> String {
     text
 }
 
+fn items(host: &HostGarbage) -> impl Iterator<Item = &Item> {
+    host.garbage.iter().chain(&host.diverged)
+}
+
 fn row(host: &str, item: &Item) -> Vec<String> {
     let why = match &item.error {
         Some(error) => format!("{}; not removed: {error}", item.why),
@@ -49,19 +53,29 @@ fn row(host: &str, item: &Item) -> Vec<String> {
 }
 
 fn sum(collected: &Collected) -> String {
-    let items: Vec<&Item> = collected.hosts.iter().flat_map(|h| &h.garbage).collect();
-    let removed = items.iter().filter(|item| item.removed).count();
-    if removed > 0 {
+    let all = collected.hosts.iter().flat_map(items);
+    let removed = all.filter(|item| item.removed).count();
+    let garbage = collected.hosts.iter().flat_map(|h| &h.garbage).count();
+    let copies = collected.hosts.iter().flat_map(|h| &h.diverged);
+    let kept = copies.filter(|copy| !copy.removed).count();
+    let first = if removed > 0 {
         format!("{} removed\n", count(removed, "item"))
-    } else {
+    } else if garbage > 0 {
         let verb = "`rehome gc` removes them";
-        format!("{}: {verb}\n", count(items.len(), "item"))
+        format!("{}: {verb}\n", count(garbage, "item"))
+    } else {
+        String::new()
+    };
+    let verb = "kept until `rehome gc --diverged APPLICATION` removes them";
+    match kept {
+        0 => first,
+        _ => format!("{first}{kept} diverged: {verb}\n"),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use rehome_shared::api::gc::{HostGarbage, Kind};
+    use rehome_shared::api::gc::Kind;
     use rehome_shared::ids::{AppName, HostAddr};
     use rehome_shared::units::Bytes;
 
@@ -83,6 +97,7 @@ mod tests {
             problem: problem.map(ToOwned::to_owned),
             garbage,
             doubts: Vec::new(),
+            diverged: Vec::new(),
         };
         Collected {
             hosts: vec![
@@ -98,6 +113,27 @@ mod tests {
         assert!(text.contains("h1    snapshot  db"), "{text}");
         assert!(text.contains("1 item: `rehome gc` removes them"), "{text}");
         assert!(text.ends_with("h2: it cannot be asked\n"), "{text}");
+    }
+
+    #[test]
+    fn diverged_copies_are_listed_and_say_what_removes_them() {
+        let mut all = found(false, None);
+        let mut copy = all.hosts[0].garbage.remove(0);
+        copy.kind = Kind::Diverged;
+        all.hosts[1].diverged.push(copy);
+        let text = collected(&all);
+        assert!(text.contains("h2    diverged copy  db"), "{text}");
+        assert!(!text.contains("`rehome gc` removes"), "{text}");
+        assert!(
+            text.contains("1 diverged: kept until `rehome gc --diverged APPLICATION`"),
+            "{text}"
+        );
+        all.hosts[1].diverged[0].removed = true;
+        let text = collected(&all);
+        assert!(
+            text.contains("1 item removed") && !text.contains("kept until"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -14,7 +14,7 @@
 //! | `GET /v1/migrations` | → list of [`Migration`], oldest first |
 //! | `GET /v1/migrations/{id}` | → [`Migration`] |
 //! | `POST /v1/migrations/{id}/abort` | → [`Migration`] |
-//! | `GET`, `POST /v1/gc` | → [`super::gc::Collected`] |
+//! | `GET`, `POST /v1/gc`, `?diverged=APPLICATION` | → [`super::gc::Collected`] |
 //!
 //! An answer that is not a success has an [`super::ErrorReply`] as its body.
 

@@ -1,5 +1,6 @@
 //! What an accident left on the hosts: `GET /v1/gc` lists it, `POST /v1/gc` removes it, and each
-//! host is asked by `GET` and `POST /peer/v1/gc`.
+//! host is asked by `GET` and `POST /peer/v1/gc`. Diverged copies are listed and stay; with
+//! `?diverged=APPLICATION` only those of one application are meant, by either verb.
 
 use serde::{Deserialize, Serialize};
 
@@ -24,9 +25,33 @@ pub struct HostGarbage {
     pub garbage: Vec<Item>,
     /// What may be garbage, and why that is not certain now. It is kept.
     pub doubts: Vec<String>,
+    /// What was written there by who was not the owner any more. It is kept for people until they
+    /// ask for its removal.
+    #[serde(default)]
+    pub diverged: Vec<Item>,
 }
 
-/// Something that nobody needs.
+/// What is meant, beside garbage.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Meant {
+    /// Only the diverged copies of this application.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub diverged: Option<AppName>,
+}
+
+impl Meant {
+    /// A path with this as its query.
+    #[must_use]
+    pub fn at(&self, path: &str) -> String {
+        match &self.diverged {
+            None => path.to_owned(),
+            // A name needs no escapes.
+            Some(application) => format!("{path}?diverged={application}"),
+        }
+    }
+}
+
+/// Something that nobody needs, or a diverged copy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Item {
     /// What it is.
@@ -39,7 +64,7 @@ pub struct Item {
     pub name: String,
     /// What removing it frees.
     pub bytes: Bytes,
-    /// Why nobody needs it.
+    /// Why nobody needs it, or what it is.
     pub why: String,
     /// Whether it was removed.
     pub removed: bool,
@@ -59,6 +84,8 @@ pub enum Kind {
     Volume,
     /// An instance of an application that is not the host's.
     Instance,
+    /// A live tree that was written to by who was not the owner any more.
+    Diverged,
 }
 
 impl Kind {
@@ -70,6 +97,7 @@ impl Kind {
             Self::Partial => "partial",
             Self::Volume => "volume",
             Self::Instance => "instance",
+            Self::Diverged => "diverged copy",
         }
     }
 }

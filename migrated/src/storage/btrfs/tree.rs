@@ -237,6 +237,11 @@ pub(super) async fn discard_within(directory: &Path, prefix: &str) -> Result<(),
     for entry in entries {
         discard(&entry).await?;
     }
+    remove_if_empty(directory).await
+}
+
+/// Removes a directory when nothing is in it. What is gone is fine.
+pub(super) async fn remove_if_empty(directory: &Path) -> Result<(), StorageError> {
     let directory = directory.to_owned();
     blocking(move || match fs::remove_dir(&directory) {
         Err(error)
