@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use migrated_core::record::Record;
+use migrated_core::registry::Registry;
 use rehome_runtime::http_client::ClientError;
 use rehome_shared::api::cluster::Desired;
 use rehome_shared::api::peer::{HostReport, VolumeIdentity};
@@ -61,14 +62,21 @@ pub enum BirthError {
     #[error("the volumes cannot be listed")]
     Storage(#[from] StorageError),
     /// A host remembers it.
-    #[error("{host} knows of {application} at epoch {epoch}: it is not made anew, empty")]
+    #[error(
+        "{host} knows that {owner} owned {application} at epoch {epoch}: it is not made anew, empty. {}",
+        cure(application, owner, *epoch, here)
+    )]
     Known {
         /// The application.
         application: AppName,
-        /// The host.
+        /// The host that remembers.
         host: HostAddr,
+        /// The owner that it remembers.
+        owner: HostAddr,
         /// The epoch.
         epoch: Epoch,
+        /// The host where it should have been born.
+        here: HostAddr,
     },
     /// A newer deployment came in between.
     #[error("a newer deployment came in between")]
@@ -76,6 +84,14 @@ pub enum BirthError {
     /// The journal failed.
     #[error("the journal cannot take it down")]
     Ledger(#[from] LedgerError),
+}
+
+/// What gives an owner back to an application whose last one does not know of it.
+fn cure(application: &AppName, owner: &HostAddr, epoch: Epoch, here: &HostAddr) -> String {
+    let to = if owner == here { "HOST" } else { here.as_str() };
+    format!(
+        "If {owner} lost its journal, stop migrated there and run `migrated --rebuild-journal`; if what it had is gone for good, run `rehome failover {application} --to {to} --fenced {owner}@{epoch}`"
+    )
 }
 
 /// How long the other hosts may take to follow a deployment that has just come.
@@ -114,7 +130,7 @@ fn objection(
     report: &HostReport,
     desired: &Desired,
     hash: &str,
-    application: &AppName,
+    (application, here): (&AppName, &HostAddr),
 ) -> Option<BirthError> {
     let host = report.host.clone();
     if report.generation != desired.generation || report.desired_hash != hash {
@@ -135,8 +151,29 @@ fn objection(
     known.map(|known| BirthError::Known {
         application: application.clone(),
         host,
+        owner: known.owner.clone(),
         epoch: known.epoch,
+        here: here.clone(),
     })
+}
+
+/// Whether the journal lets an application be born here: not when it is known already, which is
+/// no mistake.
+///
+/// # Errors
+/// The owner that this host itself has heard of.
+fn may_be_born(
+    registry: &Registry,
+    here: &HostAddr,
+    name: &AppName,
+) -> Result<bool, (Epoch, HostAddr)> {
+    if registry.applications().contains_key(name) || registry.incoming(name).is_some() {
+        return Ok(false);
+    }
+    match registry.known_owner(here, name) {
+        None => Ok(true),
+        Some(known) => Err(known),
+    }
 }
 
 async fn try_give(
@@ -159,7 +196,7 @@ async fn try_give(
                 });
             }
         };
-        match objection(&report, desired, &hash, application) {
+        match objection(&report, desired, &hash, (application, &host.address)) {
             None => {}
             Some(BirthError::Behind(_)) if desired::hash(&host.desired.get()) != hash => {
                 return Err(BirthError::Superseded);
@@ -183,16 +220,25 @@ async fn try_give(
         application: application.clone(),
         volumes,
     };
-    let name = application.clone();
+    let (name, here) = (application.clone(), host.address.clone());
     let born = host.ledger.transact(move |registry| {
-        let known =
-            registry.applications().contains_key(&name) || registry.incoming(&name).is_some();
-        (if known { Vec::new() } else { vec![record] }, ())
+        let may = may_be_born(registry, &here, &name);
+        let records = if may == Ok(true) {
+            vec![record]
+        } else {
+            Vec::new()
+        };
+        (records, may)
     });
-    host.desired
-        .while_following(desired, born)
-        .await
-        .ok_or(BirthError::Superseded)??;
+    let born = host.desired.while_following(desired, born).await;
+    born.ok_or(BirthError::Superseded)??
+        .map_err(|(epoch, owner)| BirthError::Known {
+            application: application.clone(),
+            host: host.address.clone(),
+            owner,
+            epoch,
+            here: host.address.clone(),
+        })?;
     tracing::info!(%application, "an application is this host's from its beginning");
     Ok(())
 }
@@ -200,11 +246,12 @@ async fn try_give(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fixtures::{app, deployment, report};
+    use crate::fixtures::{app, deployment, host, report};
 
     fn against(report: &HostReport) -> Option<BirthError> {
         let desired = deployment(2, &[("h1", &["db"]), ("h2", &[])]);
-        objection(report, &desired, &desired::hash(&desired), &app("db"))
+        let born = (&app("db"), &host("h1"));
+        objection(report, &desired, &desired::hash(&desired), born)
     }
 
     #[test]
@@ -228,13 +275,39 @@ mod tests {
         let desired = deployment(2, &[("h1", &["db"]), ("h2", &[])]);
         let mut former = report("h2", &desired, &[]);
         former.known.push(crate::fixtures::known("db", 3, "h1"));
-        assert!(matches!(
-            against(&former),
-            Some(BirthError::Known {
-                epoch: Epoch(3),
-                ..
-            })
-        ));
+        let said = against(&former).map(|error| error.to_string()).unwrap();
+        assert!(
+            said.starts_with("h2 knows that h1 owned db at epoch 3"),
+            "{said}"
+        );
+        // This host is the one that lost it: nobody else's journal, and no failover to itself.
+        assert!(said.contains("If h1 lost its journal"), "{said}");
+        assert!(said.contains("--to HOST --fenced h1@3"), "{said}");
+        former.known = vec![crate::fixtures::known("db", 3, "h3")];
+        let said = against(&former).map(|error| error.to_string()).unwrap();
+        assert!(
+            said.contains("rehome failover db --to h1 --fenced h3@3"),
+            "{said}"
+        );
+    }
+
+    #[test]
+    fn what_this_host_itself_has_heard_of_is_not_born_here() {
+        let heard = Record::Heard {
+            application: app("db"),
+            epoch: Epoch(3),
+            owner: host("h2"),
+        };
+        let registry = Registry::replay([&heard]);
+        let may = |name: &str| may_be_born(&registry, &host("h1"), &app(name));
+        assert_eq!(may("db"), Err((Epoch(3), host("h2"))));
+        assert_eq!(may("web"), Ok(true));
+        let born = Record::Born {
+            application: app("web"),
+            volumes: Vec::new(),
+        };
+        let registry = Registry::replay([&heard, &born]);
+        assert_eq!(may_be_born(&registry, &host("h1"), &app("web")), Ok(false));
     }
 
     #[test]
