@@ -295,7 +295,7 @@ async fn settle(host: &Arc<Host>, reports: &[HostReport]) {
             Ok(Standing::Outdated { epoch, speaker }) => host.clearance.withhold(
                 &application,
                 format!(
-                    "{speaker} knows it as this host's at epoch {epoch}, which is newer than this host's journal: stop migrated and bring the newest journal back, or move the journal away and run `migrated --rebuild-journal`"
+                    "{speaker} knows it as this host's at epoch {epoch}, which is newer than this host's journal: stop migrated and bring the newest journal back, or run `migrated --rebuild-journal`, which keeps this one beside the new one"
                 ),
             ),
             Ok(Standing::Contested { epoch, owner }) => host.clearance.withhold(

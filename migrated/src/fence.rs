@@ -32,6 +32,8 @@ pub use known::{known, promised, told};
 pub use rivals::Rivals;
 
 pub(crate) use known::learn;
+#[cfg(test)]
+pub(crate) use left::copy_name;
 pub(crate) use left::{keep_copy, make_room, stop_former, tidy};
 pub(crate) use rivals::{contested, cure};
 

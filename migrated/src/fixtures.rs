@@ -81,6 +81,8 @@ pub(crate) fn report(address: &str, follows: &Desired, owned: &[(&str, u64)]) ->
             .collect(),
         promised: BTreeMap::new(),
         diverged: Vec::new(),
+        left: Vec::new(),
+        instances: Vec::new(),
     }
 }
 

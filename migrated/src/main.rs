@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use migrated::rebuild::Options;
-use rehome_shared::ids::HostAddr;
+use rehome_shared::ids::{AppName, HostAddr};
 
 /// Owns the volumes and containers of its host and runs migrations.
 #[derive(Debug, Parser)]
@@ -31,6 +31,10 @@ struct Arguments {
     /// A host that is gone for good: what it would say does not count
     #[arg(long, value_name = "HOST", requires = "rebuild_journal")]
     without: Vec<HostAddr>,
+    /// An application to leave undecided where nobody can be certain who owns it: it is not
+    /// started, and its volumes stay as they are
+    #[arg(long, value_name = "APPLICATION", requires = "rebuild_journal")]
+    leave: Vec<AppName>,
     #[command(subcommand)]
     internal: Option<Internal>,
 }
@@ -56,6 +60,7 @@ pub(crate) fn main() -> ExitCode {
             ask: arguments.ask,
             alone: arguments.alone,
             without: arguments.without,
+            leave: arguments.leave.into_iter().collect(),
         };
         return migrated::rebuild::main(&arguments.config, &options);
     }

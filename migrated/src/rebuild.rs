@@ -4,23 +4,25 @@
 
 mod ask;
 
+use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail, ensure};
-use migrated_core::rebuild::{self, Evidence, Undecided, Verdict, Volume};
+use migrated_core::rebuild::{self, Evidence, Undecided, Verdict, Volume, Word};
 use migrated_core::record::Record;
 use migrated_core::registry::Registry;
 use rehome_runtime::report::Report;
 use rehome_runtime::telemetry;
 use rehome_shared::api::cluster::Desired;
 use rehome_shared::config::daemon::MigratedConfig;
-use rehome_shared::ids::{DatasetId, HostAddr};
+use rehome_shared::ids::{AppName, DatasetId, HostAddr};
 
 use crate::clock;
 use crate::desired::DesiredStore;
 use crate::ledger::{Ledger, LedgerError, Place, Present};
+use crate::peers::Peers;
 use crate::service;
 use crate::storage::{Storage, StorageError};
 
@@ -153,6 +155,8 @@ pub struct Options {
     pub alone: bool,
     /// Hosts that are gone for good.
     pub without: Vec<HostAddr>,
+    /// Applications that are left behind where they are undecided.
+    pub leave: BTreeSet<AppName>,
 }
 
 /// `migrated --rebuild-journal`.
@@ -173,20 +177,38 @@ pub fn main(config: &Path, options: &Options) -> ExitCode {
         .context("cannot start")
         .and_then(|runtime| runtime.block_on(run(&loaded, options)));
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(Made::Whole) => ExitCode::SUCCESS,
+        Ok(Made::But) => ExitCode::FAILURE,
         Err(error) => service::complain(&error, ExitCode::FAILURE),
     }
 }
 
-async fn run(config: &MigratedConfig, options: &Options) -> anyhow::Result<()> {
+/// What the new journal says.
+enum Made {
+    /// Who owns what.
+    Whole,
+    /// The same, but for what was left undecided.
+    But,
+}
+
+async fn run(config: &MigratedConfig, options: &Options) -> anyhow::Result<Made> {
     service::make_private(&config.state)?;
     let place = Place::take(&config.state).context("is migrated still running? Stop it first")?;
     let storage = service::open_storage(config).await?;
     let volumes = volumes(&storage).await.context("cannot list the volumes")?;
-    let aside = aside(&place, config, &volumes)?;
+    let present = place.look()?;
+    if let Present::Damaged(corrupt) = &present {
+        ensure!(
+            !corrupt.is_foreign(),
+            "{corrupt}: it may be whole; start the version of migrated that wrote it"
+        );
+    }
     let desired =
         DesiredStore::open(&config.state).context("cannot read the deployment in force")?;
-    let asked = ask::everybody(config, &desired, &volumes, options).await?;
+    let peers = Peers::new(service::open_tls(config)?, config.peer_port);
+    let words = ask::everybody(config, &peers, &desired, &volumes, options).await?;
+    let aside = aside(&present, &config.address, &volumes, &words)?;
+    let handoffs = ask::handoffs(config, &peers, &volumes, options).await?;
     let desired = desired.get();
     let limits = desired.applications.iter().map(|(name, spec)| {
         let limits = config.migration.with(&spec.migration);
@@ -198,8 +220,9 @@ async fn run(config: &MigratedConfig, options: &Options) -> anyhow::Result<()> {
         limits: &limits.collect(),
         now: clock::now(),
         volumes: &volumes,
-        words: &asked.words,
-        handoffs: &asked.handoffs,
+        words: &words,
+        handoffs: &handoffs,
+        leave: &options.leave,
     };
     let verdicts =
         rebuild::decide(&evidence, &mut DatasetId::generate).map_err(|all| undecided(&all))?;
@@ -212,48 +235,55 @@ async fn run(config: &MigratedConfig, options: &Options) -> anyhow::Result<()> {
         ));
     }
     place.begin_with(&records)?;
-    tell(&verdicts, &volumes);
-    Ok(())
+    Ok(tell(&verdicts, &volumes))
 }
 
-/// Whether there is a journal to set aside, and under which name. The newest one is never.
+/// Whether there is a journal to set aside, and under which name. The newest one is never, unless
+/// it left something undecided.
 fn aside(
-    place: &Place,
-    config: &MigratedConfig,
+    present: &Present,
+    here: &HostAddr,
     volumes: &[Volume],
+    words: &[Word],
 ) -> anyhow::Result<Option<String>> {
     let now = clock::compact(clock::now());
-    match place.look()? {
+    match present {
         Present::Nothing => Ok(None),
-        Present::Damaged(corrupt) => {
-            ensure!(
-                !corrupt.is_foreign(),
-                "{corrupt}: it may be whole; start the version of migrated that wrote it"
-            );
-            Ok(Some(format!("journal.damaged-{now}")))
-        }
-        Present::Journal(registry) => {
-            let stale = rebuild::unknown_to(&registry, &config.address, volumes).is_some();
-            let begun_anew = *registry == Registry::default() && !volumes.is_empty();
-            if !stale && !begun_anew {
-                bail!(
-                    "there is a journal, it can be read, and the pool knows of no newer one: nothing was changed"
-                );
-            }
-            Ok(Some(format!("journal.stale-{now}")))
-        }
+        Present::Damaged(_) => Ok(Some(format!("journal.damaged-{now}"))),
+        Present::Journal(registry) if is_newest(registry, here, volumes, words) => bail!(
+            "there is a journal, it can be read, and neither the pool nor another host knows of a newer one: nothing was changed"
+        ),
+        Present::Journal(_) => Ok(Some(format!("journal.stale-{now}"))),
     }
 }
 
+fn is_newest(registry: &Registry, here: &HostAddr, volumes: &[Volume], words: &[Word]) -> bool {
+    let begun_anew = registry.is_hearsay();
+    let undecided = registry.left().next().is_some();
+    !begun_anew
+        && !undecided
+        && rebuild::unknown_to(registry, here, volumes).is_none()
+        && rebuild::forgotten(registry, here, words).is_none()
+}
+
 fn undecided(all: &[Undecided]) -> anyhow::Error {
-    let lines: Vec<String> = all.iter().map(|one| Report(one).to_string()).collect();
+    let lines = all.iter().map(|one| {
+        let why = Report(one);
+        if one.may_be_left() {
+            let leave = format!("--leave {}", one.application());
+            format!("{why} (to leave it as it is, and decide of it later: {leave})")
+        } else {
+            why.to_string()
+        }
+    });
+    let lines: Vec<String> = lines.collect();
     anyhow::anyhow!(
         "it is not certain who owns what, and nothing was changed\n{}",
         lines.join("\n")
     )
 }
 
-fn tell(verdicts: &[Verdict], volumes: &[Volume]) {
+fn tell(verdicts: &[Verdict], volumes: &[Volume]) -> Made {
     for verdict in verdicts {
         say(&format!("{}: {}", verdict.application, verdict.why));
     }
@@ -263,7 +293,17 @@ fn tell(verdicts: &[Verdict], volumes: &[Volume]) {
             "volume {dataset} has no stamp that can be read; it is left as it is"
         ));
     }
-    say("the journal is made; start migrated");
+    let left = verdicts.iter().filter(|verdict| verdict.left);
+    let left: Vec<&str> = left.map(|verdict| verdict.application.as_str()).collect();
+    if left.is_empty() {
+        say("the journal is made; start migrated");
+        return Made::Whole;
+    }
+    say(&format!(
+        "the journal is made, but for {}; start migrated, and `rehome status` names what can be done. Where the cause is put right, this command decides again",
+        left.join(", ")
+    ));
+    Made::But
 }
 
 fn say(line: &str) {

@@ -8,13 +8,14 @@ use std::time::Duration;
 
 use http::Method;
 use migrated_core::reconcile::Action;
+use migrated_core::registry::{Registry, Role};
 use migrated_core::source::{BeforeRelease, Phase};
 use rehome_runtime::report::Report;
 use rehome_shared::api::cluster::{
     ApplicationState, ApplicationStatus, ConnectionGauge, Desired, Failure, HostStatus, Migration,
     MigrationState, Progress, Status, VolumeStatus,
 };
-use rehome_shared::api::peer::{Advert, HostReport, OwnedApplication, PreflightReply};
+use rehome_shared::api::peer::{Advert, HostReport, LeftOpen, OwnedApplication, PreflightReply};
 use rehome_shared::api::proxy::{CheckPorts, RouteKey};
 use rehome_shared::ids::{AppName, HostAddr, MigrationId};
 
@@ -79,7 +80,30 @@ pub fn report(host: &Host) -> HostReport {
         known: fence::told(host),
         promised: host.ledger.read(fence::promised),
         diverged: host.memory().diverged.clone(),
+        left: host.ledger.read(left),
+        instances: running(host),
     }
+}
+
+/// What was left open when the journal was made anew.
+fn left(registry: &Registry) -> Vec<LeftOpen> {
+    let open = registry
+        .left()
+        .filter_map(|(name, known)| match &known.role {
+            Role::Left { owner, why } => Some(LeftOpen {
+                application: name.clone(),
+                owner: owner.clone(),
+                epoch: known.epoch,
+                why: why.clone(),
+            }),
+            Role::Owner | Role::Gone { .. } => None,
+        });
+    open.collect()
+}
+
+fn running(host: &Host) -> Vec<AppName> {
+    let instances = host.instances.borrow();
+    instances.iter().map(|i| i.application.clone()).collect()
 }
 
 /// Why this host cannot do its work, if so.
@@ -213,6 +237,12 @@ fn failures(host: &Host, desired: &Desired) -> Vec<Failure> {
         })
         .map(|(name, fault)| failure(Some(name), fault.reason))
         .collect();
+    for open in host.ledger.read(left) {
+        if desired.applications.contains_key(&open.application) {
+            let reason = silent::left_open(&host.address, &open);
+            failures.push(failure(Some(open.application), reason));
+        }
+    }
     let moved = host.ledger.read(|registry| registry.history().to_vec());
     for name in desired.applications.keys() {
         if let Some(past) = migrations::failed(&moved, desired, name)
@@ -399,7 +429,9 @@ fn merge(desired: &Desired, reports: &Reports, adverts: &[Advert]) -> Vec<Applic
             all.insert(name.clone(), unowned(name));
         }
     }
-    all.into_values().collect()
+    let mut all: Vec<ApplicationStatus> = all.into_values().collect();
+    silent::add_left(&mut all, reports);
+    all
 }
 
 /// An application that no host that answers owns; `blocked` says why nobody can.

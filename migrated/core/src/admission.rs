@@ -142,7 +142,7 @@ pub fn may_take(
     if let Some(known) = registry.applications().get(&offer.application) {
         match &known.role {
             Role::Owner => return Err(CannotTake::OwnedHere(known.epoch)),
-            Role::Gone { to } => {
+            Role::Gone { to } | Role::Left { owner: to, .. } => {
                 let contradicts = known.epoch == offer.epoch && *to != offer.from;
                 if known.epoch > offer.epoch || contradicts {
                     let (owner, epoch) = (to.clone(), known.epoch);

@@ -70,7 +70,8 @@ pub fn stand(
     let is_newer = |word: &Word| word.owner != *here && word.epoch > known.epoch;
     let released = is_handing_over(registry, application);
     let mine = match &known.role {
-        Role::Owner => here,
+        // What was left open is another host's as soon as anybody knows of a newer owner.
+        Role::Owner | Role::Left { .. } => here,
         Role::Gone { to } if released => {
             // It tells the outcome itself, as long as that is for this host to hear: of what went
             // on from there to anybody, itself included, nothing can come back here.

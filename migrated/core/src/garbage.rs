@@ -98,7 +98,7 @@ pub struct Findings {
 pub fn find(seen: &Seen<'_>) -> Findings {
     let mut findings = Findings::default();
     for volume in seen.volumes {
-        if !seen.is_moving(volume) {
+        if !seen.is_moving(volume) && !seen.is_left(volume) {
             seen.look_at(volume, &mut findings);
         }
     }
@@ -153,6 +153,12 @@ impl Seen<'_> {
         let stamped = volume.migration.as_ref();
         self.has_open_handoff(&volume.dataset)
             || stamped.is_some_and(|id| self.standing(id) == Standing::Open)
+    }
+
+    /// Of what was left undecided everything may be needed yet.
+    fn is_left(&self, volume: &VolumeSeen) -> bool {
+        let mut left = self.registry.left();
+        left.any(|(_, known)| known.volumes.iter().any(|v| v.dataset == volume.dataset))
     }
 
     fn expects(&self, application: &AppName) -> bool {

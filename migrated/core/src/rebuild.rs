@@ -4,8 +4,10 @@
 //! A stamp alone proves what happened before it was written, the others' word what happened
 //! after. Decided is by application, and first of all by the newest owner that anybody knows;
 //! then the stamps decide. What was perhaps released is asked for where it would have gone to.
-//! Whatever is not certain is left undecided and named: nobody guesses who owns what.
+//! Whatever is not certain is undecided and named: nobody guesses who owns what. An operator may
+//! leave such an application behind, so that the others get their journal.
 
+mod left;
 mod stamped;
 mod verdict;
 
@@ -18,6 +20,7 @@ use rehome_shared::ids::{AppName, DatasetId, Epoch, HostAddr, MigrationId};
 
 use self::stamped::{by_application, decisive};
 use crate::UnixMillis;
+use crate::destination::DestinationHandoff;
 use crate::record::Record;
 use crate::registry::Registry;
 use crate::stamp::{Stamp, StampState};
@@ -96,6 +99,8 @@ pub struct Evidence<'a> {
     pub words: &'a [Word],
     /// The answers to the [`questions`]. What is merely reserved was called off before.
     pub handoffs: &'a BTreeMap<MigrationId, HandoffView>,
+    /// The applications that an operator leaves behind where they are undecided.
+    pub leave: &'a BTreeSet<AppName>,
 }
 
 /// What is decided of an application.
@@ -107,6 +112,8 @@ pub struct Verdict {
     pub records: Vec<Record>,
     /// The same for people, and why.
     pub why: String,
+    /// Whether it was left undecided.
+    pub left: bool,
 }
 
 /// Why it is not certain who owns an application.
@@ -171,6 +178,45 @@ pub enum Undecided {
     Undescribed(AppName),
 }
 
+impl Undecided {
+    /// Whether its application may be left behind. What a source is just deciding of is certain
+    /// in a minute; without a promise that was given here, nobody might own it then.
+    #[must_use]
+    pub fn may_be_left(&self) -> bool {
+        !matches!(self, Self::InWindow { .. })
+    }
+
+    /// Which application.
+    #[must_use]
+    pub fn application(&self) -> &AppName {
+        match self {
+            Self::Contested { application, .. }
+            | Self::OldPool { application, .. }
+            | Self::NotCalledOff { application, .. }
+            | Self::InWindow { application, .. }
+            | Self::Twice { application, .. }
+            | Self::Undescribed(application) => application,
+        }
+    }
+}
+
+/// What others know of this host and its own journal does not: an application, and the epoch at
+/// which it is or was this host's. What comes here by a handoff is known before it is owned.
+#[must_use]
+pub fn forgotten(registry: &Registry, here: &HostAddr, words: &[Word]) -> Option<(AppName, Epoch)> {
+    let told = words.iter().flat_map(|word| &word.owners);
+    let mut mine = told.filter(|(_, _, owner)| owner == here);
+    mine.find(|(name, epoch, _)| {
+        let known = registry.known_owner(here, name).map(|(epoch, _)| epoch);
+        let coming = registry
+            .destinations_of(name)
+            .map(DestinationHandoff::epoch_here);
+        let coming = coming.max();
+        known.max(coming).is_none_or(|known| known < *epoch)
+    })
+    .map(|(name, epoch, _)| (name.clone(), *epoch))
+}
+
 /// Whether stamps tell of more than a journal does: then the journal is not the newest, or was
 /// begun anew. What only comes here need not be known.
 #[must_use]
@@ -230,7 +276,7 @@ pub fn questions(here: &HostAddr, volumes: &[Volume]) -> Vec<Question> {
 /// Decides of every application that this host may have. `fresh` makes identities.
 ///
 /// # Errors
-/// Everything that is [`Undecided`].
+/// Everything that is [`Undecided`] and not left behind.
 pub fn decide(
     evidence: &Evidence<'_>,
     fresh: &mut dyn FnMut() -> DatasetId,
@@ -250,8 +296,12 @@ pub fn decide(
                 application: name.clone(),
                 records,
                 why,
+                left: false,
             }),
             Ok(None) => {}
+            Err(why) if evidence.leave.contains(name) && why.may_be_left() => {
+                verdicts.push(evidence.left(name, volumes, &why));
+            }
             Err(why) => undecided.push(why),
         }
     }
@@ -291,7 +341,15 @@ impl Evidence<'_> {
         volumes: &[&Volume],
         fresh: &mut dyn FnMut() -> DatasetId,
     ) -> Result<Option<(Vec<Record>, String)>, Undecided> {
-        let known = self.known(name)?;
+        let known = match self.known(name) {
+            // Between two others, and nothing of it is here.
+            Err(Undecided::Contested { one, other, .. })
+                if volumes.is_empty() && one != *self.here && other != *self.here =>
+            {
+                return Ok(None);
+            }
+            known => known?,
+        };
         match self.stamped(name, volumes, fresh)? {
             Some(stamped) => self.by_stamps(name, &stamped, known),
             None => Ok(self.by_word(name, known, fresh)),

@@ -115,7 +115,7 @@ fn plan_cleared(seen: &Seen<'_>) -> Action {
     match seen.registry.applications().get(seen.application) {
         None => plan_unknown(seen),
         Some(known) => match known.role {
-            Role::Gone { .. } => evict(seen),
+            Role::Gone { .. } | Role::Left { .. } => evict(seen),
             Role::Owner => plan_owned(seen, known),
         },
     }

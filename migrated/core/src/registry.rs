@@ -31,6 +31,26 @@ pub enum Role {
         /// The next owner.
         to: HostAddr,
     },
+    /// Whose it is was not certain when this journal was made anew, and an operator left that
+    /// open: nothing of it runs here, and nothing of it is given away or dropped.
+    Left {
+        /// Who is said to be its owner; perhaps this host.
+        owner: HostAddr,
+        /// Why that is not certain, for people.
+        why: String,
+    },
+}
+
+impl Role {
+    /// The owner, as `here` knows it.
+    #[must_use]
+    pub fn owner<'a>(&'a self, here: &'a HostAddr) -> &'a HostAddr {
+        match self {
+            Self::Owner => here,
+            Self::Gone { to } => to,
+            Self::Left { owner, .. } => owner,
+        }
+    }
 }
 
 /// An application that this host owns or owned.
@@ -326,10 +346,7 @@ impl Registry {
     pub fn known(&self, here: &HostAddr) -> BTreeMap<AppName, (Epoch, HostAddr)> {
         let mut known = self.heard.clone();
         for (name, held) in &self.applications {
-            let owner = match &held.role {
-                Role::Owner => here,
-                Role::Gone { to } => to,
-            };
+            let owner = held.role.owner(here);
             let older = known
                 .get(name)
                 .is_none_or(|(epoch, _)| *epoch <= held.epoch);
@@ -343,13 +360,10 @@ impl Registry {
     /// The newest owner of one application, as far as `here` knows.
     #[must_use]
     pub fn known_owner(&self, here: &HostAddr, application: &AppName) -> Option<(Epoch, HostAddr)> {
-        let held = self.applications.get(application).map(|held| {
-            let owner = match &held.role {
-                Role::Owner => here,
-                Role::Gone { to } => to,
-            };
-            (held.epoch, owner.clone())
-        });
+        let held = self
+            .applications
+            .get(application)
+            .map(|held| (held.epoch, held.role.owner(here).clone()));
         let heard = self.heard.get(application).cloned();
         match (held, heard) {
             (Some(held), Some(heard)) if heard.0 > held.0 => Some(heard),
@@ -363,6 +377,34 @@ impl Registry {
         self.applications
             .get(application)
             .filter(|owned| owned.role == Role::Owner)
+    }
+
+    /// The applications whose owner was left open, and who that is said to be.
+    pub fn left(&self) -> impl Iterator<Item = (&AppName, &Ownership)> {
+        let all = self.applications.iter();
+        all.filter(|(_, known)| matches!(known.role, Role::Left { .. }))
+    }
+
+    /// Whether an application's owner was left open.
+    #[must_use]
+    pub fn is_left(&self, application: &AppName) -> bool {
+        self.left().any(|(name, _)| name == application)
+    }
+
+    /// Whether it says nothing of this host itself: all that is in it was heard of others.
+    #[must_use]
+    pub fn is_hearsay(&self) -> bool {
+        let Self {
+            applications,
+            sources,
+            destinations,
+            history,
+            heard: _,
+        } = self;
+        applications.is_empty()
+            && sources.is_empty()
+            && destinations.is_empty()
+            && history.is_empty()
     }
 
     /// The open migrations that this host coordinates.

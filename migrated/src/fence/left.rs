@@ -31,7 +31,8 @@ const TRY_PAUSE: Duration = Duration::from_secs(2);
 const GRACE: Duration = Duration::from_secs(10);
 
 /// The name of a tree that is set aside: the epoch that it was written at, and when it was.
-fn copy_name(epoch: Epoch, now: UnixMillis) -> String {
+#[must_use]
+pub(crate) fn copy_name(epoch: Epoch, now: UnixMillis) -> String {
     let date = clock::rfc3339(now);
     // 2026-11-23T03:30:00.123Z → 20261123T033000123Z
     let compact: String = date.chars().filter(char::is_ascii_alphanumeric).collect();
@@ -51,7 +52,7 @@ struct Left {
     gone: Option<Gone>,
 }
 
-/// Whose an application is, by the journal.
+/// Whose an application is that is another host's for certain, by the journal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Gone {
     to: HostAddr,
@@ -61,7 +62,7 @@ struct Gone {
 fn gone(registry: &Registry, application: &AppName) -> Option<Gone> {
     let known = registry.applications().get(application)?;
     match &known.role {
-        Role::Owner => None,
+        Role::Owner | Role::Left { .. } => None,
         Role::Gone { to } => Some(Gone {
             to: to.clone(),
             epoch: known.epoch,

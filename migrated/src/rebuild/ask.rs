@@ -16,29 +16,21 @@ use rehome_shared::ids::{Attempt, DeploymentGeneration, HostAddr, MigrationId};
 use super::Options;
 use crate::desired::{self, DesiredStore};
 use crate::peers::Peers;
-use crate::service;
 
 /// A newer deployment may name hosts that know a newer one still.
 const TURNS: usize = 4;
-
-/// What was answered.
-#[derive(Debug)]
-pub(super) struct Asked {
-    pub(super) words: Vec<Word>,
-    pub(super) handoffs: BTreeMap<MigrationId, HandoffView>,
-}
 
 /// Asks every host that must be asked. A newer deployment than this host's is followed from then
 /// on.
 pub(super) async fn everybody(
     config: &MigratedConfig,
+    peers: &Peers,
     desired: &DesiredStore,
     volumes: &[Volume],
     options: &Options,
-) -> anyhow::Result<Asked> {
-    let peers = Peers::new(service::open_tls(config)?, config.peer_port);
+) -> anyhow::Result<Vec<Word>> {
     for host in &options.ask {
-        follow(&peers, desired, host).await?;
+        follow(peers, desired, host).await?;
     }
     ensure!(
         desired.get().generation.0 > 0 || options.alone,
@@ -46,27 +38,36 @@ pub(super) async fn everybody(
     );
     for _ in 0..TURNS {
         let hosts = hosts(config, &desired.get(), volumes, options);
-        let reports = reports(&peers, &config.address, &hosts).await?;
+        let reports = reports(peers, &config.address, &hosts).await?;
         let ours = desired.get();
         let newer = reports.iter().find(|(report, _)| {
             (report.generation, &report.desired_hash) > (ours.generation, &desired::hash(&ours))
         });
         if let Some((report, _)) = newer {
-            follow(&peers, desired, &report.host).await?;
+            follow(peers, desired, &report.host).await?;
             continue;
         }
-        let words = reports
+        return Ok(reports
             .iter()
             .map(|(report, gossip)| Word::new(report, &gossip.adverts))
-            .collect();
-        let mut handoffs = BTreeMap::new();
-        for question in rebuild::questions(&config.address, volumes) {
-            let view = handoff(&peers, &question, options).await?;
-            handoffs.insert(question.migration, view);
-        }
-        return Ok(Asked { words, handoffs });
+            .collect());
     }
     anyhow::bail!("the deployment changes all the time; try again when it is settled")
+}
+
+/// Asks where the handoffs that stamps leave open would have gone to.
+pub(super) async fn handoffs(
+    config: &MigratedConfig,
+    peers: &Peers,
+    volumes: &[Volume],
+    options: &Options,
+) -> anyhow::Result<BTreeMap<MigrationId, HandoffView>> {
+    let mut handoffs = BTreeMap::new();
+    for question in rebuild::questions(&config.address, volumes) {
+        let view = handoff(peers, &question, options).await?;
+        handoffs.insert(question.migration, view);
+    }
+    Ok(handoffs)
 }
 
 fn hosts(

@@ -41,3 +41,69 @@ fn volumes_and_deployments_tell_that_there_was_one() {
     let told = trace(&deployment(4, &[("h1", &["db"])]), &[]).unwrap();
     assert!(told.contains("deployment 4"), "{told}");
 }
+
+fn owner_word(epoch: u64, owner: &str) -> Word {
+    Word {
+        host: host("h2"),
+        owners: vec![(app("db"), Epoch(epoch), host(owner))],
+        migrations: Vec::new(),
+    }
+}
+
+fn is_kept(records: &[Record], words: &[Word]) -> bool {
+    let present = Present::Journal(Box::new(Registry::replay(records)));
+    aside(&present, &host("h1"), &[], words).is_err()
+}
+
+#[test]
+fn the_newest_journal_is_not_made_anew() {
+    let born = Record::Born {
+        application: app("db"),
+        volumes: Vec::new(),
+    };
+    let mine = std::slice::from_ref(&born);
+    assert!(is_kept(mine, &[]));
+    assert!(is_kept(mine, &[owner_word(1, "h1"), owner_word(2, "h2")]));
+    assert!(
+        !is_kept(mine, &[owner_word(3, "h1")]),
+        "others know this host as the owner at a larger epoch"
+    );
+}
+
+#[test]
+fn a_journal_that_was_begun_anew_or_left_something_open_is_made_anew() {
+    assert!(!is_kept(&[], &[]), "also where the pool has no volumes");
+    let heard = Record::Heard {
+        application: app("web"),
+        epoch: Epoch(1),
+        owner: host("h2"),
+    };
+    assert!(!is_kept(&[heard], &[]), "it only heard of others");
+    let left = Record::Held {
+        application: app("db"),
+        epoch: Epoch(1),
+        role: migrated_core::registry::Role::Left {
+            owner: host("h1"),
+            why: "because".to_owned(),
+        },
+        volumes: Vec::new(),
+        unmade: Vec::new(),
+    };
+    assert!(!is_kept(&[left], &[]));
+    let present = Present::Nothing;
+    assert_eq!(aside(&present, &host("h1"), &[], &[]).unwrap(), None);
+}
+
+#[test]
+fn a_refusal_names_the_option_that_leaves_an_application_behind() {
+    let said = undecided(&[
+        Undecided::Undescribed(app("db")),
+        Undecided::InWindow {
+            application: app("web"),
+            from: host("h2"),
+        },
+    ])
+    .to_string();
+    assert!(said.contains("--leave db)"), "{said}");
+    assert!(!said.contains("--leave web"), "{said}");
+}

@@ -1,7 +1,8 @@
-//! What is said of hosts that do not answer, and of what they leave behind.
+//! What is said of hosts that do not answer, of what they leave behind, and of what nobody
+//! decides.
 
 use rehome_shared::api::cluster::{ApplicationState, ApplicationStatus, Desired, Failure};
-use rehome_shared::api::peer::HostReport;
+use rehome_shared::api::peer::{HostReport, LeftOpen};
 use rehome_shared::ids::{AppName, HostAddr};
 
 use super::Reports;
@@ -58,6 +59,33 @@ pub(super) fn add_diverged(applications: &mut [ApplicationStatus], reports: &Rep
             application.diverged.push(copy.clone());
         }
     }
+}
+
+/// Tells people of what was left open when a journal was made anew: nobody runs it, unless
+/// another host is its owner.
+pub(super) fn add_left(applications: &mut [ApplicationStatus], reports: &Reports) {
+    for (host, report) in reports {
+        for open in report.iter().flat_map(|report| &report.left) {
+            let mut all = applications.iter_mut();
+            let Some(of) = all.find(|of| of.name == open.application) else {
+                continue;
+            };
+            if of.host.is_none() && of.state != ApplicationState::Migrating {
+                of.state = ApplicationState::Blocked;
+            }
+            of.reason.get_or_insert_with(|| left_open(host, open));
+        }
+    }
+}
+
+/// What people are told of an application that a host left open, and when that ends by itself.
+pub(super) fn left_open(host: &HostAddr, open: &LeftOpen) -> String {
+    let LeftOpen {
+        owner, epoch, why, ..
+    } = open;
+    format!(
+        "{host} does not know whether it is {owner}'s at epoch {epoch} and runs nothing of it, since its journal was made anew: {why}. When that is put right, `migrated --rebuild-journal` on {host} decides"
+    )
 }
 
 /// What waits for a host that an operator fenced and that nobody else waits for: it is said, and

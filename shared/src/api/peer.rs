@@ -7,7 +7,7 @@
 //! | `PUT /peer/v1/desired` | [`super::cluster::Desired`] → [`Accepted`] | the same |
 //! | `POST /peer/v1/gossip` | [`Gossip`] → [`Gossip`] | anyone |
 //! | `POST /peer/v1/volumes` | [`VolumesQuery`] → [`VolumesReply`] | source → destination, for a prediction |
-//! | `GET`, `POST /peer/v1/gc` | → [`super::gc::HostGarbage`] | anyone |
+//! | `GET`, `POST /peer/v1/gc`, `?diverged=APPLICATION` | → [`super::gc::HostGarbage`] | anyone |
 //! | `POST /peer/v1/handoffs/{id}/prepare` | [`Offer`] → [`Ready`] | source → destination |
 //! | `PUT /peer/v1/handoffs/{id}/stream` | a backend's stream in frames, [`StreamQuery`] → [`Received`] | |
 //! | `GET /peer/v1/handoffs/{id}/stream` | `?stream=ID` → [`StreamProgress`] | |
@@ -71,6 +71,25 @@ pub struct HostReport {
     /// What was written here by who was not the owner any more.
     #[serde(default)]
     pub diverged: Vec<DivergedCopy>,
+    /// Applications whose owner was left open when its journal was made anew.
+    #[serde(default)]
+    pub left: Vec<LeftOpen>,
+    /// The applications that it has instances of, whoever owns them.
+    #[serde(default)]
+    pub instances: Vec<AppName>,
+}
+
+/// An application that a host does not know the owner of for certain.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftOpen {
+    /// Which.
+    pub application: AppName,
+    /// Who is said to own it.
+    pub owner: HostAddr,
+    /// At which epoch.
+    pub epoch: Epoch,
+    /// Why that is not certain.
+    pub why: String,
 }
 
 /// Who owns an application, as far as a host knows.
@@ -91,6 +110,22 @@ impl HostReport {
         self.known
             .iter()
             .find(|known| known.application == *application)
+    }
+
+    /// Whether the host has no part in an application, although others may know it as the owner:
+    /// it has lost all knowledge of it of its own, or left open whose it is. It runs nothing of it and will
+    /// not start it by itself.
+    #[must_use]
+    pub fn is_out_of(&self, application: &AppName) -> bool {
+        let mut owned = self.owned.iter();
+        let has_part = owned.any(|owned| owned.application == *application)
+            || self.incoming.contains(application)
+            || self.promised.contains_key(application)
+            || self.instances.contains(application);
+        let mut left = self.left.iter();
+        let is_left = left.any(|left| left.application == *application);
+        let known = self.known_owner(application);
+        !has_part && (is_left || known.is_none_or(|known| known.owner == self.host))
     }
 }
 

@@ -285,3 +285,34 @@ fn what_was_heard_is_known_until_something_newer_is() {
     owner.push(heard(4, "h2"));
     assert_eq!(known(&owner), Some((4, "h2".to_owned())));
 }
+
+#[test]
+fn what_was_left_undecided_is_another_hosts_when_a_newer_owner_is_known() {
+    let held = Record::Held {
+        application: application(),
+        epoch: Epoch(3),
+        role: Role::Left {
+            owner: host("h1"),
+            why: "because".to_owned(),
+        },
+        volumes: Vec::new(),
+        unmade: Vec::new(),
+    };
+    let records = [held];
+    assert_eq!(
+        judged("h1", &records, &[word("h2", 4, "h2")], &[]),
+        fenced_by("h2", 4)
+    );
+    assert_eq!(
+        judged("h1", &records, &[word("h2", 3, "h1")], &[]),
+        Standing::Clear
+    );
+    let fenced = Record::Fenced {
+        application: application(),
+        epoch: Epoch(4),
+        owner: host("h2"),
+        report: None,
+    };
+    let registry = Registry::replay(records.iter().chain([&fenced]));
+    assert!(!registry.is_left(&application()));
+}

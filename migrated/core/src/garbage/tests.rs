@@ -237,12 +237,12 @@ fn halves_that_nobody_feeds_and_instances_that_nobody_expects_go() {
 }
 
 /// Volumes `data` and `log` of the application, and what is garbage of each.
-fn of_two(snapshots: [&[String]; 2]) -> [Vec<String>; 2] {
+fn of_two(snapshots: [&[String]; 2], role: Option<Role>) -> [Vec<String>; 2] {
     let volumes = [volume("data"), volume("log")];
     let held = Record::Held {
         application: application(),
         epoch: Epoch(1),
-        role: Role::Owner,
+        role: role.unwrap_or(Role::Owner),
         volumes: volumes.to_vec(),
         unmade: Vec::new(),
     };
@@ -276,12 +276,23 @@ fn of_two(snapshots: [&[String]; 2]) -> [Vec<String>; 2] {
 #[test]
 fn the_newest_that_all_volumes_have_stays_too() {
     let both = [final_of(1), final_of(2), final_of(3)];
-    let garbage = of_two([&both, &both[..2]]);
+    let garbage = of_two([&both, &both[..2]], None);
     assert_eq!(
         garbage,
         [vec![final_of(1)], vec![final_of(1)]],
         "the third came of one volume only: nobody can go on from it"
     );
-    let garbage = of_two([&both, &both]);
+    let garbage = of_two([&both, &both], None);
     assert_eq!(garbage, [both[..2].to_vec(), both[..2].to_vec()]);
+}
+
+#[test]
+fn of_what_was_left_undecided_everything_stays() {
+    let left = Role::Left {
+        owner: host("h1"),
+        why: String::new(),
+    };
+    let both = [final_of(1), final_of(2)];
+    let garbage = of_two([&both, &both], Some(left));
+    assert!(garbage.iter().all(Vec::is_empty), "{garbage:?}");
 }

@@ -1,8 +1,9 @@
 //! A journal that was lost at any moment of a move, and what is certain afterwards.
 
+mod left;
 mod lost;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rehome_shared::api::cluster::{Desired, Migration, MigrationNow, MigrationState};
 use rehome_shared::api::peer::{HandoffState, HandoffView};
@@ -88,19 +89,24 @@ fn rebuilt_for(
     words: &[Word],
     handoffs: &BTreeMap<MigrationId, HandoffView>,
 ) -> Result<Registry, Vec<Undecided>> {
+    let (here, limits, leave) = (host(here), BTreeMap::new(), BTreeSet::new());
     let evidence = Evidence {
-        here: &host(here),
+        here: &here,
         desired,
-        limits: &BTreeMap::new(),
+        limits: &limits,
         now: NOW,
         volumes,
         words,
         handoffs,
+        leave: &leave,
     };
-    let fresh = DatasetId::try_new("7b7a3f1e-2f6c-4a57-9d0e-0c1f6f0d3bff").unwrap();
-    let verdicts = decide(&evidence, &mut || fresh.clone())?;
+    let verdicts = decide(&evidence, &mut fresh)?;
     let records: Vec<Record> = verdicts.into_iter().flat_map(|v| v.records).collect();
     Ok(Registry::replay(&records))
+}
+
+fn fresh() -> DatasetId {
+    DatasetId::try_new("7b7a3f1e-2f6c-4a57-9d0e-0c1f6f0d3bff").unwrap()
 }
 
 fn known(registry: &Registry) -> Option<(Epoch, Role)> {

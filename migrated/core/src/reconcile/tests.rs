@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use rehome_shared::api::cluster::MigrationState;
 use rehome_shared::config::model::RestartPolicy;
-use rehome_shared::ids::{AppName, Attempt, DeploymentGeneration, HostAddr};
+use rehome_shared::ids::{AppName, Attempt, DeploymentGeneration, Epoch, HostAddr};
 
 use super::{Action, InstancePhase, InstanceSeen, Seen, plan};
 use crate::fixtures::{
@@ -425,4 +425,26 @@ fn what_was_not_cleared_is_neither_started_nor_moved_and_may_be_stopped() {
         ..unclear
     };
     assert_eq!(plan(&unplaced), Action::Stop);
+}
+
+#[test]
+fn what_was_left_undecided_does_not_run() {
+    let left = Record::Held {
+        application: application(),
+        epoch: Epoch(3),
+        role: crate::registry::Role::Left {
+            owner: host("h1"),
+            why: "because".to_owned(),
+        },
+        volumes: Vec::new(),
+        unmade: Vec::new(),
+    };
+    let scene = Scene::new(&[left]);
+    assert_eq!(plan(&scene.seen()), Action::Evict);
+    let nothing = Seen {
+        instance: None,
+        birth: Some(DeploymentGeneration(1)),
+        ..scene.seen()
+    };
+    assert_eq!(plan(&nothing), Action::None, "nor is it born anew");
 }

@@ -104,6 +104,16 @@ fn made_anew() -> Vec<Record> {
             owner: host("h3"),
         },
         destination(1, DestinationRecord::Entrusted),
+        Record::Held {
+            application: application(),
+            epoch: Epoch(5),
+            role: Role::Left {
+                owner: host("h2"),
+                why: "because".to_owned(),
+            },
+            volumes: vec![volume("data")],
+            unmade: Vec::new(),
+        },
     ]
 }
 
@@ -137,6 +147,7 @@ fn kind(record: &Record) -> usize {
         Record::Held { role, .. } => match role {
             Role::Owner => 19,
             Role::Gone { .. } => 20,
+            Role::Left { .. } => 26,
         },
         Record::Past { .. } => 21,
         Record::Fenced { .. } => 22,
@@ -152,7 +163,7 @@ const GOLDEN: &str = include_str!("golden.jsonl");
 fn every_record_is_written_as_it_always_was() {
     let records = all();
     let kinds: Vec<usize> = records.iter().map(kind).collect();
-    assert_eq!(kinds, (0..26).collect::<Vec<_>>(), "one of each");
+    assert_eq!(kinds, (0..27).collect::<Vec<_>>(), "one of each");
     let lines: Vec<&str> = GOLDEN.lines().collect();
     assert_eq!(lines.len(), records.len());
     for (record, line) in records.iter().zip(lines) {

@@ -154,9 +154,9 @@ fn word(at: &str, registry: &Registry, tells: Tells) -> Word {
         .applications()
         .iter()
         .filter(|(_, known)| tells == Tells::Everything || known.role == Role::Owner)
-        .map(|(name, known)| match &known.role {
-            Role::Owner => (name.clone(), known.epoch, host(at)),
-            Role::Gone { to } => (name.clone(), known.epoch, to.clone()),
+        .map(|(name, known)| {
+            let owner = known.role.owner(&host(at)).clone();
+            (name.clone(), known.epoch, owner)
         })
         .collect();
     let migrations = registry.sources().values().map(|migration| Migration {

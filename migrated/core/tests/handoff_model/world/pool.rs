@@ -2,7 +2,7 @@
 //!
 //! The verdict is the real [`rebuild`]; when which stamp is written is as `migrated` does it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use migrated_core::destination::DestinationHandoff;
@@ -188,6 +188,7 @@ impl World {
             volumes: &volumes,
             words: &words,
             handoffs: &handoffs,
+            leave: &BTreeSet::new(),
         };
         let verdicts = rebuild::decide(&evidence, &mut || {
             panic!("every volume is known by its stamp")
@@ -250,7 +251,7 @@ impl World {
         let owners = known.map(|(name, known)| {
             let owner = match &known.role {
                 Role::Owner => values::host(there.at),
-                Role::Gone { to } => to.clone(),
+                Role::Gone { to } | Role::Left { owner: to, .. } => to.clone(),
             };
             (name.clone(), known.epoch, owner)
         });
