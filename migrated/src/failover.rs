@@ -31,7 +31,6 @@ use crate::ledger::LedgerError;
 use crate::status;
 use crate::storage::StorageError;
 
-pub(crate) use life::is_stranger;
 pub use plan::examine;
 pub use take::carry_out;
 
@@ -97,7 +96,7 @@ pub async fn run(
     check_owner(&deploy::known(host, &reports), &reports, request)?;
     let offer = offer(host, request).await?;
     check_offer(&reports, request, &offer)?;
-    let desired = new_place(&current, request);
+    let desired = new_place(&current, request, &reports);
     if desired.generation > current.generation {
         let hosts = reports.keys().cloned().collect();
         deploy::spread(host, &hosts, &desired).await?;
@@ -114,7 +113,6 @@ fn check_names(current: &Desired, request: &FailoverRequest) -> Result<(), Failo
     let FailoverRequest {
         application,
         to,
-        fenced,
         also_fenced,
         ..
     } = request;
@@ -130,7 +128,8 @@ fn check_names(current: &Desired, request: &FailoverRequest) -> Result<(), Failo
             "{to} is not a host of the deployment, which has {hosts}"
         )));
     }
-    if fenced.host == *to || also_fenced.contains(to) {
+    // What the host that is asked left open it may take over from itself: that is its to know.
+    if also_fenced.contains(to) {
         return Err(FailoverError::Invalid(format!(
             "{to} cannot take over and be fenced"
         )));
@@ -138,8 +137,8 @@ fn check_names(current: &Desired, request: &FailoverRequest) -> Result<(), Failo
     Ok(())
 }
 
-/// What the hosts say that must answer. Those that are called fenced must not, except for a host
-/// in the place of the owner that never heard of the application.
+/// What the hosts say that must answer. Those that are called fenced must not, unless they have
+/// nothing of it.
 async fn hear(
     host: &Arc<Host>,
     current: &Desired,
@@ -159,17 +158,16 @@ async fn hear(
     });
     let mut reports = BTreeMap::new();
     for (peer, answer) in futures_util::future::join_all(asked).await {
-        let owner = peer == request.fenced.host;
-        let named = owner || request.also_fenced.contains(&peer);
+        let named = peer == request.fenced.host || request.also_fenced.contains(&peer);
         match answer {
-            Some(report) if owner && is_stranger(&report, &request.application) => {
-                reports.insert(peer, report);
+            // One that has no part in it any more has to agree like all others.
+            Some(report) if !named || report.is_out_of(&request.application) => {
+                drop(reports.insert(peer, report));
             }
+            Some(_) => return Err(FailoverError::Refused(alive(&peer, request))),
             None if named && shows_life(host, &peer).await => {
                 return Err(FailoverError::Refused(alive(&peer, request)));
             }
-            Some(_) if named => return Err(FailoverError::Refused(alive(&peer, request))),
-            Some(report) => drop(reports.insert(peer, report)),
             None if named || current.fenced.contains(&peer) => {}
             None => {
                 return Err(FailoverError::Refused(format!(
@@ -204,7 +202,8 @@ fn check_owner(
     if done || stays || (*epoch == fenced.epoch && *owner == fenced.host) {
         return Ok(());
     }
-    if reports.contains_key(owner) {
+    let answers = reports.get(owner);
+    if answers.is_some_and(|report| !report.is_out_of(application)) {
         return Err(FailoverError::Refused(format!(
             "{owner}, which answers, owns {application} at epoch {epoch}, or is about to: `rehome status` shows how it stands"
         )));
@@ -315,8 +314,13 @@ fn better<'a>(
     promised.or(released).map(|(host, _)| host)
 }
 
-/// The deployment with the application on its new host; the same when it is there already.
-fn new_place(current: &Desired, request: &FailoverRequest) -> Desired {
+/// The deployment with the application on its new host; the same when it is there already. Who
+/// answers is not fenced: it follows.
+fn new_place(
+    current: &Desired,
+    request: &FailoverRequest,
+    reports: &BTreeMap<HostAddr, HostReport>,
+) -> Desired {
     let FailoverRequest {
         application,
         to,
@@ -335,8 +339,10 @@ fn new_place(current: &Desired, request: &FailoverRequest) -> Desired {
     // It has had an owner: whatever becomes of it, it is not born any more.
     desired.births.remove(application);
     desired.kept.remove(application);
-    desired.fenced.insert(fenced.host.clone());
-    desired.fenced.extend(also_fenced.iter().cloned());
+    let mut gone = also_fenced.clone();
+    gone.insert(fenced.host.clone());
+    gone.retain(|host| !reports.contains_key(host));
+    desired.fenced.extend(gone);
     if desired != *current {
         desired.generation = current.generation.next();
         let again = BTreeSet::from([application.clone()]);

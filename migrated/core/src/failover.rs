@@ -82,6 +82,9 @@ pub enum CannotTakeOver {
     /// This host has not finished to give it away.
     #[error("this host is still ending its own migration {0} of it: try again in a moment")]
     StillGiving(MigrationId),
+    /// Two volumes of one name are here.
+    #[error("it keeps two volumes that are called {0}: remove the one that is not wanted")]
+    Twice(VolumeName),
     /// Nothing of a volume is here.
     #[error("it keeps nothing of volume {0}")]
     NothingOf(VolumeName),
@@ -92,10 +95,12 @@ pub enum CannotTakeOver {
 /// # Errors
 /// [`CannotTakeOver`].
 pub fn way(registry: &Registry, here: &HostAddr, wish: Wish<'_>) -> Result<Way, CannotTakeOver> {
-    if wish.fenced == here {
+    let known = registry.applications().get(wish.application);
+    let left = known.is_some_and(|known| matches!(known.role, Role::Left { .. }));
+    // What was left open here may be this host's own: it goes on then with what it has of it.
+    if wish.fenced == here && !left {
         return Err(CannotTakeOver::FromSelf);
     }
-    let known = registry.applications().get(wish.application);
     if let Some(known) = known.filter(|known| known.role == Role::Owner) {
         // At the same epoch the fenced host is the other one of two owners: this one stays.
         return if known.epoch == wish.epoch.next() || known.epoch == wish.epoch {
@@ -107,10 +112,10 @@ pub fn way(registry: &Registry, here: &HostAddr, wish: Wish<'_>) -> Result<Way, 
     if let Some(migration) = registry.source_of(wish.application) {
         return take_back(migration, wish);
     }
-    if let Some((Role::Gone { to }, epoch)) = known.map(|known| (&known.role, known.epoch)) {
-        let another = epoch == wish.epoch && to != wish.fenced;
+    if let Some((owner, epoch)) = known.map(|known| (known.role.owner(here), known.epoch)) {
+        let another = epoch == wish.epoch && owner != wish.fenced;
         if epoch > wish.epoch || another {
-            let owner = to.clone();
+            let owner = owner.clone();
             return Err(CannotTakeOver::NotTheOwner { owner, epoch });
         }
     }
@@ -136,10 +141,24 @@ pub fn way(registry: &Registry, here: &HostAddr, wish: Wish<'_>) -> Result<Way, 
         .volumes
         .iter()
         .find(|name| volumes.iter().all(|volume| volume.name != **name));
-    match missing {
-        Some(name) => Err(CannotTakeOver::NothingOf(name.clone())),
+    if let Some(name) = missing {
+        return Err(CannotTakeOver::NothingOf(name.clone()));
+    }
+    match twice(&volumes) {
+        Some(name) => Err(CannotTakeOver::Twice(name.clone())),
         None => Ok(Way::Claim { volumes }),
     }
+}
+
+/// A name that two volumes bear: of what was left open nobody knows which is the one.
+fn twice(volumes: &[VolumeIdentity]) -> Option<&VolumeName> {
+    let mut names: Vec<&VolumeName> = volumes.iter().map(|volume| &volume.name).collect();
+    names.sort_unstable();
+    let mut pairs = names.windows(2);
+    pairs.find_map(|pair| match pair {
+        [one, other] if one == other => Some(*one),
+        _ => None,
+    })
 }
 
 /// Only what waits for the fenced host to adopt or to serve can be taken back.

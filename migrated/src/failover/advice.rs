@@ -12,7 +12,7 @@ use rehome_shared::api::cluster::{
 use rehome_shared::api::peer::{FailoverOffer, HostReport};
 use rehome_shared::ids::{AppName, HostAddr};
 
-use super::{QUESTION, ask, examine, is_stranger};
+use super::{QUESTION, ask, examine};
 use crate::deploy;
 use crate::host::Host;
 
@@ -58,7 +58,7 @@ pub(crate) fn instead(gone: &HostAddr, command: &str) -> String {
     format!("if {gone} is gone for good, make certain that it is off and run: {command}")
 }
 
-/// The same where another machine answers in the place of the one that had it.
+/// The same where the host answers and has no part in it any more: nobody need be switched off.
 fn given_up(gone: &HostAddr, command: &str) -> String {
     format!("if what {gone} had of it is lost for good, give that up and run: {command}")
 }
@@ -94,19 +94,16 @@ pub(crate) async fn advise(
                 .and_then(|report| report.known_owner(&application.name))
                 .filter(|known| known.owner != *owner);
             let (epoch, owner) = own.map_or((epoch, owner), |known| (&known.epoch, &known.owner));
-            let replaced = match answered.get(owner) {
-                Some(report) if !is_stranger(report, &application.name) => return,
-                Some(_) => true,
-                None => false,
+            let out = match answered.get(owner) {
+                Some(report) if report.is_out_of(&application.name) => true,
+                None if is_long_silent(host, owner) => false,
+                Some(_) | None => return,
             };
-            if !replaced && !is_long_silent(host, owner) {
-                return;
-            }
             let fenced = FencedOwner {
                 host: owner.clone(),
                 epoch: *epoch,
             };
-            let sentence = if replaced { given_up } else { instead };
+            let sentence = if out { given_up } else { instead };
             let advice = advice(host, application, &fenced, answered, sentence).await;
             let reason = application.reason.take().unwrap_or_default();
             application.reason = Some(format!("{reason}; {advice}"));

@@ -36,10 +36,11 @@ impl Plan {
     }
 }
 
-/// What to go on from: a snapshot that each volume has, and when the newest data is from.
+/// What to go on from: a snapshot that each volume has, and when the newest data is from; without
+/// one the live trees of what was left open here.
 pub(super) struct Base {
     pub(super) volumes: Vec<VolumeInfo>,
-    pub(super) snapshot: String,
+    pub(super) snapshot: Option<String>,
     newest: Option<SystemTime>,
 }
 
@@ -76,7 +77,9 @@ pub(super) async fn plan(host: &Host, request: &FailoverRequest) -> Result<Plan,
     let way = host.ledger.read(|registry| way(host, registry, request));
     let way = way.map_err(|cannot| cannot.to_string())?;
     let base = match &way {
-        Way::Claim { volumes } if !volumes.is_empty() => Some(base(host, volumes).await?),
+        Way::Claim { volumes } if !volumes.is_empty() => {
+            Some(base(host, &request.application, volumes).await?)
+        }
         Way::Claim { .. } | Way::Done | Way::Grant { .. } | Way::TakeBack { .. } => None,
     };
     let loss = match &base {
@@ -173,14 +176,27 @@ fn may_have_served(
     ))
 }
 
-/// The newest snapshots of volumes that this host keeps.
-async fn base(host: &Host, volumes: &[VolumeIdentity]) -> Result<Base, String> {
+/// The newest snapshots of volumes that this host keeps, or what it has of an application that
+/// was left open.
+async fn base(
+    host: &Host,
+    application: &AppName,
+    volumes: &[VolumeIdentity],
+) -> Result<Base, String> {
     let said = |error: StorageError| Report(&error).to_string();
+    let left = host.ledger.read(|registry| registry.is_left(application));
     let mut infos = Vec::new();
     for volume in volumes {
         let info = host.storage.inspect(&volume.dataset).await.map_err(said)?;
-        let info = info.filter(|info| !info.snapshots.is_empty());
+        let info = info.filter(|info| !info.snapshots.is_empty() || (left && info.live));
         infos.push(info.ok_or_else(|| format!("it keeps nothing of volume {}", volume.name))?);
+    }
+    if left && infos.iter().all(|info| info.live) {
+        return Ok(Base {
+            volumes: infos,
+            snapshot: None,
+            newest: None,
+        });
     }
     let kept: Vec<Vec<String>> = infos
         .iter()
@@ -196,12 +212,17 @@ async fn base(host: &Host, volumes: &[VolumeIdentity]) -> Result<Base, String> {
     }
     Ok(Base {
         volumes: infos,
-        snapshot,
+        snapshot: Some(snapshot),
         newest,
     })
 }
 
 fn missing_since(application: &AppName, base: &Base) -> String {
+    if base.snapshot.is_none() {
+        return format!(
+            "it goes on with the volumes of {application} as they are here: what {application} wrote elsewhere since, or before they were brought back, is lost"
+        );
+    }
     let age = base.newest.map(|taken| {
         let ago = taken.elapsed().unwrap_or_default();
         let ago = humantime::format_duration(Duration::from_secs(ago.as_secs()));

@@ -11,11 +11,11 @@ use migrated_core::failover::Way;
 use migrated_core::record::Record;
 use rehome_runtime::report::Report;
 use rehome_shared::api::cluster::{Desired, FailoverMeans, FailoverReply, FailoverRequest};
-use rehome_shared::api::peer::VolumeIdentity;
-use rehome_shared::ids::{AppName, Epoch, MigrationId};
+use rehome_shared::api::peer::{HostReport, VolumeIdentity};
+use rehome_shared::ids::{AppName, Epoch, HostAddr, MigrationId};
 use tokio::time::Instant;
 
-use super::life::{alive, is_stranger, shows_life};
+use super::life::{alive, shows_life};
 use super::plan::{Plan, loss, plan, way};
 use super::{FailoverError, QUESTION, electorate};
 use crate::host::Host;
@@ -130,29 +130,28 @@ async fn objection(
 ) -> Option<Objection> {
     let gone = &request.fenced.host;
     let names_this = desired.host_of(&request.application) == Some(&host.address);
-    if !names_this || !desired.fenced.contains(gone) {
+    let mut others = electorate(host, desired);
+    // One that answers and has no part in it is not fenced: it agrees like all others.
+    let counts = others.remove(gone) || *gone == host.address;
+    if !names_this || !(counts || desired.fenced.contains(gone)) {
         return Some(Objection::Behind(
             "this host follows another deployment".to_owned(),
         ));
     }
-    let asked = electorate(host, desired)
-        .into_iter()
-        .map(|peer| async move {
-            let answer = tokio::time::timeout(QUESTION, host.peers.report(&peer)).await;
-            (peer, answer.ok().and_then(Result::ok))
-        });
-    let (answers, revived) = tokio::join!(
+    let asked = others.into_iter().map(|peer| async move {
+        let answer = tokio::time::timeout(QUESTION, host.peers.report(&peer)).await;
+        (peer, answer.ok().and_then(Result::ok))
+    });
+    let (answers, replaced) = tokio::join!(
         futures_util::future::join_all(asked),
-        tokio::time::timeout(QUESTION, host.peers.report(gone))
+        replaced(host, gone, &request.application)
     );
-    let revived = revived.ok().and_then(Result::ok);
-    let stranger = revived.filter(|report| is_stranger(report, &request.application));
-    if stranger.is_none() && shows_life(host, gone).await {
+    let Ok(replaced) = replaced else {
         return Some(Objection::Never(alive(gone, request)));
-    }
-    let stranger = stranger.map(|report| (gone.clone(), Some(report)));
+    };
+    let replaced = replaced.map(|report| (gone.clone(), Some(report)));
     let hash = desired::hash(desired);
-    for (peer, answer) in answers.into_iter().chain(stranger) {
+    for (peer, answer) in answers.into_iter().chain(replaced) {
         let Some(report) = answer else {
             return Some(Objection::Behind(format!("{peer} does not answer")));
         };
@@ -171,6 +170,27 @@ async fn objection(
         }
     }
     None
+}
+
+/// Who is called fenced may run it.
+struct Alive;
+
+/// What the host that is called fenced says, if it answers and has no part in the application any
+/// more.
+async fn replaced(
+    host: &Host,
+    gone: &HostAddr,
+    application: &AppName,
+) -> Result<Option<HostReport>, Alive> {
+    if *gone == host.address {
+        return Ok(None);
+    }
+    match tokio::time::timeout(QUESTION, host.peers.report(gone)).await {
+        Ok(Ok(report)) if report.is_out_of(application) => Ok(Some(report)),
+        Ok(Ok(_)) => Err(Alive),
+        Ok(Err(_)) | Err(_) if shows_life(host, gone).await => Err(Alive),
+        Ok(Err(_)) | Err(_) => Ok(None),
+    }
 }
 
 /// The change of owner, by the same means and with no other loss than was agreed to.
@@ -305,9 +325,12 @@ async fn claim(
     fence::stop_former(host, application)
         .await
         .map_err(FailoverError::Refused)?;
-    if let Some(base) = &plan.base {
+    let base = plan.base.as_ref();
+    // What was left open here is gone on with as it is.
+    let made = base.and_then(|base| Some((base, base.snapshot.as_ref()?)));
+    if let Some((base, snapshot)) = made {
         for info in &base.volumes {
-            make_live(host, application, volumes, info, &base.snapshot).await?;
+            make_live(host, application, volumes, info, snapshot).await?;
         }
     }
     let writing = write_claim(host, request, volumes);
@@ -318,7 +341,7 @@ async fn claim(
         Some(Ok(false)) => changed(),
         None => superseded(),
     };
-    for volume in volumes {
+    for volume in volumes.iter().filter(|_| made.is_some()) {
         host.storage.retire(&volume.dataset).await?;
     }
     Err(refusal)

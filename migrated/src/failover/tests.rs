@@ -43,7 +43,10 @@ fn names_that_are_not_there_are_wrong_input() {
     unknown.application = app("web");
     assert!(invalid(&unknown));
     assert!(invalid(&request("h9", "h1", 1)));
-    assert!(invalid(&request("h1", "h1", 1)), "its own successor");
+    assert!(
+        !invalid(&request("h1", "h1", 1)),
+        "its own successor: the host itself refuses that, or not"
+    );
     let mut both = request("h2", "h1", 1);
     both.also_fenced.insert(host("h2"));
     assert!(invalid(&both));
@@ -55,13 +58,21 @@ fn the_new_place_names_the_successor_and_remembers_who_is_fenced() {
     current.births.insert(app("db"), current.generation);
     let mut wanted = request("h2", "h1", 1);
     wanted.also_fenced.insert(host("h4"));
-    let desired = new_place(&current, &wanted);
+    let none = BTreeMap::new();
+    let desired = new_place(&current, &wanted, &none);
     assert_eq!(desired.generation, current.generation.next());
     assert_eq!(desired.host_of(&app("db")), Some(&host("h2")));
     assert_eq!(desired.host_of(&app("web")), Some(&host("h1")));
     assert_eq!(desired.fenced, BTreeSet::from([host("h1"), host("h4")]));
     assert!(desired.births.is_empty(), "it is never born again, empty");
-    assert_eq!(new_place(&desired, &wanted), desired, "repeated");
+    assert_eq!(new_place(&desired, &wanted, &none), desired, "repeated");
+    let answers = answers(vec![report("h1", &current, &[])]);
+    let desired = new_place(&current, &wanted, &answers);
+    assert_eq!(
+        desired.fenced,
+        BTreeSet::from([host("h4")]),
+        "who answers agrees, and is not fenced"
+    );
 }
 
 #[test]
@@ -147,26 +158,34 @@ fn of_two_owners_of_one_epoch_one_can_be_fenced_and_no_promise_is_taken_for_an_o
 }
 
 #[test]
-fn only_a_host_that_never_heard_of_an_application_is_a_stranger_to_it() {
+fn who_has_lost_all_of_it_or_left_it_open_has_no_part_in_it() {
     let current = deployment(3, &[("h1", &["db"]), ("h2", &[])]);
-    let is_one = |report: &HostReport| is_stranger(report, &app("db"));
-    let mut new = report("h1", &current, &[("web", 2)]);
-    assert!(is_one(&new));
-    new.known.push(crate::fixtures::known("db", 4, "h1"));
-    assert!(is_one(&new), "what others tell it of itself");
-    assert!(!is_one(&report("h1", &current, &[("db", 4)])), "the owner");
-    let mut coming = report("h1", &current, &[]);
-    coming.incoming.push(app("db"));
-    assert!(!is_one(&coming));
-    let mut promised = report("h1", &current, &[]);
-    promised.promised.insert(app("db"), Epoch(5));
-    assert!(!is_one(&promised));
-    let mut former = report("h1", &current, &[]);
-    former.known.push(crate::fixtures::known("db", 5, "h2"));
-    assert!(!is_one(&former), "it gave it away");
-    let mut source = report("h1", &current, &[]);
+    let (db, plain) = (app("db"), report("h1", &current, &[]));
+    assert!(plain.is_out_of(&db), "a machine that was replaced");
+    let known = |owner: &str| {
+        let mut report = plain.clone();
+        report.known.push(crate::fixtures::known("db", 3, owner));
+        report
+    };
+    assert!(known("h1").is_out_of(&db), "it only heard so of itself");
+    assert!(!known("h2").is_out_of(&db), "it gave it away");
+    let mut left = known("h2");
+    left.left.push(rehome_shared::api::peer::LeftOpen {
+        application: db.clone(),
+        owner: host("h2"),
+        epoch: Epoch(3),
+        why: "because".to_owned(),
+    });
+    assert!(left.is_out_of(&db));
+    assert!(!report("h1", &current, &[("db", 3)]).is_out_of(&db));
+    left.instances.push(db.clone());
+    assert!(!left.is_out_of(&db), "it still runs there");
+    let mut coming = plain.clone();
+    coming.incoming.push(db.clone());
+    assert!(!coming.is_out_of(&db));
+    let mut source = plain;
     source
         .migrations
         .push(migration("db", MigrationState::Running));
-    assert!(!is_one(&source));
+    assert!(!source.is_out_of(&db), "it gives it away");
 }

@@ -6,7 +6,6 @@ use rehome_shared::api::peer::{HostReport, LeftOpen};
 use rehome_shared::ids::{AppName, HostAddr};
 
 use super::Reports;
-use crate::failover::is_stranger;
 
 /// The newest owner of an application that any host that answers knows.
 pub(super) fn last_owner<'a>(reports: &'a Reports, name: &AppName) -> Option<&'a HostAddr> {
@@ -25,8 +24,8 @@ pub(super) fn nothing(owner: &HostAddr) -> String {
     )
 }
 
-/// Whether the host that had an application last, as another one knows, is not the same any more.
-/// What is new in the deployment was nobody's yet.
+/// Whether the host that had an application last, as another one knows, has lost all that it knew
+/// of it. What is new in the deployment was nobody's yet; what was left open says so itself.
 pub(super) fn is_lost(
     desired: &Desired,
     reports: &Reports,
@@ -35,7 +34,8 @@ pub(super) fn is_lost(
 ) -> bool {
     last_owner(reports, name) == Some(&last.host)
         && !desired.births.contains_key(name)
-        && is_stranger(last, name)
+        && last.is_out_of(name)
+        && !last.left.iter().any(|open| open.application == *name)
 }
 
 /// That its owner has lost what it knew.

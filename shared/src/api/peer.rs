@@ -28,7 +28,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::cluster::{ApplicationStatus, DivergedCopy, FailoverMeans, Failure, Migration};
+use super::cluster::{
+    ApplicationStatus, DivergedCopy, FailoverMeans, Failure, Migration, MigrationState,
+};
 use crate::config::model::{Application, MigrationLimits};
 use crate::ids::{
     AppName, Attempt, DatasetId, DeploymentGeneration, Epoch, HostAddr, MigrationId, RouteVersion,
@@ -113,19 +115,31 @@ impl HostReport {
     }
 
     /// Whether the host has no part in an application, although others may know it as the owner:
-    /// it has lost all knowledge of it of its own, or left open whose it is. It runs nothing of it and will
-    /// not start it by itself.
+    /// it is another machine, has lost all that it knew of it, or left open whose it is. It runs
+    /// nothing of it and will not start it by itself.
+    ///
+    /// A daemon answers only when it has read its journal, and refuses to start with an empty one
+    /// beside volumes. Whoever owns an application, gives it away or takes it says so, and whoever
+    /// had it knows whose it is; what others tell a host of itself it only heard.
     #[must_use]
     pub fn is_out_of(&self, application: &AppName) -> bool {
         let mut owned = self.owned.iter();
         let has_part = owned.any(|owned| owned.application == *application)
             || self.incoming.contains(application)
             || self.promised.contains_key(application)
-            || self.instances.contains(application);
+            || self.instances.contains(application)
+            || self.gives_away(application);
         let mut left = self.left.iter();
         let is_left = left.any(|left| left.application == *application);
         let known = self.known_owner(application);
         !has_part && (is_left || known.is_none_or(|known| known.owner == self.host))
+    }
+
+    fn gives_away(&self, application: &AppName) -> bool {
+        let open =
+            |m: &&Migration| matches!(m.state, MigrationState::Running | MigrationState::Blocked);
+        let mut open = self.migrations.iter().filter(open);
+        open.any(|migration| migration.application == *application)
     }
 }
 

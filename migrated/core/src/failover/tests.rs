@@ -5,7 +5,7 @@ use crate::fixtures::{
     NOW, application, born, destination, host, id, plan, report, reserved, source, verified, volume,
 };
 use crate::record::{DestinationRecord, Record, SourceRecord};
-use crate::registry::Registry;
+use crate::registry::{Registry, Role};
 
 fn wanted(records: &[Record], here: &str, fenced: &str, epoch: u64) -> Result<Way, CannotTakeOver> {
     with_volumes(records, here, fenced, epoch, &["data"])
@@ -235,4 +235,46 @@ fn only_what_was_taken_at_one_moment_on_every_volume_is_gone_on_from() {
     assert_eq!(choose(&[a.clone(), names("mig-3-round-1")]), None);
     assert_eq!(choose(&[a, Vec::new()]), None);
     assert_eq!(choose(&[]), None);
+}
+
+/// The journal of `h1` was made anew, and whose it is at epoch 3 was left open.
+fn left(owner: &str, volumes: &[&str]) -> Vec<Record> {
+    let held = Record::Held {
+        application: application(),
+        epoch: Epoch(3),
+        role: Role::Left {
+            owner: host(owner),
+            why: "because".to_owned(),
+        },
+        volumes: volumes.iter().map(|name| volume(name)).collect(),
+        unmade: Vec::new(),
+    };
+    vec![held]
+}
+
+#[test]
+fn what_was_left_undecided_is_claimed_as_what_was_given_away_is() {
+    let here = Ok(Way::Claim {
+        volumes: vec![volume("data")],
+    });
+    assert_eq!(wanted(&left("h2", &["data"]), "h1", "h2", 3), here);
+    assert_eq!(
+        wanted(&left("h1", &["data"]), "h1", "h1", 3),
+        here,
+        "and by the host that is said to have it"
+    );
+    for (fenced, epoch) in [("h3", 3), ("h2", 2)] {
+        assert!(matches!(
+            wanted(&left("h2", &["data"]), "h1", fenced, epoch),
+            Err(CannotTakeOver::NotTheOwner { .. })
+        ));
+    }
+    let mut twice = left("h1", &["data", "log"]);
+    if let [Record::Held { volumes, .. }] = twice.as_mut_slice() {
+        volumes[1].name = volume("data").name;
+    }
+    assert_eq!(
+        wanted(&twice, "h1", "h1", 3),
+        Err(CannotTakeOver::Twice(volume("data").name))
+    );
 }
