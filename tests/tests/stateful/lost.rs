@@ -2,6 +2,9 @@
 //! the stamps in its pool and of what the other hosts say. Then one host runs the application,
 //! with all that was acknowledged.
 
+mod left;
+mod replaced;
+
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
