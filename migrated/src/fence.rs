@@ -3,8 +3,7 @@
 //!
 //! It learns of it by asking when it starts ([`crate::clearance`]) and by gossip. First it is
 //! written down; then the reconcile loop stops the instance, the route leads to the owner, and
-//! the live tree is dropped if the owner has all of it, or set aside as a *diverged copy*
-//! ([`left`]).
+//! the live tree is dropped if the owner has all of it, or set aside as a *diverged copy*.
 
 mod known;
 mod left;
