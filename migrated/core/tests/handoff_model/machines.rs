@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use migrated_core::admission::{Admission, may_give, may_take};
+use migrated_core::admission::{Admission, may_adopt, may_give, may_take};
 use migrated_core::destination::DestinationHandoff;
 use migrated_core::record::{DestinationRecord, Plan, Record, SourceRecord};
 use migrated_core::registry::Registry;
@@ -18,10 +18,12 @@ use crate::values::{
 
 mod journals;
 mod messages;
+mod words;
 
 pub(crate) use journals::EMPTY;
 use journals::Journals;
 pub(crate) use messages::{Message, VIEWS, View};
+pub(crate) use words::known;
 
 /// No open migration.
 pub(crate) const NONE: u16 = 0;
@@ -50,6 +52,7 @@ pub(crate) enum SourceTag {
 pub(crate) enum DestinationTag {
     Verified,
     Granted(u8),
+    Entrusted,
     Healthy,
     Failed,
     Aborted,
@@ -69,8 +72,8 @@ pub(crate) struct Machines {
     journals: Journals,
     lives: Vec<Option<SourceMigration>>,
     source_steps: HashMap<(u16, u16, SourceTag), Option<Stepped>>,
-    destination_steps: HashMap<(u16, u8, DestinationTag), Option<u16>>,
-    takes: HashMap<(u16, u8, u8), Option<Vec<u16>>>,
+    destination_steps: HashMap<(u16, usize, u8, DestinationTag), Option<u16>>,
+    takes: HashMap<(u16, [usize; 2], u8, u8), Option<Vec<u16>>>,
     mirrored: HashMap<u16, u16>,
     /// Something that the machines must never do, found while stepping.
     broken: Option<String>,
@@ -190,12 +193,17 @@ impl Machines {
     }
 
     /// Begins a migration, if the guard allows it.
-    pub(crate) fn begin(&mut self, journal: u16, here: usize, migration: u8) -> Option<(u16, u16)> {
+    pub(crate) fn begin(
+        &mut self,
+        journal: u16,
+        [here, to]: [usize; 2],
+        migration: u8,
+    ) -> Option<(u16, u16)> {
         let application = application(app_of(migration));
         let owned = self.registry(journal).owned(&application)?;
         let plan = Plan {
             application,
-            to: host(1 - here),
+            to: host(to),
             epoch: owned.epoch,
             generation: DeploymentGeneration(1),
             volumes: owned.volumes.clone(),
@@ -252,11 +260,10 @@ impl Machines {
         }
         let over = matches!(step.next.phase, Phase::Ended(_));
         let next = (!over).then_some(step.next);
-        let replayed = self
-            .registry(at)
-            .source_of(&migration.plan.application)
-            .cloned();
-        if !journals.is_empty() && replayed != next {
+        let source = |at| self.registry(at).source_of(&migration.plan.application);
+        let replayed = source(at).cloned();
+        // With a guard taken out it goes on although the journal knows nothing of it any more.
+        if source(journal).is_some() && !journals.is_empty() && replayed != next {
             self.broken = Some(format!("replay and step disagree about {next:?}"));
         }
         if journals.is_empty() {
@@ -296,21 +303,29 @@ impl Machines {
         })
     }
 
-    /// Steps a handoff; `None` when it is unknown or the message is stale.
+    /// Steps a handoff; `None` when it is unknown, the message is stale, or the epoch is known to
+    /// be another host's.
     pub(crate) fn destination_step(
         &mut self,
         journal: u16,
+        here: usize,
         migration: u8,
         tag: DestinationTag,
     ) -> Option<u16> {
-        let key = (journal, migration, tag);
+        let key = (journal, here, migration, tag);
         if let Some(known) = self.destination_steps.get(&key) {
             return *known;
         }
         let handoff = self.handoff(journal, migration)?.clone();
-        let stepped = handoff
-            .step(destination_event(&handoff, migration, tag))
-            .ok()
+        let adopts = matches!(tag, DestinationTag::Granted(_) | DestinationTag::Entrusted);
+        let may = !adopts || may_adopt(self.registry(journal), &host(here), &handoff).is_ok();
+        let stepped = may
+            .then(|| {
+                handoff
+                    .step(destination_event(&handoff, migration, tag))
+                    .ok()
+            })
+            .flatten()
             .map(|step| {
                 let mut at = journal;
                 for record in &step.records {
@@ -345,15 +360,15 @@ impl Machines {
     pub(crate) fn take(
         &mut self,
         journal: u16,
-        here: usize,
+        [here, from]: [usize; 2],
         migration: u8,
         epoch: u8,
     ) -> Option<Vec<u16>> {
-        let key = (journal, migration, epoch);
+        let key = (journal, [here, from], migration, epoch);
         if let Some(known) = self.takes.get(&key) {
             return known.clone();
         }
-        let offer = reservation(app_of(migration), 1 - here, epoch);
+        let offer = reservation(app_of(migration), from, epoch);
         let admission = may_take(self.registry(journal), &host(here), &id(migration), &offer);
         let taken = match admission {
             Err(_) => None,
@@ -369,7 +384,7 @@ impl Machines {
                         DestinationTag::Discarded,
                         DestinationTag::Closed,
                     ] {
-                        if let Some(next) = self.destination_step(at, older, tag) {
+                        if let Some(next) = self.destination_step(at, here, older, tag) {
                             at = next;
                             journals.push(at);
                         }

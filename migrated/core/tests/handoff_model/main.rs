@@ -321,12 +321,6 @@ mod tests {
     }
 
     #[test]
-    fn a_claim_at_an_epoch_that_is_not_the_newest_makes_two_owners() {
-        let by = [Violation::TwoOwners];
-        breaks(Mutation::ClaimsOldEpoch, FAILOVER, &by);
-    }
-
-    #[test]
     fn a_newer_owner_that_is_heard_of_and_forgotten_makes_two_owners() {
         let by = [Violation::TwoOwners];
         breaks(Mutation::ForgetsWhatItHeard, FAILOVER, &by);

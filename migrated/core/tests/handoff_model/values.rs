@@ -1,7 +1,7 @@
-//! What the machines are fed with: applications with one volume each, two hosts, and two
+//! What the machines are fed with: applications with one volume each, three hosts, and two
 //! migrations of each application, which are numbered one application after the other.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -34,7 +34,7 @@ pub(crate) const EACH: u8 = 2;
 pub(crate) const MIGRATIONS: usize = IDS.len();
 
 const NAMES: [&str; APPLICATIONS] = ["db", "queue"];
-const HOSTS: [&str; 2] = ["h1", "h2"];
+const HOSTS: [&str; 3] = ["h1", "h2", "h3"];
 const DATASETS: [&str; APPLICATIONS] = [
     "7b7a3f1e-2f6c-4a57-9d0e-0c1f6f0d3b11",
     "7b7a3f1e-2f6c-4a57-9d0e-0c1f6f0d3b22",
@@ -91,6 +91,12 @@ pub(crate) fn volumes(app: usize) -> Vec<VolumeIdentity> {
         name: VolumeName::try_new("data").unwrap(),
         dataset: DatasetId::try_new(DATASETS[app]).unwrap(),
     }]
+}
+
+/// The hosts of a mask, where each host is the bit of its number.
+pub(crate) fn hosts(mask: u8) -> BTreeSet<HostAddr> {
+    let in_mask = (0..HOSTS.len()).filter(|at| mask & (1 << at) != 0);
+    in_mask.map(host).collect()
 }
 
 /// Two worlds that differ only in names: the applications change places, and the hosts with
@@ -277,6 +283,10 @@ pub(crate) fn destination_event(
         DestinationTag::Granted(epoch) => E::Granted {
             attempt: Attempt(1),
             epoch: Epoch(epoch.into()),
+        },
+        DestinationTag::Entrusted => E::Entrusted {
+            attempt: Attempt(1),
+            epoch: handoff.epoch_here(),
         },
         DestinationTag::Healthy => E::Healthy,
         DestinationTag::Failed => E::Failed {

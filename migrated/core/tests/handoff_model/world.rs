@@ -112,6 +112,7 @@ impl World {
                 cleared: true,
                 gone: false,
                 off: false,
+                fenced: 0,
             }; 2],
             apps: [App::default(); APPLICATIONS],
             crashes: 0,
@@ -306,12 +307,9 @@ impl World {
         self.tell_routes(state, place);
         self.take_over(state, place);
         self.hear_of_owners(state, place);
-        // Nothing is started or taken up before others were asked.
-        let adopts = self.mutated(Mutation::StartsAdoptedUncleared);
-        if !self.is_cleared(state, place.at) && !adopts {
-            return;
-        }
-        if self.is_cleared(state, place.at) {
+        // Nothing is started, and nothing that goes is taken up, before others were asked.
+        let is_cleared = self.is_cleared(state, place.at);
+        if is_cleared {
             self.reconcile(state, place);
             self.begin(state, place);
             self.drive(state, place);
@@ -319,7 +317,9 @@ impl World {
         for migration in values::numbers(place.app) {
             match state.apps[place.app].begun[values::slot_of(migration)] {
                 Some((from, _)) if usize::from(from) == place.at => {
-                    self.hear_views(state, place, migration);
+                    if is_cleared {
+                        self.hear_views(state, place, migration);
+                    }
                 }
                 Some((_, epoch)) => {
                     self.take(state, place, migration);
@@ -388,7 +388,10 @@ impl World {
         }
         let migration = values::numbers(place.app).start + u8::try_from(slot).unwrap();
         let journal = state.journal(place);
-        let Some((journal, live)) = self.machines.begin(journal, place.at, migration) else {
+        let Some((journal, live)) =
+            self.machines
+                .begin(journal, [place.at, 1 - place.at], migration)
+        else {
             return;
         };
         let epoch = self.machines.live(live).unwrap().plan.epoch.0;

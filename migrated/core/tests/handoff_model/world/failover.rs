@@ -1,21 +1,23 @@
 //! An operator who tells the truth: a host is off, another one takes over, and the first one
 //! comes back.
 //!
-//! A claim, and the end of what a host owned, are written as [`Record::Held`]; what it means for
-//! open handoffs is written by the steps that end them. A host asks before it starts anything,
-//! goes on alone only where nobody can be there, and ends what it owns when it hears of a newer
-//! owner. The operator accepts what the copy that is taken lacks.
+//! The way by which a host takes over is that of the real [`failover::way`], and what a host makes
+//! of what another one says that of the real [`fencing`](migrated_core::fencing); what they lead
+//! to is written as the records that `migrated` writes. A host asks before it starts anything, and
+//! goes on alone only where nobody can be there. The operator accepts what the copy that is taken
+//! lacks.
 
-use migrated_core::destination::{DestinationHandoff, Phase as Taking};
+use migrated_core::destination::Phase as Taking;
+use migrated_core::failover::{self, Way, Wish};
+use migrated_core::fencing::{Standing, Word};
 use migrated_core::record::Record;
-use migrated_core::registry::Role;
-use migrated_core::source::{AfterRelease, Phase};
-use rehome_shared::ids::Epoch;
 
 use super::state::{Place, State};
 use super::{Label, Mutation, World};
-use crate::machines::{DestinationTag, NONE, SourceTag};
+use crate::machines::{DestinationTag, NONE, SourceTag, known};
 use crate::values;
+
+const TAKES_OVER: &str = "takes over";
 
 impl World {
     /// Whether a host may start, or take up, anything.
@@ -50,71 +52,76 @@ impl World {
 
     /// A host takes over from the one that is off, by what its own journal says.
     pub(super) fn take_over(&mut self, state: &State, place: Place) {
-        let fenced = place.there();
-        if !state.hosts[fenced.at].off || self.owns(state, place) {
+        let gone = place.there().at;
+        if !state.hosts[gone].off {
             return;
         }
-        let label = Label("takes over", place, None);
-        let registry = self.machines.registry(state.journal(place));
+        let (here, fenced) = (values::host(place.at), values::host(gone));
         let application = values::application(place.app);
-        if let Some(open) = registry.source_of(&application) {
-            let waits = matches!(
-                open.phase,
-                Phase::After(AfterRelease::Granting { .. } | AfterRelease::Handed { .. })
-            );
-            if waits && state.side(place).live != NONE {
-                let last = state.last(values::number(&open.id));
-                let accepted = accept(state, place, last);
-                self.step(label, &accepted, place, SourceTag::Returned);
-            }
+        let registry = self.machines.registry(state.journal(place));
+        // The operator names the newest owner that is known, and vouches for that one only.
+        let newest = known(registry, &here, &application);
+        let Some((epoch, owner)) = newest.filter(|(_, owner)| *owner == fenced) else {
             return;
-        }
-        let incoming = registry.incoming(&application).cloned();
-        if let Some(handoff) = &incoming
-            && let Taking::Verified { .. } = handoff.phase
-        {
-            let number = values::number(&handoff.id);
-            let epoch = u8::try_from(handoff.epoch_here().0).unwrap();
-            let accepted = accept(state, place, state.last(number));
-            let journal = state.journal(place);
-            let granted = DestinationTag::Granted(epoch);
-            if let Some(journal) = self.machines.destination_step(journal, number, granted) {
-                let mut next = accepted;
-                next.hosts[place.at].journal = journal;
-                next.apps[place.app].granted_by_word[values::slot_of(number)] = true;
-                self.edge(label, next);
-            }
-            return;
-        }
+        };
+        let names = values::volumes(place.app).into_iter();
+        let names: Vec<_> = names.map(|volume| volume.name).collect();
+        let wish = Wish {
+            application: &application,
+            fenced: &owner,
+            epoch,
+            volumes: &names,
+        };
         // A copy is here only where it was owned once.
-        let Some(known) = registry.applications().get(&application).cloned() else {
-            return;
-        };
-        let newest = incoming.map_or(known.epoch, |h| h.reservation.epoch.max(known.epoch));
-        let epoch = if self.mutated(Mutation::ClaimsOldEpoch) {
-            newest
-        } else {
-            newest.next()
-        };
-        let mut next = accept(state, place, state.side(place).data);
-        self.end_incoming(&mut next, place);
-        let claimed = held(place, epoch, Role::Owner);
-        next.hosts[place.at].journal = self
-            .machines
-            .append_all(next.hosts[place.at].journal, &[claimed]);
-        self.edge(label, next);
+        let keeps_copy = registry.applications().contains_key(&application);
+        let mut next = *state;
+        next.hosts[place.at].fenced |= 1 << gone;
+        match failover::way(registry, &here, wish) {
+            Ok(Way::Grant { migration, .. }) => {
+                self.grant_by_word(&next, place, values::number(&migration));
+            }
+            Ok(Way::TakeBack { migration, .. }) if state.side(place).live != NONE => {
+                let last = state.last(values::number(&migration));
+                let accepted = accept(&next, place, last);
+                self.step(
+                    Label(TAKES_OVER, place, None),
+                    &accepted,
+                    place,
+                    SourceTag::Returned,
+                );
+            }
+            Ok(Way::Claim { volumes }) if keeps_copy => {
+                let claimed = Record::Claimed {
+                    application,
+                    epoch: epoch.next(),
+                    volumes,
+                    fenced,
+                };
+                let mut next = accept(&next, place, state.side(place).data);
+                let journal = state.journal(place);
+                next.hosts[place.at].journal = self.machines.append_all(journal, &[claimed]);
+                self.edge(Label(TAKES_OVER, place, None), next);
+            }
+            Ok(Way::Done | Way::TakeBack { .. } | Way::Claim { .. }) | Err(_) => {}
+        }
     }
 
-    /// What only came here is dropped, and what was given back is over.
-    fn end_incoming(&mut self, next: &mut State, place: Place) {
-        use DestinationTag as T;
-        for migration in values::numbers(place.app) {
-            for tag in [T::Aborted, T::Discarded, T::Closed] {
-                let journal = next.journal(place);
-                if let Some(journal) = self.machines.destination_step(journal, migration, tag) {
-                    next.hosts[place.at].journal = journal;
-                }
-            }
+    fn grant_by_word(&mut self, state: &State, place: Place, number: u8) {
+        let epoch = self.machines.handoff(state.journal(place), number);
+        let epoch = u8::try_from(epoch.unwrap().epoch_here().0).unwrap();
+        let tag = if self.mutated(Mutation::ReturnsToFenced) {
+            DestinationTag::Granted(epoch)
+        } else {
+            DestinationTag::Entrusted
+        };
+        let mut next = accept(state, place, state.last(number));
+        let journal = state.journal(place);
+        let granted = self
+            .machines
+            .destination_step(journal, place.at, number, tag);
+        if let Some(journal) = granted {
+            next.hosts[place.at].journal = journal;
+            self.edge(Label(TAKES_OVER, place, None), next);
         }
     }
 
@@ -123,115 +130,100 @@ impl World {
         if self.is_cleared(state, at) {
             return;
         }
-        let label = Label("is cleared", Place { app: 0, at }, None);
-        let mut cleared = *state;
-        cleared.hosts[at].cleared = true;
+        let place = Place { app: 0, at };
         let there = &state.hosts[1 - at];
+        let words = self.words(state, place);
+        if there.up {
+            self.consider(state, place, &words, true);
+            return;
+        }
         // A daemon that is down is no proof that nothing runs there.
         let refused = !there.off && !there.gone;
         // A host that comes back while the new owner is down, longer than it waits for an answer,
         // would go on alone: that nobody asks for.
-        let place = Place { app: 0, at };
         let alone = self.mutated(Mutation::GoesOnAlone);
-        let newer = self.hears_of_a_newer(state, place);
         let silent = if refused {
             self.mutated(Mutation::TakesRefusalForSilence)
         } else {
-            !newer || alone
+            alone || !self.is_news(state, place, &words)
         };
-        if !there.up {
-            if silent {
-                self.edge(label, cleared);
-            }
-            return;
+        if silent {
+            let mut cleared = *state;
+            cleared.hosts[at].cleared = true;
+            self.edge(Label("is cleared", place, None), cleared);
         }
-        if newer {
-            return self.end_what_is_old(state, place);
-        }
-        self.edge(label, cleared);
     }
 
-    /// Gossip says the same while both are up.
+    /// Gossip says the same while both are up. Nobody gives way on hearsay, unless the deployment
+    /// calls it fenced.
     pub(super) fn hear_of_owners(&mut self, state: &State, place: Place) {
         let both = state.hosts.iter().all(|host| host.up);
-        if self.bounds.failovers > 0 && both && self.hears_of_a_newer(state, place) {
-            self.end_what_is_old(state, place);
+        if self.bounds.failovers == 0 || !both {
+            return;
         }
+        let mut words = self.words(state, place);
+        let is_fenced = state.hosts[place.at].fenced & (1 << place.at) != 0;
+        words.retain(|word| is_fenced || word.speaker == word.owner);
+        self.consider(state, place, &words, false);
     }
 
-    /// Whether the other host knows of a newer owner than what this one owns, or waits to own.
-    fn hears_of_a_newer(&self, state: &State, place: Place) -> bool {
-        let application = values::application(place.app);
-        let there = self.machines.registry(state.journal(place.there()));
-        let here = self.machines.registry(state.journal(place));
-        let mut told = there.owned(&application).map(|owned| owned.epoch);
+    /// What the other host says of the owner.
+    fn words(&self, state: &State, place: Place) -> Vec<Word> {
+        let there = place.there();
+        let journal = state.journal(there);
+        let mut word = self.machines.word(journal, there.at, place.app);
         if self.mutated(Mutation::TakesPromiseForOwner) {
-            let promised = there.incoming(&application);
+            let registry = self.machines.registry(journal);
+            let promised = registry.incoming(&values::application(place.app));
             let verified = promised.filter(|h| matches!(h.phase, Taking::Verified { .. }));
-            told = told.max(verified.map(DestinationHandoff::epoch_here));
+            word = verified.map_or(word, |handoff| {
+                Some(Word {
+                    speaker: values::host(there.at),
+                    epoch: handoff.epoch_here(),
+                    owner: values::host(there.at),
+                })
+            });
         }
-        let Some(told) = told else { return false };
-        let owned = here.owned(&application).map(|owned| owned.epoch);
-        let waits = here.incoming(&application);
-        let waits = waits.map(DestinationHandoff::epoch_here);
-        // Who released it waits for the next epoch's outcome, not for a later one's.
-        let given = here.source_of(&application);
-        let given = given.map(|source| source.plan.epoch.next());
-        let outdated = |epoch: Option<Epoch>| epoch.is_some_and(|epoch| told > epoch);
-        outdated(owned) || outdated(waits) || outdated(given)
+        word.into_iter().collect()
     }
 
-    /// What is open here ends, and what runs here is stopped.
-    fn end_what_is_old(&mut self, state: &State, place: Place) {
-        let application = values::application(place.app);
-        let there = self.machines.registry(state.journal(place.there()));
-        let told = there.owned(&application).map(|owned| owned.epoch);
-        let waiting = there
-            .incoming(&application)
-            .map(DestinationHandoff::epoch_here);
-        let epoch = told.max(waiting.filter(|_| self.mutated(Mutation::TakesPromiseForOwner)));
+    fn is_news(&mut self, state: &State, place: Place, words: &[Word]) -> bool {
+        let fenced = values::hosts(state.hosts[place.at].fenced);
+        let (journal, here) = (state.journal(place), [place.at, place.app]);
+        let considered = self.machines.consider(journal, here, words, &fenced, false);
+        !considered.journals.is_empty()
+    }
+
+    /// What is open here ends, and what runs here is stopped, where the other one knows better.
+    fn consider(&mut self, state: &State, place: Place, words: &[Word], asked: bool) {
         let mut next = *state;
-        self.end_incoming(&mut next, place);
-        let keeps_driver = self.mutated(Mutation::DriverGoesOn);
-        if !keeps_driver {
-            for tag in [SourceTag::Failed, SourceTag::Served, SourceTag::Closed] {
-                let (journal, live) = (next.journal(place), next.side(place).live);
-                if let Some(stepped) = self.machines.source_step(journal, live, tag) {
-                    next.hosts[place.at].journal = *stepped.journals.last().unwrap();
-                    next.side_mut(place).live = stepped.live;
+        next.hosts[place.at].fenced |= state.hosts[1 - place.at].fenced;
+        let fenced = values::hosts(next.hosts[place.at].fenced);
+        let forgets = self.mutated(Mutation::ForgetsWhatItHeard);
+        let (journal, here) = (state.journal(place), [place.at, place.app]);
+        let considered = self
+            .machines
+            .consider(journal, here, words, &fenced, forgets);
+        let label = Label("hears of owners", place, None);
+        if let Some((last, partial)) = considered.journals.split_last() {
+            self.crash_after(label, state, place, partial);
+            next.hosts[place.at].journal = *last;
+        }
+        match considered.standing {
+            Standing::Clear => next.hosts[place.at].cleared |= asked,
+            Standing::Fenced { .. } => {
+                next.hosts[place.at].cleared |= asked;
+                let side = next.side_mut(place);
+                side.instance = false;
+                side.gate = false;
+                if !self.mutated(Mutation::DriverGoesOn) {
+                    side.live = NONE;
                 }
             }
+            // It is withheld.
+            Standing::Contested { .. } | Standing::Outdated { .. } => {}
         }
-        for migration in values::numbers(place.app) {
-            let failed = DestinationTag::Failed;
-            let journal = next.journal(place);
-            if let Some(journal) = self.machines.destination_step(journal, migration, failed) {
-                next.hosts[place.at].journal = journal;
-            }
-        }
-        let owner = values::host(1 - place.at);
-        // Written down even where it never was owned: an older offer finds who knows better.
-        let forgets = self.mutated(Mutation::ForgetsWhatItHeard) && !self.owns(&next, place);
-        if let Some(epoch) = epoch.filter(|_| !forgets) {
-            let gone = held(place, epoch, Role::Gone { to: owner });
-            next.hosts[place.at].journal = self
-                .machines
-                .append_all(next.hosts[place.at].journal, &[gone]);
-        }
-        let side = next.side_mut(place);
-        side.instance = false;
-        side.gate = false;
-        self.edge_if_new(Label("is fenced", place, None), state, next);
-    }
-}
-
-fn held(place: Place, epoch: Epoch, role: Role) -> Record {
-    Record::Held {
-        application: values::application(place.app),
-        epoch,
-        role,
-        volumes: values::volumes(place.app),
-        unmade: Vec::new(),
+        self.edge_if_new(label, state, next);
     }
 }
 

@@ -58,8 +58,6 @@ pub(crate) enum Mutation {
     TakesRefusalForSilence,
     /// A host that comes back goes on alone when the new owner's whole host is down.
     GoesOnAlone,
-    /// A claim is made at an epoch that somebody owns it at.
-    ClaimsOldEpoch,
     /// A host that hears of a newer owner goes on with its migration.
     DriverGoesOn,
     /// What an operator gave to a host is returned to the host that is fenced.

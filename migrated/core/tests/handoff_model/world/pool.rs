@@ -220,9 +220,12 @@ impl World {
             let handoff = self.machines.handoff(next.journal(there), migration);
             if handoff.is_some_and(|h| h.state() == HandoffState::Reserved)
                 && !trusts
-                && let Some(journal) =
-                    self.machines
-                        .destination_step(next.journal(there), migration, reserved)
+                && let Some(journal) = self.machines.destination_step(
+                    next.journal(there),
+                    there.at,
+                    migration,
+                    reserved,
+                )
             {
                 next.hosts[there.at].journal = journal;
             }

@@ -22,6 +22,8 @@ pub(super) struct HostState {
     pub(super) gone: bool,
     /// Whether an operator keeps it down.
     pub(super) off: bool,
+    /// The hosts that are called fenced by the deployment that it follows, as bits.
+    pub(super) fenced: u8,
 }
 
 /// An application on a host.
@@ -59,8 +61,6 @@ pub(super) struct App {
     pub(super) lingering: Option<Advert>,
     /// Which returns were said, where that waits for a stamp.
     pub(super) said_returned: [bool; 2],
-    /// Which handoffs were granted by an operator's word.
-    pub(super) granted_by_word: [bool; 2],
     /// Whether a proxy ever went back.
     pub(super) went_back: bool,
     /// With [`Mutation::GrantBeforeRecord`]: the migration that was granted without a record.

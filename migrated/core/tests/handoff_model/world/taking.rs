@@ -22,7 +22,12 @@ impl World {
                 self.settle("expires", state, place, number, DestinationTag::Expired);
             }
             Taking::Verified { .. } => self.trust_a_promise(state, place, number),
-            Taking::Owned { .. } => self.start(state, place, number),
+            Taking::Owned { .. } => {
+                let adopts = self.mutated(Mutation::StartsAdoptedUncleared);
+                if adopts || self.is_cleared(state, place.at) {
+                    self.start(state, place, number);
+                }
+            }
             Taking::Serving { .. } => {
                 if self.mutated(Mutation::ReturnAfterServing) {
                     next.side_mut(place).instance = false;
@@ -65,11 +70,6 @@ impl World {
                 self.edge(label, next);
             }
         }
-        // A source that is fenced takes nothing back.
-        let by_word = state.apps[place.app].granted_by_word[values::slot_of(number)];
-        if by_word && !self.mutated(Mutation::ReturnsToFenced) {
-            return;
-        }
         let mut stopped = *state;
         stopped.side_mut(place).instance = false;
         stopped.side_mut(place).retired = self.mutated(Mutation::RetiresBeforeStamp);
@@ -105,7 +105,10 @@ impl World {
         tag: DestinationTag,
     ) {
         let journal = state.journal(place);
-        if let Some(journal) = self.machines.destination_step(journal, number, tag) {
+        if let Some(journal) = self
+            .machines
+            .destination_step(journal, place.at, number, tag)
+        {
             let mut next = *state;
             next.hosts[place.at].journal = journal;
             self.edge(Label(what, place, Some(number)), next);
@@ -117,7 +120,9 @@ impl World {
         let source = place.there();
         self.stale = !self.says(state, source, number, Message::Prepare);
         let journal = state.journal(place);
-        if let Some(journals) = self.machines.take(journal, place.at, number, epoch)
+        if let Some(journals) = self
+            .machines
+            .take(journal, [place.at, source.at], number, epoch)
             && let Some((last, partial)) = journals.split_last()
         {
             let label = Label("reserves", place, Some(number));
