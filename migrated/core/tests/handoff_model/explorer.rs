@@ -1,43 +1,72 @@
 //! Breadth first through all states of the world.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::fmt::Display;
+use std::hash::Hash;
 
-use crate::world::{Bounds, Edge, Label, Mutation, State, Violation, World};
+/// A world that can be explored.
+pub(crate) trait Model {
+    type State: Copy + Eq + Hash;
+    type Label: Copy + Display;
+    type Violation: Copy;
+
+    fn first(&mut self) -> Self::State;
+    /// All that can happen next.
+    fn edges(&mut self, state: &Self::State) -> Vec<Edge<Self::State, Self::Label>>;
+    /// The first invariant that a state breaks.
+    fn violation(&self, state: &Self::State) -> Option<Self::Violation>;
+    /// Whether clients are served.
+    fn serves(&self, state: &Self::State) -> bool;
+    /// How things ended up to a state.
+    fn outcomes(&self, state: &Self::State) -> Vec<&'static str>;
+    /// What the real machines must never do, if they did.
+    fn broken(&self) -> Option<&str>;
+    fn journals(&self) -> usize;
+}
+
+/// One step of a world.
+pub(crate) struct Edge<State, Label> {
+    pub(crate) label: Label,
+    pub(crate) next: State,
+    /// Whether it is a fault, somebody's doing or a message that wandered about: nothing may rest
+    /// on its coming.
+    pub(crate) fault: bool,
+}
 
 /// What the exploration found.
-pub(crate) struct Found {
+pub(crate) struct Found<M: Model> {
     pub(crate) states: usize,
     pub(crate) journals: usize,
     /// The first state that breaks an invariant.
-    pub(crate) violation: Option<Violation>,
+    pub(crate) violation: Option<M::Violation>,
     /// States from which service cannot be restored without another fault.
     pub(crate) stuck: usize,
     /// Ways in which migrations ended.
     pub(crate) outcomes: HashSet<&'static str>,
     /// How the violation, or the first stuck state, comes about.
-    path: Vec<Label>,
+    path: Vec<M::Label>,
 }
 
-impl Found {
+impl<M: Model> Found<M> {
     pub(crate) fn trace(&self) -> String {
         trace(&self.path)
     }
 }
 
-fn trace(path: &[Label]) -> String {
+fn trace<Label: Display>(path: &[Label]) -> String {
     let steps: Vec<String> = path.iter().map(ToString::to_string).collect();
     format!("by: {}", steps.join(" > "))
 }
 
-struct Graph {
-    states: Vec<State>,
-    parents: Vec<Option<(usize, Label)>>,
+struct Graph<M: Model> {
+    states: Vec<M::State>,
+    parents: Vec<Option<(usize, M::Label)>>,
     /// To whom each state leads without a fault.
     quiet: Vec<Vec<usize>>,
 }
 
-impl Graph {
-    fn path(&self, mut at: usize) -> Vec<Label> {
+impl<M: Model> Graph<M> {
+    fn path(&self, mut at: usize) -> Vec<M::Label> {
         let mut path = Vec::new();
         while let Some((parent, label)) = self.parents[at] {
             path.push(label);
@@ -48,7 +77,7 @@ impl Graph {
     }
 
     /// States from which no quiet path leads to a state that serves.
-    fn stuck(&self, world: &World) -> Vec<usize> {
+    fn stuck(&self, world: &M) -> Vec<usize> {
         let mut into = vec![Vec::new(); self.states.len()];
         for (from, nexts) in self.quiet.iter().enumerate() {
             for next in nexts {
@@ -77,11 +106,10 @@ impl Graph {
 const MOST: usize = 2_000_000;
 
 /// Visits every state until one breaks an invariant.
-pub(crate) fn explore(mutation: Option<Mutation>, bounds: Bounds) -> Found {
-    let mut world = World::new(mutation, bounds);
+pub(crate) fn explore<M: Model>(mut world: M) -> Found<M> {
     let first = world.first();
-    let mut known: HashMap<State, usize> = HashMap::from([(first, 0)]);
-    let mut graph = Graph {
+    let mut known: HashMap<M::State, usize> = HashMap::from([(first, 0)]);
+    let mut graph: Graph<M> = Graph {
         states: vec![first],
         parents: vec![None],
         quiet: vec![Vec::new()],

@@ -68,12 +68,16 @@ pub(crate) struct Stepped {
     pub(crate) live: u16,
 }
 
+/// The journal that an offer comes to, where it is and from where it comes, its migration and its
+/// epoch.
+type Offer = (u16, [usize; 2], u8, u8);
+
 pub(crate) struct Machines {
     journals: Journals,
     lives: Vec<Option<SourceMigration>>,
     source_steps: HashMap<(u16, u16, SourceTag), Option<Stepped>>,
     destination_steps: HashMap<(u16, usize, u8, DestinationTag), Option<u16>>,
-    takes: HashMap<(u16, [usize; 2], u8, u8), Option<Vec<u16>>>,
+    takes: HashMap<Offer, Option<Vec<u16>>>,
     mirrored: HashMap<u16, u16>,
     /// Something that the machines must never do, found while stepping.
     broken: Option<String>,

@@ -7,6 +7,7 @@ use std::fmt;
 use migrated_core::source::{BeforeRelease, Phase};
 use rehome_shared::api::cluster::MigrationState;
 
+use crate::explorer::{self, Model};
 use crate::machines::{EMPTY, Machines, NONE};
 use crate::values::{self, APPLICATIONS, EACH, Symmetry};
 
@@ -72,14 +73,7 @@ impl fmt::Display for Label {
     }
 }
 
-/// One step of the world.
-pub(crate) struct Edge {
-    pub(crate) label: Label,
-    pub(crate) next: State,
-    /// Whether it is a fault, a client's doing or a message that wandered about: nothing may rest
-    /// on its coming.
-    pub(crate) fault: bool,
-}
+type Edge = explorer::Edge<State, Label>;
 
 pub(crate) struct World {
     machines: Machines,
@@ -91,19 +85,12 @@ pub(crate) struct World {
     stale: bool,
 }
 
-impl World {
-    pub(crate) fn new(mutation: Option<Mutation>, bounds: Bounds) -> Self {
-        Self {
-            machines: Machines::new(),
-            routing: routing::Book::new(bounds.routing),
-            mutation,
-            bounds,
-            edges: Vec::new(),
-            stale: false,
-        }
-    }
+impl Model for World {
+    type State = State;
+    type Label = Label;
+    type Violation = Violation;
 
-    pub(crate) fn first(&mut self) -> State {
+    fn first(&mut self) -> State {
         let mut state = State {
             hosts: [HostState {
                 journal: EMPTY,
@@ -135,6 +122,92 @@ impl World {
             }
         }
         self.canonical(state)
+    }
+
+    /// All that can happen next.
+    fn edges(&mut self, state: &State) -> Vec<Edge> {
+        self.edges = Vec::new();
+        for at in 0..2 {
+            self.fence(state, at);
+            if state.hosts[at].up {
+                self.crash(state, at);
+                self.ask_before_start(state, at);
+            } else if state.hosts[at].off {
+                self.come_back(state, at);
+            } else if state.hosts[at].lost {
+                self.rebuild(state, at);
+            } else {
+                self.restart(state, at);
+                self.lose(state, at);
+            }
+        }
+        for place in self.places() {
+            if state.hosts[place.at].up {
+                self.act(state, place);
+            }
+        }
+        let mut edges = std::mem::take(&mut self.edges);
+        for edge in &mut edges {
+            edge.next = self.canonical(edge.next);
+        }
+        edges
+    }
+
+    /// The first invariant that a state breaks.
+    fn violation(&self, state: &State) -> Option<Violation> {
+        (0..self.bounds.applications).find_map(|app| self.violation_of(state, app))
+    }
+
+    /// Whether clients are served, of every application.
+    fn serves(&self, state: &State) -> bool {
+        (0..self.bounds.applications).all(|app| {
+            [0, 1].into_iter().any(|at| {
+                let place = Place { app, at };
+                let side = state.side(place);
+                let here = state.hosts[at].up && side.instance && side.gate;
+                here && self.owns(state, place) && self.leads_here(state, place)
+            })
+        })
+    }
+
+    /// How migrations ended up to a state.
+    fn outcomes(&self, state: &State) -> Vec<&'static str> {
+        let mut outcomes = Vec::new();
+        for (number, host) in state.hosts.iter().enumerate() {
+            for past in self.machines.registry(host.journal).history() {
+                let crossing = past.application == values::application(1) && self.bounds.crossing;
+                let back = (number == 1) != crossing;
+                outcomes.push(match past.state {
+                    MigrationState::Done if back => "moved back",
+                    MigrationState::Done => "done",
+                    MigrationState::Aborted => "aborted",
+                    MigrationState::Returned => "returned",
+                    MigrationState::Running | MigrationState::Blocked => "open",
+                });
+            }
+        }
+        outcomes
+    }
+
+    fn broken(&self) -> Option<&str> {
+        self.machines.broken()
+    }
+
+    fn journals(&self) -> usize {
+        self.machines.journals()
+    }
+}
+
+impl World {
+    pub(crate) fn new(mutation: Option<Mutation>, bounds: Bounds) -> Self {
+        Self {
+            machines: Machines::new(),
+            routing: routing::Book::new(bounds.routing),
+            mutation,
+            bounds,
+            edges: Vec::new(),
+            stale: false,
+        }
     }
 
     /// Of the worlds that differ only in names, the one that is visited.
@@ -186,14 +259,6 @@ impl World {
         mirrored
     }
 
-    pub(crate) fn journals(&self) -> usize {
-        self.machines.journals()
-    }
-
-    pub(crate) fn broken(&self) -> Option<&str> {
-        self.machines.broken()
-    }
-
     fn mutated(&self, mutation: Mutation) -> bool {
         self.mutation == Some(mutation)
     }
@@ -204,11 +269,6 @@ impl World {
 
     fn owns(&self, state: &State, place: Place) -> bool {
         self.machines.owns(state.journal(place), place.app)
-    }
-
-    /// The first invariant that a state breaks.
-    pub(crate) fn violation(&self, state: &State) -> Option<Violation> {
-        (0..self.bounds.applications).find_map(|app| self.violation_of(state, app))
     }
 
     fn violation_of(&self, state: &State, app: usize) -> Option<Violation> {
@@ -242,66 +302,6 @@ impl World {
             .then_some(Violation::RouteWentBack)
     }
 
-    /// Whether clients are served, of every application.
-    pub(crate) fn serves(&self, state: &State) -> bool {
-        (0..self.bounds.applications).all(|app| {
-            [0, 1].into_iter().any(|at| {
-                let place = Place { app, at };
-                let side = state.side(place);
-                let here = state.hosts[at].up && side.instance && side.gate;
-                here && self.owns(state, place) && self.leads_here(state, place)
-            })
-        })
-    }
-
-    /// How migrations ended up to a state.
-    pub(crate) fn outcomes(&self, state: &State) -> Vec<&'static str> {
-        let mut outcomes = Vec::new();
-        for (number, host) in state.hosts.iter().enumerate() {
-            for past in self.machines.registry(host.journal).history() {
-                let crossing = past.application == values::application(1) && self.bounds.crossing;
-                let back = (number == 1) != crossing;
-                outcomes.push(match past.state {
-                    MigrationState::Done if back => "moved back",
-                    MigrationState::Done => "done",
-                    MigrationState::Aborted => "aborted",
-                    MigrationState::Returned => "returned",
-                    MigrationState::Running | MigrationState::Blocked => "open",
-                });
-            }
-        }
-        outcomes
-    }
-
-    /// All that can happen next.
-    pub(crate) fn edges(&mut self, state: &State) -> Vec<Edge> {
-        self.edges = Vec::new();
-        for at in 0..2 {
-            self.fence(state, at);
-            if state.hosts[at].up {
-                self.crash(state, at);
-                self.ask_before_start(state, at);
-            } else if state.hosts[at].off {
-                self.come_back(state, at);
-            } else if state.hosts[at].lost {
-                self.rebuild(state, at);
-            } else {
-                self.restart(state, at);
-                self.lose(state, at);
-            }
-        }
-        for place in self.places() {
-            if state.hosts[place.at].up {
-                self.act(state, place);
-            }
-        }
-        let mut edges = std::mem::take(&mut self.edges);
-        for edge in &mut edges {
-            edge.next = self.canonical(edge.next);
-        }
-        edges
-    }
-
     fn act(&mut self, state: &State, place: Place) {
         self.write(state, place);
         self.tell_routes(state, place);
@@ -315,17 +315,13 @@ impl World {
             self.drive(state, place);
         }
         for migration in values::numbers(place.app) {
-            match state.apps[place.app].begun[values::slot_of(migration)] {
-                Some((from, _)) if usize::from(from) == place.at => {
-                    if is_cleared {
-                        self.hear_views(state, place, migration);
-                    }
-                }
-                Some((_, epoch)) => {
-                    self.take(state, place, migration);
-                    self.hear(state, place, migration, epoch);
-                }
-                None => {}
+            let begun = state.apps[place.app].begun[values::slot_of(migration)];
+            let Some((from, epoch)) = begun else { continue };
+            if usize::from(from) != place.at {
+                self.take(state, place, migration);
+                self.hear(state, place, migration, epoch);
+            } else if is_cleared {
+                self.hear_views(state, place, migration);
             }
         }
     }

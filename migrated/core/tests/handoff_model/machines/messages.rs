@@ -2,8 +2,10 @@
 
 use migrated_core::record::{Record, SourceRecord};
 use migrated_core::registry::Registry;
+use migrated_core::source::{Effect, SourceMigration};
 use rehome_shared::api::peer::HandoffState;
 
+use super::Machines;
 use crate::values::id;
 
 /// What a destination says of a migration, in the order in which it can come to be.
@@ -85,5 +87,31 @@ pub(super) fn says(record: &Record, registry: &Registry, migration: u8) -> Optio
         | Record::Fenced { .. }
         | Record::Claimed { .. }
         | Record::Heard { .. } => None,
+    }
+}
+
+impl Machines {
+    /// Whether the source of an open migration says this of it now.
+    pub(crate) fn says_now(&self, live: u16, migration: u8, message: Message) -> bool {
+        let Some(effect) = self
+            .live(live)
+            .filter(|m| m.id == id(migration))
+            .and_then(SourceMigration::effect)
+        else {
+            return false;
+        };
+        match effect {
+            Effect::Prepare => message == Message::Prepare,
+            Effect::SendFinal { .. } => message == Message::Verify,
+            Effect::Grant { .. } => message == Message::Grant,
+            Effect::Restore { .. } => message == Message::Abort,
+            Effect::Finish { .. } | Effect::Reclaim { .. } => message == Message::Close,
+            Effect::SendRound { .. }
+            | Effect::StartThere { .. }
+            | Effect::Park
+            | Effect::Drain
+            | Effect::Stop
+            | Effect::AwaitOutcome { .. } => false,
+        }
     }
 }

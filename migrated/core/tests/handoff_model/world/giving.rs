@@ -6,7 +6,7 @@ use migrated_core::source::{AfterRelease, BeforeRelease, Effect, Phase};
 use super::pool::Stamped;
 use super::state::{Place, State};
 use super::{Label, Mutation, World};
-use crate::machines::{Message, NONE, SourceTag, Stepped, VIEWS, View};
+use crate::machines::{Message, SourceTag, Stepped, VIEWS, View};
 use crate::values;
 
 impl World {
@@ -222,28 +222,7 @@ impl World {
 
     /// Whether a source says this of a migration now.
     pub(super) fn says(&self, state: &State, place: Place, number: u8, message: Message) -> bool {
-        if state.side(place).live == NONE {
-            return false;
-        }
-        let live = self.machines.live(state.side(place).live);
-        let Some(effect) = live
-            .filter(|m| m.id == values::id(number))
-            .and_then(migrated_core::source::SourceMigration::effect)
-        else {
-            return false;
-        };
-        match effect {
-            Effect::Prepare => message == Message::Prepare,
-            Effect::SendFinal { .. } => message == Message::Verify,
-            Effect::Grant { .. } => message == Message::Grant,
-            Effect::Restore { .. } => message == Message::Abort,
-            Effect::Finish { .. } | Effect::Reclaim { .. } => message == Message::Close,
-            Effect::SendRound { .. }
-            | Effect::StartThere { .. }
-            | Effect::Park
-            | Effect::Drain
-            | Effect::Stop
-            | Effect::AwaitOutcome { .. } => false,
-        }
+        let live = state.side(place).live;
+        self.machines.says_now(live, number, message)
     }
 }
