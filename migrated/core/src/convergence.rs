@@ -3,11 +3,11 @@
 //! After each pre-copy round the window is predicted as
 //!
 //! ```text
-//! P = fixed + least + d/B      d = dirty rate × (last + min(drain, pace + last))
+//! P = fixed + least + d/B      d = dirty rate × (last + min(drain, pace + last/2))
 //! ```
 //!
 //! `last` is what the last round took, and so the age of its snapshot now. Rounds go on while the
-//! drain lasts (see [`drain`]): of a drain longer than `pace + last` only so much is exposed.
+//! drain lasts (see [`drain`]): of a drain longer than `pace + last/2` only so much is exposed.
 //! The dirty rate is an exponentially weighted mean of bytes per second between snapshots (the
 //! first round is the whole volume and says nothing of it); the bandwidth is the 25th percentile
 //! of the rounds, because a window that is too long hurts more than a round too many; `least` is
@@ -31,7 +31,7 @@ use rehome_shared::units::Bytes;
 
 use self::throttle::Throttle;
 
-/// Rounds go on while they shrink to less than this share of the one before.
+/// Rounds go on while the next one will be less than this share of the last.
 const SHRINK: f64 = 0.85;
 
 /// Weight of the newest sample in the dirty rate.
@@ -109,7 +109,7 @@ pub fn decide(observed: &Observed<'_>, limits: &MigrationLimits) -> Decision {
         return Decision::CutOver { predicted };
     }
     let count = u32::try_from(observed.rounds.len()).unwrap_or(u32::MAX);
-    if count < limits.max_rounds && shrinks(observed.rounds) {
+    if count < limits.max_rounds && shrinks(observed) {
         return Decision::Again {
             predicted: Some(predicted),
         };
@@ -240,11 +240,14 @@ pub fn bandwidth(rounds: &[Round], limits: &MigrationLimits) -> Bytes {
     whole(slow.map_or_else(|| assumed(limits), |(rate, _)| rate))
 }
 
-fn shrinks(rounds: &[Round]) -> bool {
-    match rounds {
-        [.., before, last] => float(last.bytes) < SHRINK * float(before.bytes),
-        _ => true,
-    }
+/// Whether the next round will be smaller than the last: it sends what is written while the last
+/// one was on its way. To compare the last with the one before would look a round further back, and
+/// at the second round that is the whole volume, which says nothing.
+fn shrinks(observed: &Observed<'_>) -> bool {
+    let (Some(last), Some(rate)) = (observed.rounds.last(), dirty_rate(observed)) else {
+        return true;
+    };
+    rate * last.seconds < SHRINK * float(last.bytes)
 }
 
 fn dirty_rate(observed: &Observed<'_>) -> Option<f64> {
