@@ -7,6 +7,8 @@ use std::time::Duration;
 use rehome_tests::program;
 use serde::{Deserialize, Serialize};
 
+use crate::plan::Disks;
+
 /// No program takes longer to say its version.
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -47,7 +49,7 @@ pub struct Machine {
 impl Machine {
     /// This one, now. What cannot be found out is called unknown.
     #[must_use]
-    pub fn here() -> Self {
+    pub fn here(disks: Disks) -> Self {
         let cpu = read("/proc/cpuinfo");
         let memory = field(&read("/proc/meminfo"), "MemTotal");
         let kibibytes = memory.split(' ').next().and_then(|word| word.parse().ok());
@@ -61,7 +63,10 @@ impl Machine {
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             memory: kibibytes.unwrap_or(0_u64) / 1024,
             kernel: said("uname", &["-sr"]),
-            disk: said("findmnt", &["-no", "FSTYPE,SOURCE", "-T", "/var/lib"]),
+            disk: match disks {
+                Disks::Memory => "memory (tmpfs)".to_owned(),
+                Disks::Files => said("findmnt", &["-no", "FSTYPE,SOURCE", "-T", "/var/lib"]),
+            },
             load: read("/proc/loadavg")
                 .split(' ')
                 .next()

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use clap::{Parser, ValueEnum};
 use rehome_bench::machine::Machine;
-use rehome_bench::plan::{Contender, Kind, Plan};
+use rehome_bench::plan::{Contender, Disks, Kind, Plan};
 use rehome_bench::record::Record;
 use rehome_bench::{plot, report, run};
 
@@ -42,6 +42,9 @@ struct Options {
     /// The contenders [default: all]
     #[arg(long, value_delimiter = ',')]
     contenders: Vec<Contender>,
+    /// Where the hosts' disks are. One disk for all of them is none that hosts have.
+    #[arg(long, value_enum, default_value = "memory")]
+    disks: Disks,
     /// Where the results go [default: bench/results]
     #[arg(long, value_name = "DIRECTORY")]
     out: Option<PathBuf>,
@@ -59,6 +62,7 @@ impl Options {
             rates: self.rates.clone(),
             size: self.size.unwrap_or(size),
             large: self.large,
+            disks: self.disks,
             repetitions: self.repetitions.unwrap_or(repetitions),
             limit: Duration::from_secs(self.minutes.saturating_mul(60)),
         }
@@ -103,7 +107,7 @@ fn measure(options: &Options) -> anyhow::Result<()> {
     }
     let began = Instant::now();
     let mut record = Record {
-        machine: Machine::here(),
+        machine: Machine::here(options.disks),
         command: std::env::args().skip(1).collect::<Vec<_>>().join(" "),
         seconds: 0.0,
         trials: Vec::new(),

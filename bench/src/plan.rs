@@ -63,6 +63,16 @@ impl Contender {
 /// Those of them that are Rehome.
 pub const REHOME: [Contender; 2] = [Contender::Rehome, Contender::RehomeNoDrain];
 
+/// Where the disks of the hosts are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Disks {
+    /// In memory: hosts have disks of their own, and these do not wait for each other.
+    Memory,
+    /// In files on the disk of the machine, which all of them share.
+    Files,
+}
+
 /// What the contenders meet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Scene {
@@ -87,6 +97,8 @@ pub struct Plan {
     pub size: u32,
     /// MiB in the volume of one more scene, at the rate of [`LARGE_RATE`].
     pub large: Option<u32>,
+    /// Where the disks are.
+    pub disks: Disks,
     /// How often everything is done.
     pub repetitions: u32,
     /// No repetition begins that would probably end later than this; the first always does.
@@ -148,6 +160,7 @@ mod tests {
             rates: vec![0, 100],
             size: 64,
             large: Some(512),
+            disks: Disks::Memory,
             repetitions: 3,
             limit: Duration::from_secs(100),
         }

@@ -33,7 +33,8 @@ Every figure is a median with the smallest and the largest in brackets; every ra
 over Rehome's. A move that was called off is left out of the medians and counted.
 
 The same store with the same settings and as much data moves under the same load from one lab \
-host to another, behind a front on a third one, in one run, the contenders by turns. *Gap* is the \
+host to another, behind a front on a third one, in one run, the contenders by turns, each on fresh \
+hosts. *Gap* is the \
 longest time in which no small write of any client was acknowledged, seen from the client's side \
 of the front; new requests begin every 20 ms on connections of their own, whether earlier ones \
 were answered or not, and two busy clients keep their connections. *New connections* and *kept \

@@ -1,26 +1,29 @@
-//! A whole run: for each store and repetition a fresh lab, on it every scene, in it every
-//! contender, in turn.
+//! A whole run: in each repetition every scene, in it every contender, in turn, each on a fresh lab.
+//! What one trial leaves behind, above all in a file system that copies on write, must not slow
+//! down the next.
 
 use std::time::Instant;
 
 use anyhow::Context as _;
-use rehome_tests::lab::{Lab, with_lab};
+use rehome_tests::lab::with_lab;
 use tokio::runtime::Runtime;
 
 use crate::by_hand::{ByHand, Hosts};
-use crate::plan::{Contender, Kind, Plan, Scene};
-use crate::record::Trial;
+use crate::plan::{Contender, Disks, Plan, Scene};
+use crate::record::{Moved, Seen, Trial};
 use crate::rehome_move::RehomeMove;
 use crate::{store, trial};
 
-/// Room for what the trials of one lab leave behind; it is taken only as it is used.
+/// Room for what a store writes; it is taken only as it is used.
 const POOL: &str = "24GiB";
 
-/// Does all of a plan. A repetition that fails ends its lab and is told at the end; the others
-/// are done nevertheless.
+/// The application, and what it is called by hand.
+const NAME: &str = "store";
+
+/// Does all of a plan. A trial that fails is told at the end; the others are done nevertheless.
 ///
 /// # Errors
-/// Those of repetitions that failed; `keep` has what was measured.
+/// Those of trials that failed; `keep` has what was measured.
 pub fn run(
     plan: &Plan,
     say: &dyn Fn(&str),
@@ -33,22 +36,25 @@ pub fn run(
     let mut repetition = 0;
     while plan.goes_on(repetition, began.elapsed()) {
         repetition += 1;
-        for kind in &plan.stores {
-            let mut measured = |trial| keep(trial);
-            let done = with_lab(store::runtime(*kind), &["--pool-size", POOL], |lab| {
-                let round = Round {
-                    plan,
-                    runtime: &runtime,
-                    lab,
-                    kind: *kind,
-                    repetition,
-                };
-                round.all(say, &mut measured)
-            });
-            if let Err(error) = done {
-                let text = format!("{} {repetition}: {error:#}", kind.title());
-                say(&text);
-                failures.push(text);
+        for (scene, contender) in trials(plan, repetition)? {
+            match one(&runtime, plan, scene, contender) {
+                Ok((moved, seen)) => {
+                    let trial = Trial {
+                        contender,
+                        scene,
+                        repetition,
+                        moved,
+                        seen,
+                    };
+                    say(&line(&trial));
+                    keep(trial)?;
+                }
+                Err(error) => {
+                    let (who, rate) = (contender.title(), scene.rate);
+                    let text = format!("{who}, {rate} MiB/s, {repetition}: {error:#}");
+                    say(&text);
+                    failures.push(text);
+                }
             }
         }
     }
@@ -56,65 +62,47 @@ pub fn run(
     Ok(())
 }
 
-/// One repetition for one store.
-struct Round<'a> {
-    plan: &'a Plan,
-    runtime: &'a Runtime,
-    lab: &'a Lab,
-    kind: Kind,
-    repetition: u32,
+/// The trials of a repetition, in their order.
+fn trials(plan: &Plan, repetition: u32) -> anyhow::Result<Vec<(Scene, Contender)>> {
+    let first = usize::try_from(repetition)?;
+    let mut all = Vec::new();
+    for store in &plan.stores {
+        for (index, scene) in plan.scenes(*store).into_iter().enumerate() {
+            let order = plan.order(first + index).into_iter();
+            all.extend(order.map(|contender| (scene, contender)));
+        }
+    }
+    Ok(all)
 }
 
-impl Round<'_> {
-    fn all(
-        &self,
-        say: &dyn Fn(&str),
-        keep: &mut dyn FnMut(Trial) -> anyhow::Result<()>,
-    ) -> anyhow::Result<()> {
-        store::provide(self.kind, self.lab)?;
-        let mut hosts = Hosts::open(self.lab).context("the hosts by hand")?;
-        let scenes = self.plan.scenes(self.kind);
-        let first = usize::try_from(self.repetition)?;
-        let mut number = 0_u32;
-        for (index, scene) in scenes.into_iter().enumerate() {
-            for contender in self.plan.order(first + index) {
-                number += 1;
-                let name = format!("store-{number}");
-                let trial = self
-                    .one(&mut hosts, scene, contender, &name)
-                    .with_context(|| format!("{} at {} MiB/s", contender.title(), scene.rate))?;
-                say(&line(&trial));
-                keep(trial)?;
-            }
-        }
-        Ok(())
+fn one(
+    runtime: &Runtime,
+    plan: &Plan,
+    scene: Scene,
+    contender: Contender,
+) -> anyhow::Result<(Moved, Seen)> {
+    let mut options = vec!["--pool-size", POOL];
+    if plan.disks == Disks::Memory {
+        options.push("--in-memory");
     }
-
-    fn one(
-        &self,
-        hosts: &mut Hosts,
-        scene: Scene,
-        contender: Contender,
-        name: &str,
-    ) -> anyhow::Result<Trial> {
-        let (moved, seen) = match contender {
+    let kind = scene.store;
+    let mut measured = None;
+    with_lab(store::runtime(kind), &options, |lab| {
+        store::provide(kind, lab)?;
+        measured = Some(match contender {
             Contender::Rehome | Contender::RehomeNoDrain => {
-                let mut mover = RehomeMove::new(self.lab, contender, self.kind, name);
-                trial::run(self.runtime, scene, &mut mover)?
+                let mut mover = RehomeMove::new(lab, contender, kind, NAME);
+                trial::run(runtime, scene, &mut mover)?
             }
             Contender::TwoPhase | Contender::Send | Contender::Rsync => {
-                let mut mover = ByHand::new(hosts, contender, self.kind, name);
-                trial::run(self.runtime, scene, &mut mover)?
+                let mut hosts = Hosts::open(lab).context("the hosts by hand")?;
+                let mut mover = ByHand::new(&mut hosts, contender, kind, NAME);
+                trial::run(runtime, scene, &mut mover)?
             }
-        };
-        Ok(Trial {
-            contender,
-            scene,
-            repetition: self.repetition,
-            moved,
-            seen,
-        })
-    }
+        });
+        Ok(())
+    })?;
+    measured.context("nothing was measured")
 }
 
 /// A trial in one line.

@@ -21,6 +21,7 @@ mod labs;
 mod load;
 mod lock;
 mod loop_devices;
+mod memory;
 mod mount_points;
 pub(crate) mod probe;
 mod process;
@@ -97,6 +98,9 @@ pub(crate) struct UpArgs {
     /// The size of each host's pool; the file is sparse [default: 8GiB]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pool_size: Option<Bytes>,
+    /// Keep the hosts' disks in memory: as fast as disks of their own, and gone with this machine
+    #[arg(long)]
+    in_memory: bool,
     /// Hosts without proxyd and migrated
     #[arg(long, hide = true)]
     no_daemons: bool,

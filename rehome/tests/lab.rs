@@ -313,6 +313,29 @@ fn a_crashed_host_comes_back_with_its_disk() -> Result {
 }
 
 #[test]
+fn disks_in_memory_survive_a_crash_and_go_with_the_lab() -> Result {
+    if !is_root() {
+        return Ok(());
+    }
+    let lab = Lab::new("memory");
+    let words = ["up", "--hosts", "1", "--no-daemons", "--runtime", "process"];
+    lab.ok(&[words.as_slice(), &["--in-memory"]].concat())?;
+    let script = "cd /var/lib/rehome && echo kept >file && mkdir pool && \
+                  truncate -s 128M pool.img && mkfs.btrfs -q pool.img && mount -o loop pool.img pool";
+    lab.ok(&["exec", "h1", "--", "sh", "-c", script])?;
+    let kind = lab.ok(&["exec", "h1", "stat", "-f", "-c", "%T", "/var/lib/rehome"])?;
+    assert_eq!(kind, "tmpfs\n");
+    lab.ok(&["crash", "h1"])?;
+    lab.ok(&[words.as_slice(), &["--in-memory"]].concat())?;
+    let file = lab.ok(&["exec", "h1", "cat", "/var/lib/rehome/file"])?;
+    assert_eq!(file, "kept\n");
+
+    lab.ok(&["down"])?;
+    assert_eq!(lab.traces()?, BTreeSet::new());
+    Ok(())
+}
+
+#[test]
 fn loop_devices_go_with_their_host() -> Result {
     if !is_root() {
         return Ok(());

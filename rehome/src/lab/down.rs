@@ -12,6 +12,7 @@ use crate::lab::fabric::{self, FabricError};
 use crate::lab::labs;
 use crate::lab::lock::{Lock, LockError};
 use crate::lab::loop_devices::{self, LoopError};
+use crate::lab::memory;
 use crate::lab::mount_points;
 use crate::lab::site::Site;
 use crate::lab::state::LabState;
@@ -72,6 +73,7 @@ pub(crate) fn remove(site: &Site, lock: Lock) -> Result<(), DownError> {
     cgroups::end(&site.cgroup())?;
     loop_devices::free(&disks(site)?)?;
     fabric::remove(site, &Stop::never())?;
+    memory::remove(&site.disk_dir())?;
     if let Some(path) = mount_inside(&site.disk_dir())? {
         return Err(DownError::Mounted(path));
     }
@@ -100,11 +102,7 @@ fn disks(site: &Site) -> Result<Vec<PathBuf>, PathError> {
 }
 
 fn mount_inside(directory: &Path) -> Result<Option<PathBuf>, PathError> {
-    let mounts = paths::read(Path::new("/proc/self/mountinfo"))?;
-    let points = mounts
-        .lines()
-        .filter_map(|line| line.split(' ').nth(4))
-        .map(PathBuf::from);
+    let points = memory::mount_points()?;
     Ok(points
         .into_iter()
         .find(|point| point.starts_with(directory)))

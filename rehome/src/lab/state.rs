@@ -75,6 +75,9 @@ pub(crate) struct Settings {
     pub(crate) runtime: Runtime,
     /// The size of each host's pool.
     pub(crate) pool_size: Bytes,
+    /// Whether their disks are in memory.
+    #[serde(default)]
+    pub(crate) in_memory: bool,
     /// Whether proxyd and migrated run.
     pub(crate) daemons: Daemons,
 }

@@ -15,6 +15,7 @@ use crate::lab::files::{self, DiskError, LOGS};
 use crate::lab::host::{self, HostError};
 use crate::lab::labs;
 use crate::lab::lock::{Lock, LockError};
+use crate::lab::memory;
 use crate::lab::mount_points;
 use crate::lab::site::{LabName, Site};
 use crate::lab::state::{Daemons, HostRecord, LabState, Settings, StateError};
@@ -190,6 +191,7 @@ fn create(
         backend: options.backend.unwrap_or(Backend::Btrfs),
         runtime: options.runtime.unwrap_or(Runtime::Docker),
         pool_size: options.pool_size.unwrap_or(Bytes(8 << 30)),
+        in_memory: options.in_memory,
         daemons: match (options.no_daemons, options.faulty) {
             (true, _) => Daemons::Absent,
             (false, true) => Daemons::Faulty,
@@ -241,6 +243,9 @@ fn bring_up(
         fabric::remove(site, stop)?;
         fabric::build(site, state.subnet, stop)?;
     }
+    if state.settings.in_memory {
+        memory::make(&site.disk_dir())?;
+    }
     files::make_authority(site)?;
     for host in state.hosts.clone() {
         let (name, address) = (&host.name, host.address);
@@ -287,6 +292,8 @@ fn must_match(state: &LabState, options: &UpArgs) -> Result<(), UpError> {
         format!("runtime {:?}", has.runtime).to_lowercase()
     } else if options.pool_size.is_some_and(|size| size != has.pool_size) {
         format!("pools of {}", has.pool_size)
+    } else if options.in_memory && !has.in_memory {
+        "disks that are not in memory".to_owned()
     } else {
         return Ok(());
     };
