@@ -82,7 +82,7 @@ pub(crate) fn report(address: &str, follows: &Desired, owned: &[(&str, u64)]) ->
         promised: BTreeMap::new(),
         diverged: Vec::new(),
         left: Vec::new(),
-        instances: Vec::new(),
+        instances: Some(Vec::new()),
     }
 }
 

@@ -64,8 +64,8 @@ pub struct Host {
     pub live: Live,
     /// What this host remembers of applications while it runs.
     pub memory: Mutex<Memory>,
-    /// The instances that were seen last.
-    pub instances: watch::Sender<Arc<Vec<Instance>>>,
+    /// The instances that were seen last; `None` until the runtime has told of them once.
+    pub instances: watch::Sender<Option<Arc<Vec<Instance>>>>,
     /// Counts up to make the reconcile loop look again.
     pub wake: watch::Sender<u64>,
     /// Applications that an action is under way for.
@@ -140,11 +140,9 @@ impl Host {
     /// The instance of an application that was seen last.
     #[must_use]
     pub fn instance(&self, application: &AppName) -> Option<Instance> {
-        self.instances
-            .borrow()
-            .iter()
-            .find(|i| i.application == *application)
-            .cloned()
+        let seen = self.instances.borrow();
+        let mut seen = seen.iter().flat_map(|all| all.iter());
+        seen.find(|i| i.application == *application).cloned()
     }
 
     /// Looks at the runtime's instances now.
@@ -156,7 +154,7 @@ impl Host {
     /// Cancel safe.
     pub async fn observe(&self) -> Result<(), crate::runtime::RuntimeError> {
         let seen = self.runtime.list().await?;
-        self.instances.send_replace(Arc::new(seen));
+        self.instances.send_replace(Some(Arc::new(seen)));
         Ok(())
     }
 

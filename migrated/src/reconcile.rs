@@ -148,6 +148,7 @@ fn names(host: &Host) -> BTreeSet<AppName> {
         host.instances
             .borrow()
             .iter()
+            .flat_map(|all| all.iter())
             .map(|instance| instance.application.clone()),
     );
     names.extend(

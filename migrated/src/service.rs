@@ -157,7 +157,7 @@ async fn build(
         takings: destination::Takings::default(),
         live: migrations::Live::default(),
         memory: Mutex::new(memory),
-        instances: watch::Sender::new(Arc::default()),
+        instances: watch::Sender::new(None),
         wake: watch::Sender::new(0),
         busy: Mutex::new(BTreeSet::new()),
         metrics: Metrics::default(),

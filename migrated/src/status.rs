@@ -101,9 +101,11 @@ fn left(registry: &Registry) -> Vec<LeftOpen> {
     open.collect()
 }
 
-fn running(host: &Host) -> Vec<AppName> {
+/// `None` while nobody has looked: that is not to run nothing.
+fn running(host: &Host) -> Option<Vec<AppName>> {
     let instances = host.instances.borrow();
-    instances.iter().map(|i| i.application.clone()).collect()
+    let instances = instances.as_ref()?;
+    Some(instances.iter().map(|i| i.application.clone()).collect())
 }
 
 /// Why this host cannot do its work, if so.

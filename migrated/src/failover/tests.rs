@@ -178,8 +178,12 @@ fn who_has_lost_all_of_it_or_left_it_open_has_no_part_in_it() {
     });
     assert!(left.is_out_of(&db));
     assert!(!report("h1", &current, &[("db", 3)]).is_out_of(&db));
-    left.instances.push(db.clone());
+    left.instances = Some(vec![db.clone()]);
     assert!(!left.is_out_of(&db), "it still runs there");
+    left.instances = None;
+    assert!(!left.is_out_of(&db), "nobody has looked yet");
+    left.instances = Some(vec![app("web")]);
+    assert!(left.is_out_of(&db));
     let mut coming = plain.clone();
     coming.incoming.push(db.clone());
     assert!(!coming.is_out_of(&db));

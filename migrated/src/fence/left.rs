@@ -191,6 +191,11 @@ pub(crate) async fn make_room(
 /// # Cancel safety
 /// May have taken effect; call it again.
 pub(crate) async fn stop_former(host: &Host, application: &AppName) -> Result<(), String> {
+    // Before the first look nothing is known of what runs.
+    if host.instances.borrow().is_none() {
+        let looked = host.observe().await;
+        looked.map_err(|error| format!("what runs here is not known: {}", Report(&error)))?;
+    }
     if host.instance(application).is_none() {
         return Ok(());
     }

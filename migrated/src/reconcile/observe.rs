@@ -27,7 +27,7 @@ const LONG_RUN: Duration = Duration::from_secs(10);
 
 /// Takes in what is seen.
 pub(super) async fn look(host: &Arc<Host>) {
-    let instances = Arc::clone(&host.instances.borrow());
+    let instances = host.instances.borrow().clone().unwrap_or_default();
     for instance in instances.iter() {
         count_exit(host, instance);
     }

@@ -76,9 +76,10 @@ pub struct HostReport {
     /// Applications whose owner was left open when its journal was made anew.
     #[serde(default)]
     pub left: Vec<LeftOpen>,
-    /// The applications that it has instances of, whoever owns them.
+    /// The applications that it has instances of, whoever owns them; `None` while it has not
+    /// looked.
     #[serde(default)]
-    pub instances: Vec<AppName>,
+    pub instances: Option<Vec<AppName>>,
 }
 
 /// An application that a host does not know the owner of for certain.
@@ -127,12 +128,18 @@ impl HostReport {
         let has_part = owned.any(|owned| owned.application == *application)
             || self.incoming.contains(application)
             || self.promised.contains_key(application)
-            || self.instances.contains(application)
+            || self.may_run(application)
             || self.gives_away(application);
         let mut left = self.left.iter();
         let is_left = left.any(|left| left.application == *application);
         let known = self.known_owner(application);
         !has_part && (is_left || known.is_none_or(|known| known.owner == self.host))
+    }
+
+    /// Its containers may run without it: what it has not looked at it may run.
+    fn may_run(&self, application: &AppName) -> bool {
+        let instances = self.instances.as_ref();
+        instances.is_none_or(|all| all.contains(application))
     }
 
     fn gives_away(&self, application: &AppName) -> bool {
