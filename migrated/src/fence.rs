@@ -27,7 +27,7 @@ use crate::host::Host;
 use crate::ledger::LedgerError;
 use crate::{migrations, routes};
 
-pub use known::{known, promised, told};
+pub use known::{heard, known, promised, told};
 pub use rivals::Rivals;
 
 pub(crate) use known::learn;

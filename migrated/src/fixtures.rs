@@ -79,6 +79,7 @@ pub(crate) fn report(address: &str, follows: &Desired, owned: &[(&str, u64)]) ->
             .iter()
             .map(|(name, epoch)| known(name, *epoch, address))
             .collect(),
+        heard: BTreeSet::new(),
         promised: BTreeMap::new(),
         diverged: Vec::new(),
         left: Vec::new(),

@@ -2,6 +2,8 @@
 
 mod silent;
 
+pub(crate) use silent::last_owner;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -78,6 +80,7 @@ pub fn report(host: &Host) -> HostReport {
         failures: failures(host, &desired),
         problem: problem(host),
         known: fence::told(host),
+        heard: fence::heard(host),
         promised: host.ledger.read(fence::promised),
         diverged: host.memory().diverged.clone(),
         left: host.ledger.read(left),
@@ -382,7 +385,8 @@ pub(crate) type Reports = BTreeMap<HostAddr, Option<HostReport>>;
 fn merge(desired: &Desired, reports: &Reports, adverts: &[Advert]) -> Vec<ApplicationStatus> {
     let unowned = |name: &AppName| {
         let advert = adverts.iter().find(|advert| advert.application == *name);
-        let last = silent::last_owner(reports, name)
+        let last = last_owner(reports, name)
+            .map(|known| &known.owner)
             .or_else(|| advert.map(|advert| &advert.host))
             .or_else(|| desired.host_of(name));
         match last.and_then(|last| Some((last, reports.get(last)?))) {

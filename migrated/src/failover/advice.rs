@@ -9,12 +9,12 @@ use rehome_shared::api::cluster::{
     ApplicationState, ApplicationStatus, FailoverMeans, FailoverRequest, FencedOwner,
     MigrationState,
 };
-use rehome_shared::api::peer::{FailoverOffer, HostReport};
+use rehome_shared::api::peer::{FailoverOffer, HostReport, KnownOwner};
 use rehome_shared::ids::{AppName, HostAddr};
 
 use super::{QUESTION, ask, examine};
-use crate::deploy;
 use crate::host::Host;
+use crate::status::{Reports, last_owner};
 
 /// A host that has been silent for less may just be restarting.
 const SILENCE: Duration = Duration::from_secs(10);
@@ -70,30 +70,24 @@ fn given_up(gone: &HostAddr, command: &str) -> String {
 pub(crate) async fn advise(
     host: &Arc<Host>,
     applications: &mut [ApplicationStatus],
-    reports: &BTreeMap<HostAddr, Option<HostReport>>,
+    reports: &Reports,
 ) {
     let answered: BTreeMap<HostAddr, HostReport> = reports
         .iter()
         .filter_map(|(peer, report)| Some((peer.clone(), report.clone()?)))
         .collect();
-    let known = deploy::known(host, &answered);
     let blocked = applications.iter_mut().filter(|application| {
         application.state == ApplicationState::Blocked
             && application.host.is_none()
             && !is_moving(&answered, &application.name)
     });
     let advised = blocked.map(|application| {
-        let (known, answered) = (&known, &answered);
+        let answered = &answered;
         async move {
-            let Some((epoch, owner)) = known.get(&application.name) else {
+            let Some(KnownOwner { epoch, owner, .. }) = last_owner(reports, &application.name)
+            else {
                 return;
             };
-            // One that was merely promised it says itself who had it last.
-            let own = answered
-                .get(owner)
-                .and_then(|report| report.known_owner(&application.name))
-                .filter(|known| known.owner != *owner);
-            let (epoch, owner) = own.map_or((epoch, owner), |known| (&known.epoch, &known.owner));
             let out = match answered.get(owner) {
                 Some(report) if report.is_out_of(&application.name) => true,
                 None if is_long_silent(host, owner) => false,

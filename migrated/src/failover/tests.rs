@@ -169,6 +169,9 @@ fn who_has_lost_all_of_it_or_left_it_open_has_no_part_in_it() {
     };
     assert!(known("h1").is_out_of(&db), "it only heard so of itself");
     assert!(!known("h2").is_out_of(&db), "it gave it away");
+    let mut heard = known("h2");
+    heard.heard.insert(db.clone());
+    assert!(heard.is_out_of(&db), "a new machine was told so");
     let mut left = known("h2");
     left.left.push(rehome_shared::api::peer::LeftOpen {
         application: db.clone(),

@@ -2,7 +2,7 @@
 //!
 //! What others know is written down, so that a restart does not forget it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use migrated_core::destination;
 use migrated_core::record::Record;
@@ -12,6 +12,7 @@ use rehome_shared::api::peer::KnownOwner;
 use rehome_shared::api::proxy::Target;
 use rehome_shared::ids::{AppName, Epoch, HostAddr};
 
+use super::concerned;
 use crate::host::Host;
 use crate::ledger::LedgerError;
 
@@ -57,6 +58,16 @@ pub fn told(host: &Host) -> Vec<KnownOwner> {
             owner,
         })
         .collect()
+}
+
+/// Of what this host knows, what neither an ownership nor a handoff of its own tells: a new machine
+/// hears the same.
+#[must_use]
+pub fn heard(host: &Host) -> BTreeSet<AppName> {
+    let own: BTreeSet<AppName> = host.ledger.read(concerned).into_iter().collect();
+    let mut heard: BTreeSet<AppName> = known(host).into_keys().collect();
+    heard.retain(|name| !own.contains(name));
+    heard
 }
 
 /// Writes down what others know and this host would forget at its next start.

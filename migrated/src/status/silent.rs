@@ -2,19 +2,26 @@
 //! decides.
 
 use rehome_shared::api::cluster::{ApplicationState, ApplicationStatus, Desired, Failure};
-use rehome_shared::api::peer::{HostReport, LeftOpen};
+use rehome_shared::api::peer::{HostReport, KnownOwner, LeftOpen};
 use rehome_shared::ids::{AppName, HostAddr};
 
 use super::Reports;
 
-/// The newest owner of an application that any host that answers knows.
-pub(super) fn last_owner<'a>(reports: &'a Reports, name: &AppName) -> Option<&'a HostAddr> {
-    reports
-        .values()
-        .flatten()
-        .filter_map(|report| report.known_owner(name))
-        .max_by_key(|known| known.epoch)
-        .map(|known| &known.owner)
+/// The last owner of an application, as far as the hosts that answer know: the newest, or, where
+/// it was merely promised to that one, whom that one says itself. What the others told it counts
+/// for nothing there, as it may be a new machine.
+pub(crate) fn last_owner<'a>(reports: &'a Reports, name: &AppName) -> Option<&'a KnownOwner> {
+    let told = reports.values().flatten();
+    let told = told.filter_map(|report| report.known_owner(name));
+    let newest = told.reduce(|one, other| if other.epoch > one.epoch { other } else { one })?;
+    let itself = reports.get(&newest.owner).and_then(Option::as_ref);
+    let own = itself
+        .filter(|report| !report.heard.contains(name))
+        .and_then(|report| report.known_owner(name));
+    Some(
+        own.filter(|own| own.owner != newest.owner)
+            .unwrap_or(newest),
+    )
 }
 
 /// That its owner does not answer.
@@ -32,7 +39,7 @@ pub(super) fn is_lost(
     last: &HostReport,
     name: &AppName,
 ) -> bool {
-    last_owner(reports, name) == Some(&last.host)
+    last_owner(reports, name).is_some_and(|known| known.owner == last.host)
         && !desired.births.contains_key(name)
         && last.is_out_of(name)
         && !last.left.iter().any(|open| open.application == *name)
@@ -101,6 +108,7 @@ pub(super) fn waiting(
     waits
         .filter_map(|application| {
             let last = last_owner(reports, &application.name)
+                .map(|known| &known.owner)
                 .or_else(|| desired.host_of(&application.name))?;
             let gone = desired.fenced.contains(last) && matches!(reports.get(last), Some(None));
             gone.then(|| Failure {

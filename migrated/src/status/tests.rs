@@ -145,3 +145,43 @@ fn an_owner_that_lost_its_journal_blocks_what_it_had_and_a_birth_is_no_loss() {
     let merged = merge(&newborn, &reports, &[]);
     assert_eq!(merged[0].state, ApplicationState::Starting);
 }
+
+/// What was released and not granted yet, by gossip of the former owner.
+#[test]
+fn what_was_merely_promised_is_the_last_owners_whom_the_destination_names() {
+    let mut destination = report("h2", &now(), &[]);
+    destination.incoming.push(app("db"));
+    destination.promised.insert(app("db"), Epoch(4));
+    destination
+        .known
+        .push(crate::fixtures::known("db", 3, "h1"));
+    let mut third = report("h3", &now(), &[]);
+    third.known.push(crate::fixtures::known("db", 4, "h2"));
+    third.heard.insert(app("db"));
+
+    let seen = merged(vec![destination.clone(), third.clone()], &["h1"], &[]);
+    assert_eq!(seen.state, ApplicationState::Blocked);
+    assert!(seen.reason.unwrap().starts_with("h1 does not answer"));
+
+    let mut replaced = report("h1", &now(), &[]);
+    replaced.known.push(crate::fixtures::known("db", 4, "h2"));
+    replaced.heard.insert(app("db"));
+    let seen = merged(vec![replaced, destination, third.clone()], &[], &[]);
+    assert_eq!(seen.state, ApplicationState::Blocked);
+    assert!(
+        seen.reason
+            .unwrap()
+            .starts_with("h1 answers and knows nothing")
+    );
+
+    // It owned it, and is a new machine that an older word was told.
+    let mut replaced = report("h2", &now(), &[]);
+    replaced.known.push(crate::fixtures::known("db", 3, "h1"));
+    replaced.heard.insert(app("db"));
+    let seen = merged(vec![report("h1", &now(), &[]), replaced, third], &[], &[]);
+    assert!(
+        seen.reason
+            .unwrap()
+            .starts_with("h2 answers and knows nothing")
+    );
+}

@@ -24,7 +24,7 @@
 //! Every message of a handoff carries migration, attempt and epoch. One that is stale is
 //! answered with the state as it is; nothing happens twice.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -66,6 +66,10 @@ pub struct HostReport {
     /// The newest owner of every application that it knows of. Facts, never promises.
     #[serde(default)]
     pub known: Vec<KnownOwner>,
+    /// Of what it knows, the applications that it only heard of: its own journal says nothing of
+    /// them but what others told.
+    #[serde(default)]
+    pub heard: BTreeSet<AppName>,
     /// Applications that have come to it whole and wait for their source's grant, with the epoch
     /// that they are granted at.
     #[serde(default)]
@@ -121,7 +125,7 @@ impl HostReport {
     ///
     /// A daemon answers only when it has read its journal, and refuses to start with an empty one
     /// beside volumes. Whoever owns an application, gives it away or takes it says so, and whoever
-    /// had it knows whose it is; what others tell a host of itself it only heard.
+    /// had it has that in its own journal; what it merely heard it may have heard as a new machine.
     #[must_use]
     pub fn is_out_of(&self, application: &AppName) -> bool {
         let mut owned = self.owned.iter();
@@ -133,7 +137,9 @@ impl HostReport {
         let mut left = self.left.iter();
         let is_left = left.any(|left| left.application == *application);
         let known = self.known_owner(application);
-        !has_part && (is_left || known.is_none_or(|known| known.owner == self.host))
+        let heard =
+            |known: &KnownOwner| known.owner == self.host || self.heard.contains(application);
+        !has_part && (is_left || known.is_none_or(heard))
     }
 
     /// Its containers may run without it: what it has not looked at it may run.
