@@ -391,7 +391,7 @@ fn merge(desired: &Desired, reports: &Reports, adverts: &[Advert]) -> Vec<Applic
             .or_else(|| desired.host_of(name));
         match last.and_then(|last| Some((last, reports.get(last)?))) {
             Some((last, None)) => unowned(desired, name, Some(silent::nothing(last))),
-            Some((last, Some(report))) if silent::is_lost(desired, reports, report, name) => {
+            Some((last, Some(report))) if silent::is_lost(reports, report, name) => {
                 unowned(desired, name, Some(silent::another_journal(last)))
             }
             Some(_) | None => unowned(desired, name, None),
@@ -498,7 +498,14 @@ pub async fn progress(host: &Arc<Host>) -> Progress {
         migrations.extend(report.migrations.iter().cloned());
     }
     keep_asked(&desired, &mut migrations);
-    failures.extend(silent::waiting(&desired, &reports, &applications));
+    let waiting = silent::waiting(&desired, &reports, &applications);
+    let told = |failure: &Failure| {
+        failures
+            .iter()
+            .any(|known| known.host == failure.host && known.application == failure.application)
+    };
+    let waiting: Vec<Failure> = waiting.into_iter().filter(|f| !told(f)).collect();
+    failures.extend(waiting);
     let unborn = applications
         .iter()
         .any(|application| application.host.is_none() && !is_told(&failures, application));

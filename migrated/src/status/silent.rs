@@ -32,15 +32,12 @@ pub(super) fn nothing(owner: &HostAddr) -> String {
 }
 
 /// Whether the host that had an application last, as another one knows, has lost all that it knew
-/// of it. What is new in the deployment was nobody's yet; what was left open says so itself.
-pub(super) fn is_lost(
-    desired: &Desired,
-    reports: &Reports,
-    last: &HostReport,
-    name: &AppName,
-) -> bool {
+/// of it. What nobody knows of was nobody's yet; what was left open says so itself.
+///
+/// That the deployment allows its birth says nothing: it does until the next deployment, however
+/// long the application has been somebody's.
+pub(super) fn is_lost(reports: &Reports, last: &HostReport, name: &AppName) -> bool {
     last_owner(reports, name).is_some_and(|known| known.owner == last.host)
-        && !desired.births.contains_key(name)
         && last.is_out_of(name)
         && !last.left.iter().any(|open| open.application == *name)
 }
@@ -95,8 +92,8 @@ pub(super) fn left_open(host: &HostAddr, open: &LeftOpen) -> String {
     )
 }
 
-/// What waits for a host that an operator fenced and that nobody else waits for: it is said, and
-/// the deployment is settled without it.
+/// What waits for a host that an operator fenced and that nobody else waits for, or for one that
+/// has lost all it knew of it: it is said, and the deployment is settled without it.
 pub(super) fn waiting(
     desired: &Desired,
     reports: &Reports,
@@ -110,11 +107,16 @@ pub(super) fn waiting(
             let last = last_owner(reports, &application.name)
                 .map(|known| &known.owner)
                 .or_else(|| desired.host_of(&application.name))?;
-            let gone = desired.fenced.contains(last) && matches!(reports.get(last), Some(None));
-            gone.then(|| Failure {
+            let reason = application.reason.clone().unwrap_or_default();
+            let reason = match reports.get(last)? {
+                None => desired.fenced.contains(last).then_some(reason),
+                Some(report) => is_lost(reports, report, &application.name)
+                    .then(|| format!("{reason}; `rehome status` names what else can be done")),
+            };
+            reason.map(|reason| Failure {
                 host: last.clone(),
                 application: Some(application.name.clone()),
-                reason: application.reason.clone().unwrap_or_default(),
+                reason,
             })
         })
         .collect()

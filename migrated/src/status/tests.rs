@@ -123,7 +123,7 @@ fn a_migration_is_told_under_every_deployment_that_leaves_it_as_it_is() {
 }
 
 #[test]
-fn an_owner_that_lost_its_journal_blocks_what_it_had_and_a_birth_is_no_loss() {
+fn an_owner_that_lost_its_journal_blocks_what_it_had_whatever_may_be_born() {
     let mut other = report("h2", &now(), &[]);
     other.known.push(crate::fixtures::known("db", 3, "h1"));
     let hosts = || vec![report("h1", &now(), &[]), other.clone()];
@@ -136,14 +136,20 @@ fn an_owner_that_lost_its_journal_blocks_what_it_had_and_a_birth_is_no_loss() {
     let seen = merged(nobody, &[], &[]);
     assert_eq!(seen.state, ApplicationState::Starting, "not born yet");
 
-    let mut newborn = now();
-    newborn.births.insert(app("db"), newborn.generation);
-    let reports: Reports = hosts()
+    // Deployed once and for a long time now, or deployed again after the loss.
+    let mut born = now();
+    born.births.insert(app("db"), born.generation);
+    let mut other = report("h2", &born, &[]);
+    other.known.push(crate::fixtures::known("db", 1, "h1"));
+    let reports: Reports = [report("h1", &born, &[]), other]
         .into_iter()
         .map(|report| (report.host.clone(), Some(report)))
         .collect();
-    let merged = merge(&newborn, &reports, &[]);
-    assert_eq!(merged[0].state, ApplicationState::Starting);
+    let merged = merge(&born, &reports, &[]);
+    assert_eq!(merged[0].state, ApplicationState::Blocked);
+    let waits = silent::waiting(&born, &reports, &merged);
+    assert_eq!(waits.len(), 1, "and the deployment does not wait for ever");
+    assert!(waits[0].reason.contains("`rehome status`"), "{waits:?}");
 }
 
 /// What was released and not granted yet, by gossip of the former owner.

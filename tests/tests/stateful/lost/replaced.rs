@@ -45,6 +45,8 @@ fn a_machine_that_was_replaced_is_given_its_applications_back_or_loses_them() ->
         let again = lab.deploy(&deployment)?;
         ensure!(again.status == 1, "{again}");
 
+        let still = blocked(lab, WEB)?;
+        ensure!(still.contains("rehome failover web"), "{still}");
         let command = blocked(lab, NAME)?;
         ensure!(command.contains("--accept-loss"), "{command}");
         lab.host(3)?.shell(&command)?;
