@@ -58,7 +58,15 @@ pub(crate) fn instead(gone: &HostAddr, command: &str) -> String {
     format!("if {gone} is gone for good, make certain that it is off and run: {command}")
 }
 
-/// The same where the host answers and has no part in it any more: nobody need be switched off.
+/// The sentence around a command to a host that answers and has no part in it any more: nobody need
+/// be switched off.
+fn without(gone: &HostAddr, to: &HostAddr, command: &str) -> String {
+    if to == gone {
+        return format!("to go on with what {gone} has of it, run: {command}");
+    }
+    given_up(gone, command)
+}
+
 fn given_up(gone: &HostAddr, command: &str) -> String {
     format!("if what {gone} had of it is lost for good, give that up and run: {command}")
 }
@@ -97,8 +105,7 @@ pub(crate) async fn advise(
                 host: owner.clone(),
                 epoch: *epoch,
             };
-            let sentence = if out { given_up } else { instead };
-            let advice = advice(host, application, &fenced, answered, sentence).await;
+            let advice = advice(host, application, &fenced, answered, out).await;
             let reason = application.reason.take().unwrap_or_default();
             application.reason = Some(format!("{reason}; {advice}"));
         }
@@ -131,7 +138,7 @@ async fn advice(
     application: &ApplicationStatus,
     fenced: &FencedOwner,
     reports: &BTreeMap<HostAddr, HostReport>,
-    sentence: fn(&HostAddr, &str) -> String,
+    out: bool,
 ) -> String {
     let name = &application.name;
     let offers = reports.keys().map(|to| async move {
@@ -153,21 +160,34 @@ async fn advice(
         .into_iter()
         .flatten()
         .collect();
-    match best(&offers, application.desired_host.as_ref()) {
-        None => format!("no host that answers keeps anything of {name} to go on from"),
-        Some((to, offer)) => {
-            let command = command(host, name, to, fenced, offer.loss.is_some());
-            let loss = offer
-                .loss
-                .as_ref()
-                .map(|loss| format!(" ({to}: {loss})"))
-                .unwrap_or_default();
-            format!("{}{loss}", sentence(&fenced.host, &command))
-        }
+    let wanted = application.desired_host.as_ref();
+    let said = |(to, offer): (&HostAddr, &FailoverOffer)| {
+        let command = command(host, name, to, fenced, offer.loss.is_some());
+        let sentence = if out {
+            without(&fenced.host, to, &command)
+        } else {
+            instead(&fenced.host, &command)
+        };
+        let loss = offer.loss.as_ref();
+        let loss = loss.map(|loss| format!(" ({to}: {loss})"));
+        format!("{sentence}{}", loss.unwrap_or_default())
+    };
+    let Some(first) = best(&offers, wanted) else {
+        return format!("no host that answers keeps anything of {name} to go on from");
+    };
+    // Which is newer, what stands there or a copy, nobody can tell but who knows what happened.
+    let copies = offers
+        .iter()
+        .filter(|(_, offer)| first.1.live && !offer.live);
+    let copies: Vec<_> = copies.cloned().collect();
+    match best(&copies, wanted) {
+        None => said(first),
+        Some(copy) => format!("{}; or {}", said(first), said(copy)),
     }
 }
 
-/// The host to take over: the best means, then the newest data, then where it should be.
+/// The host to take over: the best means, then the newest data, then where it should be. The
+/// volumes as they are where they were left open hold whatever was written last there.
 fn best<'a>(
     offers: &'a [(&'a HostAddr, FailoverOffer)],
     desired: Option<&HostAddr>,
@@ -176,6 +196,7 @@ fn best<'a>(
         (
             std::cmp::Reverse(means),
             offer.loss.is_none(),
+            offer.live,
             offer.newest.clone(),
             desired == Some(to),
             std::cmp::Reverse(to.clone()),
@@ -204,6 +225,7 @@ mod tests {
             means,
             loss: newest.map(|time| format!("older than {time}")),
             newest: newest.map(str::to_owned),
+            live: false,
             refusal: None,
         }
     }
@@ -246,5 +268,9 @@ mod tests {
         assert_eq!(chosen(&offers, &h3), Some(h3.clone()), "where it should be");
         assert_eq!(chosen(&offers, &h4), Some(h2.clone()), "or the first");
         assert_eq!(chosen(&[(&h4, offer(None, None))], &h4), None);
+        let mut live = claim("2026-01-01");
+        (live.live, live.newest) = (true, None);
+        let offers = [(&h2, claim("2026-01-03")), (&h3, live)];
+        assert_eq!(chosen(&offers, &h2), Some(h3), "what was left as it was");
     }
 }

@@ -44,6 +44,12 @@ pub(super) struct Base {
     newest: Option<SystemTime>,
 }
 
+impl Base {
+    fn is_live(&self) -> bool {
+        self.snapshot.is_none()
+    }
+}
+
 /// The way by which the journal lets this host take over.
 pub(super) fn way(
     host: &Host,
@@ -106,6 +112,7 @@ pub async fn examine(host: &Arc<Host>, request: &FailoverRequest) -> FailoverOff
     match plan(host, request).await {
         Ok(plan) => FailoverOffer {
             means: Some(plan.means()),
+            live: plan.base.as_ref().is_some_and(Base::is_live),
             newest: plan.base.and_then(|base| base.newest).map(rfc3339),
             loss: plan.loss,
             refusal: None,
@@ -114,6 +121,7 @@ pub async fn examine(host: &Arc<Host>, request: &FailoverRequest) -> FailoverOff
             means: None,
             loss: None,
             newest: None,
+            live: false,
             refusal: Some(reason),
         },
     }
@@ -218,7 +226,7 @@ async fn base(
 }
 
 fn missing_since(application: &AppName, base: &Base) -> String {
-    if base.snapshot.is_none() {
+    if base.is_live() {
         return format!(
             "it goes on with the volumes of {application} as they are here: what {application} wrote elsewhere since, or before they were brought back, is lost"
         );

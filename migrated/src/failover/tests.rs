@@ -21,6 +21,7 @@ fn offer(means: Option<FailoverMeans>, loss: Option<&str>) -> FailoverOffer {
         means,
         loss: loss.map(str::to_owned),
         newest: None,
+        live: false,
         refusal: means.is_none().then(|| "because".to_owned()),
     }
 }

@@ -165,6 +165,10 @@ pub struct FailoverOffer {
     pub loss: Option<String>,
     /// When the newest of what it would go on from was taken, RFC 3339.
     pub newest: Option<String>,
+    /// Whether it would go on from the volumes as they are there, which nobody took a snapshot
+    /// of: what was left open.
+    #[serde(default)]
+    pub live: bool,
     /// Why it cannot.
     pub refusal: Option<String>,
 }
