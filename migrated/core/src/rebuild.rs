@@ -143,6 +143,16 @@ pub enum Undecided {
         /// What stands on the volumes.
         stamped: Epoch,
     },
+    /// This host owned it, and nothing of it is here.
+    #[error(
+        "{application}: the other hosts know that this host owns it at epoch {known}, and its volumes are not in the pool"
+    )]
+    NotInPool {
+        /// Which.
+        application: AppName,
+        /// What is known.
+        known: Epoch,
+    },
     /// The destination of a move did not call it off.
     #[error("{application}: migration {migration} of it is still {state:?} at its destination")]
     NotCalledOff {
@@ -186,12 +196,20 @@ impl Undecided {
         !matches!(self, Self::InWindow { .. })
     }
 
+    /// Whether its application is left behind without a word of an operator: nothing of it is here
+    /// that could be started or lost.
+    #[must_use]
+    pub fn is_left(&self) -> bool {
+        matches!(self, Self::NotInPool { .. })
+    }
+
     /// Which application.
     #[must_use]
     pub fn application(&self) -> &AppName {
         match self {
             Self::Contested { application, .. }
             | Self::OldPool { application, .. }
+            | Self::NotInPool { application, .. }
             | Self::NotCalledOff { application, .. }
             | Self::InWindow { application, .. }
             | Self::Twice { application, .. }
@@ -299,7 +317,7 @@ pub fn decide(
                 left: false,
             }),
             Ok(None) => {}
-            Err(why) if evidence.leave.contains(name) && why.may_be_left() => {
+            Err(why) if why.is_left() || evidence.leave.contains(name) && why.may_be_left() => {
                 verdicts.push(evidence.left(name, volumes, &why));
             }
             Err(why) => undecided.push(why),
@@ -352,7 +370,7 @@ impl Evidence<'_> {
         };
         match self.stamped(name, volumes, fresh)? {
             Some(stamped) => self.by_stamps(name, &stamped, known),
-            None => Ok(self.by_word(name, known, fresh)),
+            None => self.by_word(name, known),
         }
     }
 

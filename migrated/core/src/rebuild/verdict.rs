@@ -2,7 +2,7 @@
 
 use rehome_shared::api::cluster::{Migration, MigrationState};
 use rehome_shared::api::peer::{HandoffState, HandoffView, OfferedVolume, VolumeIdentity};
-use rehome_shared::ids::{AppName, Attempt, DatasetId, Epoch, HostAddr, MigrationId};
+use rehome_shared::ids::{AppName, Attempt, Epoch, HostAddr, MigrationId};
 use rehome_shared::units::Bytes;
 
 use super::stamped::Stamped;
@@ -74,16 +74,16 @@ impl Evidence<'_> {
         }
     }
 
-    /// The verdict on an application that has nothing in the pool.
+    /// The verdict on an application that has nothing in the pool. One that has volumes is not
+    /// this host's without them: as its owner it would stand in the way of another host's copy.
     pub(super) fn by_word(
         &self,
         name: &AppName,
         known: Option<(Epoch, &HostAddr)>,
-        fresh: &mut dyn FnMut() -> DatasetId,
-    ) -> Option<(Vec<Record>, String)> {
-        let volumes = self.missing(name, &[], fresh);
+    ) -> Result<Option<(Vec<Record>, String)>, Undecided> {
         let spec = self.desired.applications.get(name);
-        if let (true, Some(spec)) = (volumes.is_empty(), spec) {
+        let plain = spec.is_none_or(|spec| spec.volumes.is_empty());
+        if let (true, Some(spec)) = (plain, spec) {
             let told = self.words.iter().flat_map(|word| &word.migrations);
             let coming = told
                 .filter(|m| m.application == *name && m.to == *self.here && is_open(m))
@@ -96,18 +96,20 @@ impl Evidence<'_> {
                     "owner at epoch {}: {} released it",
                     migration.epoch, migration.from
                 );
-                return Some((destination(&migration.id, steps), why));
+                return Ok(Some((destination(&migration.id, steps), why)));
             }
         }
-        let (epoch, _) = known.filter(|(_, owner)| *owner == self.here)?;
-        let why = if volumes.is_empty() {
-            format!("owner at epoch {epoch}: it has no volumes, and the other hosts say so")
-        } else {
-            format!(
-                "owner at epoch {epoch}, as the other hosts say, but its volumes are not in the pool: it is not started on nothing"
-            )
+        let Some((epoch, _)) = known.filter(|(_, owner)| *owner == self.here) else {
+            return Ok(None);
         };
-        Some((vec![owner(name, epoch, volumes)], why))
+        if !plain {
+            return Err(Undecided::NotInPool {
+                application: name.clone(),
+                known: epoch,
+            });
+        }
+        let why = format!("owner at epoch {epoch}: it has no volumes, and the other hosts say so");
+        Ok(Some((vec![owner(name, epoch, Vec::new())], why)))
     }
 
     /// The handoff that a release was, or would have been, the answer to. Before the destination
