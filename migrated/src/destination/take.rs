@@ -70,20 +70,27 @@ pub async fn prepare(
     check_ports(host, &offer).await?;
     check_runtime(host, &offer).await?;
     wait_given(host, &offer.application).await;
+    let wanted = reservation(&offer);
+    // What will be refused sets nothing aside here.
+    let may = host
+        .ledger
+        .read(|registry| admission::may_take(registry, &host.address, id, &wanted));
+    if let Err(cannot) = may {
+        return Err(TakeError::Refused(Report(&cannot).to_string()));
+    }
     let identities = offer.volumes.iter().map(|volume| volume.identity.clone());
     let owner = (&offer.from, offer.epoch);
     fence::make_room(host, &offer.application, owner, identities).await?;
-    let wanted = offer.clone();
     {
         // One after the other, so that each sees what the ones before it have taken.
         let _admitting = host.takings.admitting.lock().await;
         check_turn(host, &offer)?;
         check_space(host, &offer).await?;
-        reserve(host, id, offer).await?;
+        reserve(host, id, wanted).await?;
     }
     host.takings.get(id).hear();
     // What was superseded took its snapshots with it.
-    let snapshots = snapshots(host, &wanted).await?;
+    let snapshots = snapshots(host, &offer).await?;
     Ok(Ready {
         view: view(host, id),
         snapshots,
@@ -219,17 +226,24 @@ async fn check_runtime(host: &Host, offer: &Offer) -> Result<(), TakeError> {
         .map_err(|error| TakeError::Refused(Report(&error).to_string()))
 }
 
-/// Writes the reservation down, after earlier handoffs that it supersedes came to their end.
-async fn reserve(host: &Arc<Host>, id: &MigrationId, offer: Offer) -> Result<(), TakeError> {
-    let reservation = Reservation {
-        from: offer.from,
-        application: offer.application,
+fn reservation(offer: &Offer) -> Reservation {
+    Reservation {
+        from: offer.from.clone(),
+        application: offer.application.clone(),
         epoch: offer.epoch,
         generation: offer.generation,
-        spec: offer.spec,
-        volumes: offer.volumes,
+        spec: offer.spec.clone(),
+        volumes: offer.volumes.clone(),
         limits: offer.limits,
-    };
+    }
+}
+
+/// Writes the reservation down, after earlier handoffs that it supersedes came to their end.
+async fn reserve(
+    host: &Arc<Host>,
+    id: &MigrationId,
+    reservation: Reservation,
+) -> Result<(), TakeError> {
     for _ in 0..SUPERSEDED {
         let decided = {
             let (id, here, reservation) = (id.clone(), host.address.clone(), reservation.clone());
