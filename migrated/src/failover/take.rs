@@ -129,15 +129,13 @@ async fn objection(
     request: &FailoverRequest,
 ) -> Option<Objection> {
     let gone = &request.fenced.host;
-    let names_this = desired.host_of(&request.application) == Some(&host.address);
+    let another = || Objection::Behind("this host follows another deployment".to_owned());
+    if desired.host_of(&request.application) != Some(&host.address) {
+        return Some(another());
+    }
     let mut others = electorate(host, desired);
     // One that answers and has no part in it is not fenced: it agrees like all others.
-    let counts = others.remove(gone) || *gone == host.address;
-    if !names_this || !(counts || desired.fenced.contains(gone)) {
-        return Some(Objection::Behind(
-            "this host follows another deployment".to_owned(),
-        ));
-    }
+    let counts = others.remove(gone) || *gone == host.address || desired.fenced.contains(gone);
     let asked = others.into_iter().map(|peer| async move {
         let answer = tokio::time::timeout(QUESTION, host.peers.report(&peer)).await;
         (peer, answer.ok().and_then(Result::ok))
@@ -149,6 +147,10 @@ async fn objection(
     let Ok(replaced) = replaced else {
         return Some(Objection::Never(alive(gone, request)));
     };
+    // Where it answers, the deployment need not know it.
+    if !counts && replaced.is_none() {
+        return Some(another());
+    }
     let replaced = replaced.map(|report| (gone.clone(), Some(report)));
     let hash = desired::hash(desired);
     for (peer, answer) in answers.into_iter().chain(replaced) {
@@ -312,8 +314,8 @@ fn owned_epoch(host: &Host, application: &AppName) -> Option<Epoch> {
         .read(|registry| registry.owned(application).map(|owned| owned.epoch))
 }
 
-/// Makes the live trees, then writes the claim down. Until it is, the trees are of no use to
-/// anybody and are dropped again. Whoever calls it holds the application.
+/// Makes the live trees, asks the others once more, then writes the claim down. Until it is, the
+/// trees are of no use to anybody and are dropped again. Whoever calls it holds the application.
 async fn claim(
     host: &Arc<Host>,
     request: &FailoverRequest,
@@ -333,18 +335,48 @@ async fn claim(
             make_live(host, application, volumes, info, snapshot).await?;
         }
     }
-    let writing = write_claim(host, request, volumes);
-    let refusal = match host.desired.while_following(desired, writing).await {
-        Some(Ok(true)) => return Ok(()),
-        // It may be in the journal all the same: the next try finds the trees as they are.
-        Some(Err(error)) => return Err(error.into()),
-        Some(Ok(false)) => changed(),
-        None => superseded(),
+    let refusal = match still_agreed(host, request, desired).await {
+        Err(refusal) => refusal,
+        Ok(()) => {
+            let writing = write_claim(host, request, volumes);
+            match host.desired.while_following(desired, writing).await {
+                Some(Ok(true)) => return Ok(()),
+                // It may be in the journal all the same: the next try finds the trees as they are.
+                Some(Err(error)) => return Err(error.into()),
+                Some(Ok(false)) => changed(),
+                None => superseded(),
+            }
+        }
     };
-    for volume in volumes.iter().filter(|_| made.is_some()) {
-        host.storage.retire(&volume.dataset).await?;
+    if made.is_some() {
+        drop_made(host, volumes).await;
     }
     Err(refusal)
+}
+
+/// The trees took their time, and what the others said before them is old: above all the host that
+/// is called fenced may own it again, if it answers.
+async fn still_agreed(
+    host: &Arc<Host>,
+    request: &FailoverRequest,
+    desired: &Desired,
+) -> Result<(), FailoverError> {
+    let now = agreed(host, request).await?;
+    if *now == *desired {
+        Ok(())
+    } else {
+        Err(superseded())
+    }
+}
+
+/// The refusal is what matters: a tree that stays is set aside by whoever comes next.
+async fn drop_made(host: &Host, volumes: &[VolumeIdentity]) {
+    for volume in volumes {
+        if let Err(error) = host.storage.retire(&volume.dataset).await {
+            let error = Report(&error).to_string();
+            tracing::warn!(volume = %volume.name, error, "a live tree that was made for nothing cannot be dropped");
+        }
+    }
 }
 
 /// Whether it is written down: not if something came of the application meanwhile.
