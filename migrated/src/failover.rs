@@ -19,7 +19,7 @@ use http::Method;
 use rehome_runtime::http_client::ClientError;
 use rehome_runtime::report::Report;
 use rehome_shared::api::cluster::{
-    Desired, FailoverMeans, FailoverReply, FailoverRequest, MigrationState,
+    ApplicationState, Desired, FailoverMeans, FailoverReply, FailoverRequest, MigrationState,
 };
 use rehome_shared::api::peer::{FailoverOffer, HostReport};
 use rehome_shared::ids::{AppName, Epoch, HostAddr};
@@ -198,7 +198,10 @@ fn check_owner(
     };
     let done = *epoch == fenced.epoch.next() && owner == to;
     // Of two owners of one epoch the one that is not fenced stays.
-    let stays = *epoch == fenced.epoch && owner == to && owns(reports, to, application, *epoch);
+    let stays = *epoch == fenced.epoch
+        && owner == to
+        && owns(reports, to, application, *epoch)
+        && may_be_another(reports, request);
     if done || stays || (*epoch == fenced.epoch && *owner == fenced.host) {
         return Ok(());
     }
@@ -211,6 +214,25 @@ fn check_owner(
     Err(FailoverError::Refused(format!(
         "the last owner of {application} that is known is {owner}, at epoch {epoch}, and not {fenced}: make sure that {owner} runs nothing, and run it with --fenced {owner}@{epoch}"
     )))
+}
+
+/// Whether the host that is fenced may be the other one of two owners: somebody knows it as one,
+/// or the one that stays waits for a word about another.
+fn may_be_another(reports: &BTreeMap<HostAddr, HostReport>, request: &FailoverRequest) -> bool {
+    let FailoverRequest {
+        application,
+        to,
+        fenced,
+        ..
+    } = request;
+    let known = reports.values().any(|report| {
+        let known = report.known_owner(application);
+        known.is_some_and(|known| known.owner == fenced.host && known.epoch == fenced.epoch)
+    });
+    let of = reports.get(to).map(|report| report.applications.iter());
+    let mut of = of.into_iter().flatten();
+    let waits = of.any(|of| of.name == *application && of.state != ApplicationState::Running);
+    known || waits
 }
 
 fn owns(

@@ -83,7 +83,9 @@ pub enum CannotTakeOver {
     #[error("this host is still ending its own migration {0} of it: try again in a moment")]
     StillGiving(MigrationId),
     /// Two volumes of one name are here.
-    #[error("it keeps two volumes that are called {0}: remove the one that is not wanted")]
+    #[error(
+        "it keeps two volumes that are called {0}, and nobody knows which is the one: move the other one's stamp out of `meta` in the pool and run `migrated --rebuild-journal` there, or have another host take over"
+    )]
     Twice(VolumeName),
     /// Nothing of a volume is here.
     #[error("it keeps nothing of volume {0}")]

@@ -150,10 +150,19 @@ fn the_owner_that_is_known_must_be_the_one_that_is_fenced() {
 fn of_two_owners_of_one_epoch_one_can_be_fenced_and_no_promise_is_taken_for_an_owner() {
     let current = deployment(3, &[("h1", &["db"]), ("h2", &[])]);
     let wanted = request("h2", "h1", 4);
-    let owner = answers(vec![report("h2", &current, &[("db", 4)])]);
-    for first_heard in ["h1", "h2"] {
-        assert!(check_owner(&known(4, first_heard), &owner, &wanted).is_ok());
+    let alone = report("h2", &current, &[("db", 4)]);
+    let mut waits = alone.clone();
+    waits.applications[0].state = ApplicationState::Blocked;
+    let mut third = report("h3", &current, &[]);
+    third.known.push(crate::fixtures::known("db", 4, "h1"));
+    for both in [vec![waits], vec![alone.clone(), third]] {
+        for first_heard in ["h1", "h2"] {
+            let said = check_owner(&known(4, first_heard), &answers(both.clone()), &wanted);
+            assert!(said.is_ok());
+        }
     }
+    let sole = check_owner(&known(4, "h2"), &answers(vec![alone]), &wanted);
+    assert!(sole.is_err(), "nobody ever knew the other one as its owner");
     let promised = answers(vec![report("h2", &current, &[])]);
     assert!(check_owner(&known(4, "h2"), &promised, &wanted).is_err());
 }

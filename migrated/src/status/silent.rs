@@ -88,7 +88,7 @@ pub(super) fn left_open(host: &HostAddr, open: &LeftOpen) -> String {
         owner, epoch, why, ..
     } = open;
     format!(
-        "{host} does not know whether it is {owner}'s at epoch {epoch} and runs nothing of it, since its journal was made anew: {why}. When that is put right, `migrated --rebuild-journal` on {host} decides"
+        "{host} does not know whether it is {owner}'s at epoch {epoch} and runs nothing of it, since its journal was made anew: {why}. When that is put right, `migrated --rebuild-journal` on {host} decides; so does every change of its owner"
     )
 }
 
