@@ -7,6 +7,7 @@
 //! fenced follows the very deployment that names it, which is how an application is born, too.
 
 pub(crate) mod advice;
+mod claim;
 mod life;
 mod plan;
 mod take;

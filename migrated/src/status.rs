@@ -1,7 +1,9 @@
 //! What this host says of itself, and what the hosts say together.
 
+mod preflight;
 mod silent;
 
+pub use preflight::preflight;
 pub(crate) use silent::last_owner;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,11 +19,10 @@ use rehome_shared::api::cluster::{
     ApplicationState, ApplicationStatus, ConnectionGauge, Desired, Failure, HostStatus, Migration,
     MigrationState, Progress, Status, VolumeStatus,
 };
-use rehome_shared::api::peer::{Advert, HostReport, LeftOpen, OwnedApplication, PreflightReply};
-use rehome_shared::api::proxy::{CheckPorts, RouteKey};
+use rehome_shared::api::peer::{Advert, HostReport, LeftOpen, OwnedApplication};
 use rehome_shared::ids::{AppName, HostAddr, MigrationId};
 
-use crate::applications::{self, instance_spec};
+use crate::applications;
 use crate::desired;
 use crate::destination;
 use crate::failover::advice;
@@ -263,73 +264,6 @@ fn failures(host: &Host, desired: &Desired) -> Vec<Failure> {
         ));
     }
     failures
-}
-
-/// How long a preflight waits for word of an image. An engine whose registry refuses says so
-/// after ten seconds; who asks for the preflight waits for thirty.
-const CHECK: Duration = Duration::from_secs(20);
-
-/// What would fail here if the host followed a deployment. Nothing is changed.
-pub async fn preflight(host: &Host, desired: &Desired) -> PreflightReply {
-    let mut problems = Vec::new();
-    let mut add = |application: Option<AppName>, reason: String| {
-        problems.push(Failure {
-            host: host.address.clone(),
-            application,
-            reason,
-        });
-    };
-    if let Err(error) = host.runtime.ping().await {
-        add(None, Report(&error).to_string());
-    }
-    let placed: Vec<(&AppName, _)> = desired
-        .placement
-        .values()
-        .flatten()
-        .filter_map(|name| desired.applications.get(name).map(|spec| (name, spec)))
-        .collect();
-    let keys: Vec<RouteKey> = placed
-        .iter()
-        .flat_map(|(_, spec)| spec.ports.iter())
-        .map(|port| RouteKey::new(port.external, port.protocol))
-        .collect();
-    match host.proxy.check_ports(&CheckPorts { keys }).await {
-        Ok(reply) => {
-            for problem in reply.problems {
-                add(
-                    None,
-                    format!(
-                        "external port {} cannot be listened on: {}",
-                        problem.key, problem.reason
-                    ),
-                );
-            }
-        }
-        Err(error) => add(
-            None,
-            format!("its proxyd cannot be asked: {}", Report(&error)),
-        ),
-    }
-    let mut checks = Vec::new();
-    for (name, spec) in placed {
-        let here = desired.host_of(name) == Some(&host.address);
-        let ours = host.ledger.read(|registry| registry.owned(name).is_some());
-        if !here || (ours && host.instance(name).is_some()) {
-            continue;
-        }
-        let wanted = instance_spec(host, name, rehome_shared::ids::Epoch(1), spec, &[]);
-        checks.push(async move {
-            // A registry that takes longer is asked again when the image is needed.
-            let checked = tokio::time::timeout(CHECK, host.runtime.check_image(&wanted)).await;
-            (name.clone(), checked)
-        });
-    }
-    for (name, checked) in futures_util::future::join_all(checks).await {
-        if let Ok(Err(error)) = checked {
-            add(Some(name), Report(&error).to_string());
-        }
-    }
-    PreflightReply { problems }
 }
 
 /// What every host of the deployment says; `None` for those that do not answer.

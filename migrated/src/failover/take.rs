@@ -8,21 +8,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use migrated_core::failover::Way;
-use migrated_core::record::Record;
 use rehome_runtime::report::Report;
 use rehome_shared::api::cluster::{Desired, FailoverMeans, FailoverReply, FailoverRequest};
-use rehome_shared::api::peer::{HostReport, VolumeIdentity};
+use rehome_shared::api::peer::HostReport;
 use rehome_shared::ids::{AppName, Epoch, HostAddr, MigrationId};
 use tokio::time::Instant;
 
+use super::claim::claim;
 use super::life::{alive, shows_life};
 use super::plan::{Plan, loss, plan, way};
 use super::{FailoverError, QUESTION, electorate};
 use crate::host::Host;
-use crate::ledger::LedgerError;
 use crate::migrations::TakeBack;
-use crate::storage::{StorageError, VolumeInfo};
-use crate::{desired, destination, fence};
+use crate::{desired, destination};
 
 /// How long the other hosts may take to follow the deployment that names this one.
 const SPREAD: Duration = Duration::from_secs(10);
@@ -82,13 +80,13 @@ fn accepted(request: &FailoverRequest, loss: Option<&str>) -> Result<(), Failove
     }
 }
 
-fn superseded() -> FailoverError {
+pub(super) fn superseded() -> FailoverError {
     FailoverError::Refused(
         "another deployment came in between: look at `rehome status`, and run it again".to_owned(),
     )
 }
 
-fn changed() -> FailoverError {
+pub(super) fn changed() -> FailoverError {
     FailoverError::Refused(
         "something else came to this host of it meanwhile: look at `rehome status`, and run it again"
             .to_owned(),
@@ -97,7 +95,7 @@ fn changed() -> FailoverError {
 
 /// Waits until every host that is not fenced follows the deployment that names this one, and none
 /// of them knows of a newer owner.
-async fn agreed(
+pub(super) async fn agreed(
     host: &Arc<Host>,
     request: &FailoverRequest,
 ) -> Result<Arc<Desired>, FailoverError> {
@@ -312,117 +310,4 @@ fn stuck() -> FailoverError {
 fn owned_epoch(host: &Host, application: &AppName) -> Option<Epoch> {
     host.ledger
         .read(|registry| registry.owned(application).map(|owned| owned.epoch))
-}
-
-/// Makes the live trees, asks the others once more, then writes the claim down. Until it is, the
-/// trees are of no use to anybody and are dropped again. Whoever calls it holds the application.
-async fn claim(
-    host: &Arc<Host>,
-    request: &FailoverRequest,
-    desired: &Desired,
-    plan: &Plan,
-    volumes: &[VolumeIdentity],
-) -> Result<(), FailoverError> {
-    let application = &request.application;
-    fence::stop_former(host, application)
-        .await
-        .map_err(FailoverError::Refused)?;
-    let base = plan.base.as_ref();
-    // What was left open here is gone on with as it is.
-    let made = base.and_then(|base| Some((base, base.snapshot.as_ref()?)));
-    if let Some((base, snapshot)) = made {
-        for info in &base.volumes {
-            make_live(host, application, volumes, info, snapshot).await?;
-        }
-    }
-    let refusal = match still_agreed(host, request, desired).await {
-        Err(refusal) => refusal,
-        Ok(()) => {
-            let writing = write_claim(host, request, volumes);
-            match host.desired.while_following(desired, writing).await {
-                Some(Ok(true)) => return Ok(()),
-                // It may be in the journal all the same: the next try finds the trees as they are.
-                Some(Err(error)) => return Err(error.into()),
-                Some(Ok(false)) => changed(),
-                None => superseded(),
-            }
-        }
-    };
-    if made.is_some() {
-        drop_made(host, volumes).await;
-    }
-    Err(refusal)
-}
-
-/// The trees took their time, and what the others said before them is old: above all the host that
-/// is called fenced may own it again, if it answers.
-async fn still_agreed(
-    host: &Arc<Host>,
-    request: &FailoverRequest,
-    desired: &Desired,
-) -> Result<(), FailoverError> {
-    let now = agreed(host, request).await?;
-    if *now == *desired {
-        Ok(())
-    } else {
-        Err(superseded())
-    }
-}
-
-/// The refusal is what matters: a tree that stays is set aside by whoever comes next.
-async fn drop_made(host: &Host, volumes: &[VolumeIdentity]) {
-    for volume in volumes {
-        if let Err(error) = host.storage.retire(&volume.dataset).await {
-            let error = Report(&error).to_string();
-            tracing::warn!(volume = %volume.name, error, "a live tree that was made for nothing cannot be dropped");
-        }
-    }
-}
-
-/// Whether it is written down: not if something came of the application meanwhile.
-async fn write_claim(
-    host: &Arc<Host>,
-    request: &FailoverRequest,
-    volumes: &[VolumeIdentity],
-) -> Result<bool, LedgerError> {
-    let (owner, request, volumes) = (Arc::clone(host), request.clone(), volumes.to_vec());
-    host.ledger
-        .transact(move |registry| {
-            let wanted = Way::Claim {
-                volumes: volumes.clone(),
-            };
-            if way(&owner, registry, &request) != Ok(wanted) {
-                return (Vec::new(), false);
-            }
-            let record = Record::Claimed {
-                application: request.application,
-                epoch: request.fenced.epoch.next(),
-                volumes,
-                fenced: request.fenced.host,
-            };
-            (vec![record], true)
-        })
-        .await
-}
-
-/// Makes a snapshot live. What is live already is of an earlier try, or of an earlier ownership
-/// and then kept.
-async fn make_live(
-    host: &Host,
-    application: &AppName,
-    volumes: &[VolumeIdentity],
-    info: &VolumeInfo,
-    snapshot: &str,
-) -> Result<(), StorageError> {
-    let dataset = &info.dataset;
-    if info.live {
-        if host.storage.is_unchanged(dataset, snapshot).await? {
-            return Ok(());
-        }
-        let epoch = info.stamp.as_ref().map(|stamp| stamp.epoch);
-        if let Some(volume) = volumes.iter().find(|volume| volume.dataset == *dataset) {
-            fence::keep_copy(host, application, volume, epoch.unwrap_or_default()).await?;
-        }
-    }
-    host.storage.promote(dataset, snapshot, info.limit).await
 }
