@@ -1,6 +1,12 @@
 //! Migrations that this host coordinates: beginning one, finding one again after a restart,
 //! calling one off, and showing them to people.
 
+mod take_back;
+
+#[cfg(test)]
+pub(crate) use take_back::tests::order;
+pub use take_back::{Given, Orders, TakeBack};
+
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -42,23 +48,14 @@ pub struct Run {
     stream_began: Mutex<(Instant, Bytes)>,
     /// Why somebody wants it called off.
     pub abort: watch::Sender<Option<String>>,
-    /// Why an operator takes it back from a destination that is fenced.
-    pub take_back: watch::Sender<Option<TakeBack>>,
+    /// What operators order.
+    pub orders: Orders,
     /// Cancelled when the application was found to be another host's: the driver ends.
     pub fenced: CancellationToken,
     /// Whether an earlier run of this daemon began it.
     pub found: bool,
     /// Whether the destination may have heard that it is the owner.
     pub granted: AtomicBool,
-}
-
-/// An operator's order to take an application back.
-#[derive(Debug, Clone)]
-pub struct TakeBack {
-    /// Why.
-    pub reason: String,
-    /// The deployment that every host has agreed to: it happens only while this host follows it.
-    pub desired: Arc<Desired>,
 }
 
 impl Run {
@@ -70,7 +67,7 @@ impl Run {
             raw: Meter::default(),
             stream_began: Mutex::new((Instant::now(), Bytes(0))),
             abort: watch::Sender::new(None),
-            take_back: watch::Sender::new(None),
+            orders: Orders::default(),
             fenced: CancellationToken::new(),
             found,
             granted: AtomicBool::new(found),

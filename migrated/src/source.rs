@@ -14,6 +14,7 @@ mod interrupt;
 mod measured;
 mod volume;
 mod window;
+mod written;
 
 pub(crate) use measured::{fixed, shares, unmeasured_shares};
 
@@ -21,26 +22,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use interrupt::{requested, sleep_or_never, unwanted};
-use migrated_core::record::{Record, SourceRecord};
-use migrated_core::source::{
-    AfterRelease, BeforeRelease, Effect, Event, Illegal, Phase, SourceMigration,
-};
+use migrated_core::record::SourceRecord;
+use migrated_core::source::{BeforeRelease, Effect, Event, Illegal, Phase, SourceMigration};
 use rehome_runtime::failpoint;
-use rehome_runtime::report::Report;
-use rehome_shared::api::cluster::{Desired, MigrationState};
+use rehome_shared::api::cluster::MigrationState;
 use tokio::time::Instant;
 use tracing::Instrument;
+use written::{JOURNAL_PAUSE, Step, Written};
 
 use crate::clock;
 use crate::host::Host;
-use crate::migrations::Run;
+use crate::migrations::{Run, TakeBack};
 use crate::throttle;
 
 /// The pause between tries to take the application in hand.
 const OCCUPY_PAUSE: Duration = Duration::from_millis(20);
-
-/// The pause before a journal that failed is tried again.
-const JOURNAL_PAUSE: Duration = Duration::from_millis(500);
 
 /// What a driver knows while it runs; after a restart it is found out again.
 #[derive(Debug, Default)]
@@ -62,17 +58,8 @@ struct Track {
     found_aborting: bool,
     /// Whether this driver has the application in hand: nobody else starts or stops it.
     occupied: bool,
-    /// The deployment under which an operator takes the application back.
-    ordered: Option<Arc<Desired>>,
-}
-
-/// What became of the records of a step.
-enum Written {
-    Durable,
-    /// The migration is not open any more.
-    Over,
-    /// This host follows another deployment than the one that the step was agreed under.
-    Superseded,
+    /// The order of an operator that the event in hand carries out.
+    order: Option<Arc<TakeBack>>,
 }
 
 /// Drives a migration to its end, or until the stop of the daemon; the journal knows how far it
@@ -172,7 +159,7 @@ impl Driver {
 
     /// Steps the machine and makes the records durable before the new state is taken.
     async fn advance(&mut self, migration: SourceMigration, event: Event) -> SourceMigration {
-        let ordered = self.track.ordered.take();
+        let order = self.track.order.take();
         let step = match migration.step(clock::now(), event) {
             Ok(step) => step,
             Err(illegal @ (Illegal::TooLate | Illegal::OnItsWayBack)) => {
@@ -187,18 +174,14 @@ impl Driver {
             }
         };
         let began = Instant::now();
-        let under = ordered.as_deref();
-        match self.persist(&migration, &step.records, under).await {
+        match self.persist(&migration, &step.records, order).await {
             Written::Durable => {}
             Written::Over => {
                 // It is another host's by now, as is written down: this ends the driver.
                 self.run.fenced.cancel();
                 return migration;
             }
-            Written::Superseded => {
-                self.run.take_back.send_replace(None);
-                return migration;
-            }
+            Written::Ended => return migration,
         }
         if step
             .records
@@ -214,49 +197,29 @@ impl Driver {
         step.next
     }
 
-    /// Tries until it is durable, or the migration is not open any more, or, of what was agreed
-    /// `under` a deployment, this host follows another one: without the record nothing may be
-    /// done, and the state that is left is safe.
+    /// Makes the records of a step durable. An order that its records cannot carry out is over,
+    /// and the effect goes on.
     async fn persist(
         &self,
         migration: &SourceMigration,
-        steps: &[SourceRecord],
-        under: Option<&Desired>,
+        records: &[SourceRecord],
+        order: Option<Arc<TakeBack>>,
     ) -> Written {
-        if steps.is_empty() {
-            return Written::Durable;
+        let step = Step {
+            ledger: &self.host.ledger,
+            desired: &self.host.desired,
+            orders: &self.run.orders,
+            migration: &migration.id,
+            records,
+        };
+        let Some(order) = order else {
+            return step.persist().await;
+        };
+        let written = step.persist_ordered(&order).await;
+        if written == Written::Ended {
+            self.run.orders.withdraw(&order);
         }
-        let records: Vec<Record> = steps
-            .iter()
-            .map(|step| Record::Source {
-                migration: migration.id.clone(),
-                step: step.clone(),
-            })
-            .collect();
-        loop {
-            let (id, records) = (migration.id.clone(), records.clone());
-            let written = self.host.ledger.transact(move |registry| {
-                if registry.sources().contains_key(&id) {
-                    (records, true)
-                } else {
-                    (Vec::new(), false)
-                }
-            });
-            let written = match under {
-                None => Some(written.await),
-                Some(desired) => self.host.desired.while_following(desired, written).await,
-            };
-            match written {
-                None => return Written::Superseded,
-                Some(Ok(true)) => return Written::Durable,
-                Some(Ok(false)) => return Written::Over,
-                Some(Err(error)) => {
-                    let error = Report(&error).to_string();
-                    tracing::error!(error, "the journal cannot be written; trying again");
-                }
-            }
-            tokio::time::sleep(JOURNAL_PAUSE).await;
-        }
+        written
     }
 
     /// Performs an effect. Before C1 a request to abort interrupts it; before the cut-over a
@@ -270,17 +233,11 @@ impl Driver {
         // way back starts: it has a bound of its own and is waited for.
         let interruptible = matches!(migration.phase, Phase::Before(_))
             && !matches!(effect, Effect::Restore { .. } | Effect::Stop);
-        let may_be_taken_back = matches!(
-            migration.phase,
-            Phase::After(AfterRelease::Granting { .. } | AfterRelease::Handed { .. })
-        );
         let mut abort = self.run.abort.subscribe();
-        let mut take_back = self.run.take_back.subscribe();
         let leaves_serving = migration.phase.leaves_serving();
         let desired = self.host.desired.watch();
         let limit = self.time_left(migration);
         let began = Instant::now();
-        let mut ordered = None;
         let event = {
             let work = self.work(migration, effect);
             // The arms other than the work only end it; whatever it had begun can be begun again
@@ -289,10 +246,6 @@ impl Driver {
                 event = work => event,
                 reason = requested(&mut abort), if interruptible => {
                     Event::AbortRequested { reason }
-                }
-                order = requested(&mut take_back), if may_be_taken_back => {
-                    ordered = Some(order.desired);
-                    Event::Returned { reason: order.reason }
                 }
                 reason = unwanted(desired, &migration.plan), if interruptible && leaves_serving => {
                     Event::AbortRequested { reason }
@@ -306,7 +259,6 @@ impl Driver {
                 },
             }
         };
-        self.track.ordered = ordered;
         let queued = self.track.queued.take().unwrap_or_default();
         if !queued.is_zero() {
             self.run.spent("queue", queued.as_secs_f64());

@@ -11,7 +11,7 @@ use migrated_core::failover::Way;
 use rehome_runtime::report::Report;
 use rehome_shared::api::cluster::{Desired, FailoverMeans, FailoverReply, FailoverRequest};
 use rehome_shared::api::peer::HostReport;
-use rehome_shared::ids::{AppName, Epoch, HostAddr, MigrationId};
+use rehome_shared::ids::{AppName, Epoch, HostAddr};
 use tokio::time::Instant;
 
 use super::claim::claim;
@@ -28,7 +28,8 @@ const SPREAD: Duration = Duration::from_secs(10);
 /// The pause before they are asked again.
 const SPREAD_PAUSE: Duration = Duration::from_millis(50);
 
-/// How long a migration may take to turn round: its journal is all that it waits for.
+/// How long a migration may take to turn round: it waits for its journal, and before that for the
+/// answer to a grant that is on its way.
 const TURN: Duration = Duration::from_secs(10);
 
 /// Takes over, on the word of an operator that another host has checked.
@@ -213,7 +214,7 @@ async fn take(
     match &plan.way {
         Way::Done => {}
         Way::Grant { .. } => grant(host, request, desired, &plan.way).await?,
-        Way::TakeBack { migration, .. } => take_back(host, request, desired, migration).await?,
+        Way::TakeBack { .. } => take_back(host, request, desired, &plan.way).await?,
         Way::Claim { volumes } => claim(host, request, desired, &plan, volumes).await?,
     }
     Ok(plan)
@@ -250,60 +251,67 @@ async fn grant(
 }
 
 /// Has the driver of a migration turn round that waits for the fenced host: its record, too, is
-/// written only while this host follows the deployment.
+/// written only while this host follows the deployment, and somebody waits for it here.
 async fn take_back(
     host: &Arc<Host>,
     request: &FailoverRequest,
     desired: &Arc<Desired>,
-    migration: &MigrationId,
+    wanted: &Way,
 ) -> Result<(), FailoverError> {
+    let &Way::TakeBack {
+        ref migration,
+        taken,
+    } = wanted
+    else {
+        return Err(changed());
+    };
     let Some(run) = host.live.get(migration) else {
         return Err(FailoverError::Refused(format!(
             "migration {migration} is just being taken up: try again in a moment"
         )));
     };
-    let mut changes = host.ledger.changes();
-    let gone = &request.fenced.host;
-    run.take_back.send_replace(Some(TakeBack {
-        reason: format!("an operator called {gone} fenced"),
+    let (mut changes, mut orders) = (host.ledger.changes(), run.orders.changes());
+    let given = run.orders.give(TakeBack {
+        reason: format!("an operator called {} fenced", request.fenced.host),
         desired: Arc::clone(desired),
-    }));
-    let mut order = run.take_back.subscribe();
+        taken,
+        accept_loss: request.accept_loss,
+    });
     let wanted = Some(request.fenced.epoch.next());
     let turned = async {
         loop {
             changes.borrow_and_update();
-            let refused = order.borrow_and_update().is_none();
+            orders.borrow_and_update();
+            let ended = !given.stands();
             if owned_epoch(host, &request.application) == wanted {
                 return Ok(());
             }
-            if refused {
-                return Err(superseded());
+            if ended {
+                return Err(stuck());
             }
             // Both arms wait on a level.
             let changed = tokio::select! {
                 changed = changes.changed() => changed,
-                changed = order.changed() => changed,
+                changed = orders.changed() => changed,
             };
             if changed.is_err() {
                 return Err(stuck());
             }
         }
     };
-    if let Ok(turned) = tokio::time::timeout(TURN, turned).await {
-        return turned;
-    }
+    let turned = tokio::time::timeout(TURN, turned).await;
     // Whoever asks again says so again.
-    run.take_back.send_replace(None);
+    drop(given);
     if owned_epoch(host, &request.application) == wanted {
         return Ok(());
     }
-    Err(stuck())
+    turned.unwrap_or_else(|_elapsed| Err(stuck()))
 }
 
 fn stuck() -> FailoverError {
     FailoverError::Refused(
-        "the migration does not turn round: look at `rehome status`, and run it again".to_owned(),
+        "the migration did not turn round, because the journal failed or something else came in between: look at `rehome status`, and run it again"
+            .to_owned(),
     )
 }
 

@@ -18,6 +18,7 @@ use super::Driver;
 use super::copy::snapshot_name;
 use crate::failover::advice;
 use crate::host::Host;
+use crate::migrations::TakeBack;
 use crate::peers::DEADLINE;
 use crate::storage::StorageError;
 use crate::{applications, fence};
@@ -63,7 +64,8 @@ impl Driver {
         }
     }
 
-    /// Grants until the destination says that it is the owner, however long that takes.
+    /// Grants until the destination says that it is the owner, however long that takes, or an
+    /// operator takes it back.
     pub(super) async fn grant(
         &mut self,
         migration: &SourceMigration,
@@ -93,12 +95,33 @@ impl Driver {
                     self.unanswered(migration, &error).await;
                 }
             }
-            tokio::time::sleep(pause.next_delay()).await;
+            // While a grant is on its way nobody knows whether the destination hears it.
+            tokio::select! {
+                () = tokio::time::sleep(pause.next_delay()) => {}
+                order = self.run.orders.next(false, &self.run.granted) => {
+                    return self.turn_round(order);
+                }
+            }
         }
     }
 
-    /// Asks until the destination serves or gave it back, however long that takes.
+    /// Waits until the destination serves or gave it back, however long that takes, or an operator
+    /// takes it back.
     pub(super) async fn await_outcome(&mut self, migration: &SourceMigration) -> Event {
+        tokio::select! {
+            event = self.outcome_there(migration) => event,
+            order = self.run.orders.next(true, &self.run.granted) => self.turn_round(order),
+        }
+    }
+
+    /// Goes back as after a destination that gave it back.
+    fn turn_round(&mut self, order: Arc<TakeBack>) -> Event {
+        let reason = order.reason.clone();
+        self.track.order = Some(order);
+        Event::Returned { reason }
+    }
+
+    async fn outcome_there(&self, migration: &SourceMigration) -> Event {
         let path = format!(
             "/peer/v1/handoffs/{}?seen=owned&wait={}",
             migration.id,
