@@ -342,11 +342,8 @@ pub async fn grant(
     let known = handoff(host, peer, id)?;
     let HandoffRef { attempt, epoch } = message;
     let desired = host.desired.get();
-    if is_void(&desired, &host.address, &known) {
-        return Err(TakeError::Refused(format!(
-            "{} is called fenced, and its application is another host's",
-            known.reservation.from
-        )));
+    if is_void(&desired, &known.reservation.from) {
+        return Err(TakeError::Refused(void(&known.reservation.from)));
     }
     // Whoever takes over in the place of the source makes sure first that every host follows a
     // deployment that says so: none can come in between.
@@ -369,11 +366,17 @@ pub async fn grant(
     Ok(view(host, id))
 }
 
-/// Whether a source may not give an application away any more: an operator called it fenced, and
-/// the deployment that says so has it elsewhere.
-fn is_void(desired: &Desired, here: &HostAddr, handoff: &DestinationHandoff) -> bool {
-    desired.fenced.contains(&handoff.reservation.from)
-        && desired.host_of(&handoff.reservation.application) != Some(here)
+/// Whether a source may not give anything away: an operator called it fenced. That the deployment
+/// has the application here is no exception: this host may have agreed before to another one's
+/// claim, under a deployment that it does not follow any more.
+fn is_void(desired: &Desired, from: &HostAddr) -> bool {
+    desired.fenced.contains(from)
+}
+
+fn void(from: &HostAddr) -> String {
+    format!(
+        "{from} is called fenced and gives nothing away: the next `rehome deploy` lifts that, unless another host owns what {from} calls its own"
+    )
 }
 
 /// Why an application that is this host's on an operator's word does not serve yet.
@@ -485,5 +488,20 @@ pub fn recover(host: &Arc<Host>) {
             | HandoffState::Verified
             | HandoffState::Unknown => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures::{deployment, host};
+
+    #[test]
+    fn a_fenced_host_gives_nothing_away_not_even_to_the_host_that_the_deployment_names() {
+        let mut desired = deployment(3, &[("h1", &[]), ("h2", &["db"])]);
+        assert!(!is_void(&desired, &host("h1")));
+        desired.fenced.insert(host("h1"));
+        assert!(is_void(&desired, &host("h1")));
+        assert!(!is_void(&desired, &host("h3")));
     }
 }

@@ -11,11 +11,11 @@ use rehome_runtime::report::Report;
 use rehome_runtime::tls::PeerIdentity;
 use rehome_shared::api::peer::{HandoffState, Offer, OfferedVolume, Ready, StreamEncoding};
 use rehome_shared::api::proxy::{CheckPorts, RouteKey};
-use rehome_shared::ids::{AppName, DatasetId, MigrationId};
+use rehome_shared::ids::{AppName, DatasetId, HostAddr, MigrationId};
 use rehome_shared::units::Bytes;
 use tokio::time::Instant;
 
-use super::{TakeError, discard, handoff, others_coming, step, view};
+use super::{TakeError, discard, handoff, is_void, others_coming, step, view, void};
 use crate::applications::{self, instance_spec};
 use crate::fence;
 use crate::host::Host;
@@ -29,6 +29,9 @@ const SLACK: Bytes = Bytes(64 << 20);
 
 /// So long an offer waits for the end of this host's own migration of the application.
 const STILL_GIVING: Duration = Duration::from_secs(20);
+
+/// So long an offer of a host that is called fenced waits for a deployment that says otherwise.
+const LIFTING: Duration = Duration::from_secs(5);
 
 /// What this host understands in a stream.
 const ENCODINGS: [StreamEncoding; 2] = [StreamEncoding::Plain, StreamEncoding::Zstd];
@@ -65,6 +68,7 @@ pub async fn prepare(
         Err(TakeError::Unknown(_)) => {}
         Err(error) => return Err(error),
     }
+    check_fence(host, &offer.from).await?;
     check_turn(host, &offer)?;
     check_space(host, &offer).await?;
     check_ports(host, &offer).await?;
@@ -115,6 +119,17 @@ async fn snapshots(
         }
     }
     Ok(all)
+}
+
+/// What would not be taken in the end is not begun. The deployment that lifts the fence may reach
+/// this host after the source.
+async fn check_fence(host: &Host, from: &HostAddr) -> Result<(), TakeError> {
+    let mut desired = host.desired.watch();
+    let lifted = desired.wait_for(|desired| !is_void(desired, from));
+    match tokio::time::timeout(LIFTING, lifted).await {
+        Ok(_) => Ok(()),
+        Err(_) => Err(TakeError::Refused(void(from))),
+    }
 }
 
 /// Fewer come here than may at a time.
