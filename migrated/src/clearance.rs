@@ -13,12 +13,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use http::Method;
-use migrated_core::fencing::{Standing, Word};
+use migrated_core::fencing::{self, Standing, Word};
 use migrated_core::registry::Registry;
 use rehome_runtime::http_client::ClientError;
 use rehome_runtime::report::Report;
 use rehome_shared::api::cluster::Desired;
-use rehome_shared::api::peer::HostReport;
+use rehome_shared::api::peer::{Basis, HostReport};
 use rehome_shared::ids::{AppName, HostAddr};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -270,26 +270,59 @@ async fn follow(host: &Host, report: &HostReport) {
     }
 }
 
-/// What reports say of an application.
-pub(crate) fn words(reports: &[HostReport], here: &HostAddr, application: &AppName) -> Vec<Word> {
-    reports
-        .iter()
-        .filter(|report| report.host != *here)
-        .filter_map(|report| {
-            let known = report.known_owner(application)?;
-            Some(Word {
+/// What reports say of an application, as far as it means anything for this host.
+pub(crate) fn words(host: &Host, reports: &[HostReport], application: &AppName) -> Vec<Word> {
+    host.ledger
+        .read(|registry| said(registry, &host.address, reports, application))
+        .into_iter()
+        .map(|(word, _)| word)
+        .collect()
+}
+
+/// What reports say of an application, and how their hosts know it. That one says of itself that
+/// it may be the owner is no claim beside an owner of the same epoch, who knows it.
+fn said(
+    registry: &Registry,
+    here: &HostAddr,
+    reports: &[HostReport],
+    application: &AppName,
+) -> Vec<(Word, Basis)> {
+    let owned = registry.owned(application).map(|owned| owned.epoch);
+    let others = reports.iter().filter(|report| report.host != *here);
+    let known = others.filter_map(|report| Some((report, report.known_owner(application)?)));
+    known
+        .filter(|(_, known)| known.basis != Basis::Open || owned != Some(known.epoch))
+        .map(|(report, known)| {
+            let word = Word {
                 speaker: report.host.clone(),
                 epoch: known.epoch,
                 owner: known.owner.clone(),
-            })
+            };
+            (word, known.basis)
         })
         .collect()
+}
+
+/// What counts of it before anything starts here.
+fn words_before_start(
+    registry: &Registry,
+    here: &HostAddr,
+    reports: &[HostReport],
+    application: &AppName,
+) -> Vec<Word> {
+    let said = said(registry, here, reports, application);
+    let by_journal = said.iter().filter(|(_, basis)| *basis == Basis::Journal);
+    let first_hand: Vec<Word> = by_journal.map(|(word, _)| word.clone()).collect();
+    let told = said.into_iter().map(|(word, _)| word).collect();
+    fencing::before_start(registry, here, application, told, &first_hand)
 }
 
 async fn settle(host: &Arc<Host>, reports: &[HostReport]) {
     let known: Vec<AppName> = host.ledger.read(fence::concerned);
     for application in known {
-        let words = words(reports, &host.address, &application);
+        let words = host
+            .ledger
+            .read(|registry| words_before_start(registry, &host.address, reports, &application));
         match fence::consider(host, &application, words).await {
             Ok(Standing::Clear | Standing::Fenced { .. }) => host.clearance.clear(&application),
             Ok(Standing::Outdated { epoch, speaker }) => host.clearance.withhold(
@@ -394,12 +427,64 @@ mod tests {
             report("h2", &now, &[("db", 3)]),
             report("h3", &now, &[("web", 1)]),
         ];
-        let words = words(&reports, &host("h1"), &app("db"));
+        let words = said(&Registry::default(), &host("h1"), &reports, &app("db"));
         assert_eq!(
             words.len(),
             1,
             "neither its own nor a stranger's: {words:?}"
         );
-        assert_eq!((words[0].epoch, &words[0].owner), (Epoch(3), &host("h2")));
+        let (word, _) = &words[0];
+        assert_eq!((word.epoch, &word.owner), (Epoch(3), &host("h2")));
+    }
+
+    #[test]
+    fn a_host_that_left_it_open_whether_it_is_the_owner_contests_nothing() {
+        let now = deployment(1, &[("h1", &["db"]), ("h2", &[])]);
+        let registry = Registry::replay(&[born("db", &["data"])]);
+        let standing = |epoch: u64, basis: Basis| {
+            let mut other = report("h2", &now, &[]);
+            let mut known = crate::fixtures::known("db", epoch, "h2");
+            known.basis = basis;
+            other.known.push(known);
+            let words = words_before_start(&registry, &host("h1"), &[other], &app("db"));
+            let fenced = BTreeSet::new();
+            fencing::stand(&registry, &host("h1"), &app("db"), &words, &fenced)
+        };
+        assert_eq!(standing(1, Basis::Open), Standing::Clear);
+        let contested = Standing::Contested {
+            epoch: Epoch(1),
+            owner: host("h2"),
+        };
+        assert_eq!(standing(1, Basis::Journal), contested);
+        let newer = Standing::Fenced {
+            epoch: Epoch(2),
+            owner: host("h2"),
+        };
+        assert_eq!(standing(2, Basis::Open), newer, "it may own it since");
+    }
+
+    /// `h1` gave way to this host, which claimed it without `h2`, that had given it back to `h1`.
+    #[test]
+    fn a_host_that_gave_way_to_this_one_is_not_made_the_owner_by_another_ones_word() {
+        let now = deployment(1, &[("h1", &[]), ("h2", &[]), ("h3", &["db"])]);
+        let claimed = Record::Claimed {
+            application: app("db"),
+            epoch: Epoch(2),
+            volumes: Vec::new(),
+            fenced: host("h1"),
+        };
+        let registry = Registry::replay(&[claimed]);
+        let words = |basis: Basis| {
+            let mut gave_back = report("h2", &now, &[]);
+            gave_back.known.push(crate::fixtures::known("db", 3, "h1"));
+            let mut gave_way = report("h1", &now, &[]);
+            gave_way.known.push(crate::fixtures::known("db", 2, "h3"));
+            gave_way.known[0].basis = basis;
+            let reports = [gave_back, gave_way];
+            let words = words_before_start(&registry, &host("h3"), &reports, &app("db"));
+            words.iter().map(|word| word.epoch.0).collect::<Vec<_>>()
+        };
+        assert_eq!(words(Basis::Journal), [2]);
+        assert_eq!(words(Basis::Heard), [3, 2]);
     }
 }

@@ -19,7 +19,7 @@ use migrated_core::registry::Registry;
 use migrated_core::source::{AfterRelease, Phase, SourceMigration};
 use rehome_runtime::report::Report;
 use rehome_shared::api::cluster::{Migration, MigrationState};
-use rehome_shared::api::peer::{Advert, KnownOwner};
+use rehome_shared::api::peer::{Advert, Basis, KnownOwner};
 use rehome_shared::ids::{AppName, Epoch, Generation, HostAddr, RouteVersion};
 
 use crate::clearance::{self, Patience};
@@ -68,6 +68,7 @@ pub(crate) async fn consider(
         application: application.clone(),
         epoch: word.epoch,
         owner: word.owner.clone(),
+        basis: Basis::Heard,
     });
     write_heard(host, told.collect()).await?;
     let void = host
@@ -238,7 +239,7 @@ async fn confirm(host: &Arc<Host>, suspects: Vec<AppName>) {
     let reports = clearance::hear(host, Patience::SHORT).await;
     let is_fenced = host.desired.get().fenced.contains(&host.address);
     for application in suspects {
-        let mut words = clearance::words(&reports, &host.address, &application);
+        let mut words = clearance::words(host, &reports, &application);
         words.retain(|word| is_fenced || word.speaker == word.owner);
         if let Err(error) = consider(host, &application, words).await {
             tracing::error!(%application, %error, "what other hosts say of an application cannot be taken down");

@@ -6,7 +6,7 @@ use rehome_shared::api::cluster::{
     ApplicationState, ApplicationStatus, ConnectionGauge, Connections, Desired, Migration,
     MigrationState,
 };
-use rehome_shared::api::peer::{HostReport, KnownOwner, OwnedApplication};
+use rehome_shared::api::peer::{Basis, HostReport, KnownOwner, OwnedApplication};
 use rehome_shared::config::model::{Application, Image, ImageVersion};
 use rehome_shared::ids::{AppName, DeploymentGeneration, Epoch, HostAddr, MigrationId};
 use rehome_shared::units::Bytes;
@@ -92,6 +92,7 @@ pub(crate) fn known(name: &str, epoch: u64, owner: &str) -> KnownOwner {
         application: app(name),
         epoch: Epoch(epoch),
         owner: host(owner),
+        basis: Basis::Journal,
     }
 }
 

@@ -55,6 +55,40 @@ pub enum Standing {
     },
 }
 
+/// What counts when a host asks before it starts: what the others say, and what this host heard
+/// itself before it fell and did not act upon. `first_hand` is what speakers say by their own
+/// journals.
+///
+/// Who gives an application back says that it is its source's, and the source may have given way
+/// to this very host in the meantime. What is said of a host that says itself that it is this
+/// one's, as far as this one knows, is not so: nobody would own it.
+#[must_use]
+pub fn before_start(
+    registry: &Registry,
+    here: &HostAddr,
+    application: &AppName,
+    told: Vec<Word>,
+    first_hand: &[Word],
+) -> Vec<Word> {
+    let heard = registry.heard(application);
+    let heard = heard.filter(|(_, owner)| owner != here);
+    let own = heard.map(|(epoch, owner)| Word {
+        speaker: here.clone(),
+        epoch: *epoch,
+        owner: owner.clone(),
+    });
+    let known = registry.applications().get(application);
+    let is_denied = |word: &Word| {
+        let mut all = first_hand.iter();
+        all.any(|other| {
+            let newest = known.is_some_and(|known| known.epoch == other.epoch);
+            other.speaker == word.owner && other.owner == *here && newest
+        })
+    };
+    let all = told.into_iter().chain(own);
+    all.filter(|word| !is_denied(word)).collect()
+}
+
 /// What the words of other hosts mean for an application of this host. `fenced` are the hosts
 /// that an operator declared so.
 pub fn stand(

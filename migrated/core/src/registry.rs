@@ -371,6 +371,12 @@ impl Registry {
         }
     }
 
+    /// The newest owner of an application that others told this host of.
+    #[must_use]
+    pub fn heard(&self, application: &AppName) -> Option<&(Epoch, HostAddr)> {
+        self.heard.get(application)
+    }
+
     /// An application, if this host is its owner.
     #[must_use]
     pub fn owned(&self, application: &AppName) -> Option<&Ownership> {

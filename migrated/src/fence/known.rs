@@ -6,9 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use migrated_core::destination;
 use migrated_core::record::Record;
-use migrated_core::registry::Registry;
+use migrated_core::registry::{Registry, Role};
 use rehome_runtime::report::Report;
-use rehome_shared::api::peer::KnownOwner;
+use rehome_shared::api::peer::{Basis, KnownOwner};
 use rehome_shared::api::proxy::Target;
 use rehome_shared::ids::{AppName, Epoch, HostAddr};
 
@@ -50,14 +50,34 @@ pub fn known(host: &Host) -> BTreeMap<AppName, (Epoch, HostAddr)> {
 /// The same as others are told.
 #[must_use]
 pub fn told(host: &Host) -> Vec<KnownOwner> {
-    known(host)
-        .into_iter()
-        .map(|(application, (epoch, owner))| KnownOwner {
-            application,
-            epoch,
-            owner,
-        })
-        .collect()
+    let known = known(host);
+    host.ledger.read(|registry| {
+        let told = known
+            .into_iter()
+            .map(|(application, (epoch, owner))| KnownOwner {
+                basis: basis(registry, &host.address, &application, (epoch, &owner)),
+                application,
+                epoch,
+                owner,
+            });
+        told.collect()
+    })
+}
+
+/// How this host knows an owner.
+fn basis(
+    registry: &Registry,
+    here: &HostAddr,
+    application: &AppName,
+    (epoch, owner): (Epoch, &HostAddr),
+) -> Basis {
+    let held = registry.applications().get(application);
+    let same = held.filter(|held| held.epoch == epoch && held.role.owner(here) == owner);
+    match same.map(|held| &held.role) {
+        Some(Role::Owner | Role::Gone { .. }) => Basis::Journal,
+        Some(Role::Left { .. }) => Basis::Open,
+        None => Basis::Heard,
+    }
 }
 
 /// Of what this host knows, what neither an ownership nor a handoff of its own tells: a new machine
@@ -125,4 +145,36 @@ pub fn promised(registry: &Registry) -> BTreeMap<AppName, Epoch> {
             )
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures::{app, host};
+
+    #[test]
+    fn what_a_host_knows_is_its_own_hearsay_or_left_open() {
+        let held = |role| Record::Held {
+            application: app("db"),
+            epoch: Epoch(3),
+            role,
+            volumes: Vec::new(),
+            unmade: Vec::new(),
+        };
+        let of = |records: &[Record], epoch: u64, owner: &str| {
+            let registry = Registry::replay(records);
+            let told = (Epoch(epoch), &host(owner));
+            basis(&registry, &host("h1"), &app("db"), told)
+        };
+        assert_eq!(of(&[], 3, "h2"), Basis::Heard);
+        let gone = [held(Role::Gone { to: host("h2") })];
+        assert_eq!(of(&gone, 3, "h2"), Basis::Journal);
+        assert_eq!(of(&gone, 4, "h2"), Basis::Heard, "it heard of a newer one");
+        assert_eq!(of(&[held(Role::Owner)], 3, "h1"), Basis::Journal);
+        let left = Role::Left {
+            owner: host("h1"),
+            why: "because".to_owned(),
+        };
+        assert_eq!(of(&[held(left)], 3, "h1"), Basis::Open);
+    }
 }

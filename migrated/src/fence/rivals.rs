@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use migrated_core::fencing::{self, Standing, Word};
 use migrated_core::registry::Registry;
-use rehome_shared::api::peer::KnownOwner;
+use rehome_shared::api::peer::{Basis, KnownOwner};
 use rehome_shared::ids::{AppName, Epoch, HostAddr};
 use tokio::sync::watch;
 
@@ -25,7 +25,7 @@ impl Rivals {
     pub(crate) fn hear(&self, registry: &Registry, peer: &HostAddr, known: &[KnownOwner]) {
         let mut news: Said = known
             .iter()
-            .filter(|told| told.owner == *peer)
+            .filter(|told| told.owner == *peer && told.basis != Basis::Open)
             .filter(|told| {
                 let owned = registry.owned(&told.application);
                 owned.is_some_and(|owned| owned.epoch == told.epoch)
@@ -124,6 +124,9 @@ mod tests {
             assert!(heard("h2", &[quiet]).is_empty());
         }
         assert!(heard("h3", &[known("db", 1, "h2")]).is_empty(), "hearsay");
+        let mut open = known("db", 1, "h2");
+        open.basis = Basis::Open;
+        assert!(heard("h2", &[open]).is_empty(), "left open");
         assert!(!changes.has_changed().unwrap());
 
         let words = heard("h2", &[known("db", 1, "h2")]);

@@ -108,6 +108,22 @@ pub struct KnownOwner {
     pub epoch: Epoch,
     /// The owner.
     pub owner: HostAddr,
+    /// How it knows.
+    #[serde(default)]
+    pub basis: Basis,
+}
+
+/// How a host knows who owns an application.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Basis {
+    /// Its own journal says so: it owns or owned it, and gave it away or gave way.
+    Journal,
+    /// It was told.
+    #[default]
+    Heard,
+    /// It is said, and was left open when its journal was made anew.
+    Open,
 }
 
 impl HostReport {

@@ -2,7 +2,7 @@ use std::collections::BTreeSet;
 
 use rehome_shared::ids::{Attempt, Epoch};
 
-use super::{Standing, Word, stand, void_promises};
+use super::{Standing, Word, before_start, stand, void_promises};
 use crate::fixtures::{
     NOW, application, born, destination, host, id, plan, reserved, source, verified,
 };
@@ -315,4 +315,67 @@ fn what_was_left_undecided_is_another_hosts_when_a_newer_owner_is_known() {
     };
     let registry = Registry::replay(records.iter().chain([&fenced]));
     assert!(!registry.is_left(&application()));
+}
+
+/// The standing of a host that starts, after it asked.
+fn started(here: &str, records: &[Record], told: &[Word], first_hand: &[Word]) -> Standing {
+    let registry = Registry::replay(records);
+    let (here, name) = (host(here), application());
+    let words = before_start(&registry, &here, &name, told.to_vec(), first_hand);
+    stand(&registry, &here, &name, &words, &BTreeSet::new())
+}
+
+#[test]
+fn what_a_host_heard_before_it_fell_counts_when_it_starts() {
+    let mut records = born();
+    assert_eq!(started("h1", &records, &[], &[]), Standing::Clear);
+    records.push(Record::Heard {
+        application: application(),
+        epoch: Epoch(2),
+        owner: host("h2"),
+    });
+    assert_eq!(started("h1", &records, &[], &[]), fenced_by("h2", 2));
+    let newer = [word("h3", 3, "h3")];
+    assert_eq!(started("h1", &records, &newer, &[]), fenced_by("h3", 3));
+}
+
+/// `h1` released it to `h2`, which gave it back at epoch 3 and was away when `h3` claimed epoch 2
+/// and `h1` gave way to that.
+#[test]
+fn what_is_said_of_a_host_that_gave_way_to_this_one_does_not_count() {
+    let claimed = |heard: bool| {
+        let mut records = vec![Record::Claimed {
+            application: application(),
+            epoch: Epoch(2),
+            volumes: Vec::new(),
+            fenced: host("h1"),
+        }];
+        records.extend(heard.then(|| Record::Heard {
+            application: application(),
+            epoch: Epoch(3),
+            owner: host("h1"),
+        }));
+        records
+    };
+    let given_back = word("h2", 3, "h1");
+    let (gave_way, owner) = (word("h1", 2, "h3"), word("h1", 3, "h1"));
+    for heard in [false, true] {
+        let records = claimed(heard);
+        let told = [given_back.clone(), gave_way.clone()];
+        let by_journal = [given_back.clone(), gave_way.clone()];
+        let standing = started("h3", &records, &told, &by_journal);
+        assert_eq!(standing, Standing::Clear, "heard before: {heard}");
+        // Another machine in its place, which only repeats what it was told, knows nothing.
+        let standing = started("h3", &records, &told, &by_journal[..1]);
+        assert_eq!(standing, fenced_by("h1", 3), "hearsay");
+        let silent = std::slice::from_ref(&given_back);
+        let standing = started("h3", &records, silent, silent);
+        assert_eq!(standing, fenced_by("h1", 3), "it does not answer");
+        let took_it = [given_back.clone(), owner.clone()];
+        let standing = started("h3", &records, &took_it, &took_it);
+        assert_eq!(standing, fenced_by("h1", 3), "it took it back");
+    }
+    let older = [word("h2", 3, "h1"), word("h1", 1, "h3")];
+    let standing = started("h3", &claimed(false), &older, &older);
+    assert_eq!(standing, fenced_by("h1", 3), "of what was long ago");
 }
