@@ -1,10 +1,11 @@
 //! Deployments while a host that an operator fenced does not answer. What it owned is still its
 //! own until somebody takes over: such an application is neither born anew, empty, nor moved.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 
 use rehome_shared::api::cluster::{DeployRequest, Desired, Failure};
-use rehome_shared::api::peer::{HostReport, OwnedApplication};
+use rehome_shared::api::peer::{Basis, HostReport, KnownOwner, OwnedApplication};
 use rehome_shared::ids::{AppName, Epoch, HostAddr};
 
 use super::DeployError;
@@ -40,17 +41,47 @@ pub(super) fn silent(current: &Desired, reports: &Reports) -> BTreeSet<HostAddr>
         .collect()
 }
 
-/// The hosts that stay fenced: one leaves that answers, follows the deployment that says so, and
-/// claims nothing that another host owns.
+/// The hosts that stay fenced: one leaves that answers, follows the deployment that says so,
+/// claims nothing that another host owns, and has heard of whoever took over from it, as has who
+/// waits for something from it. What it gave away before could be taken otherwise.
 pub(super) fn still(current: &Desired, reports: &Reports) -> BTreeSet<HostAddr> {
     let mut fenced = current.fenced.clone();
     fenced.retain(|host| {
         reports.get(host).is_none_or(|report| {
             let contested = |owned: &OwnedApplication| is_overtaken(reports, host, owned);
-            report.generation != current.generation || report.owned.iter().any(contested)
+            report.generation != current.generation
+                || report.owned.iter().any(contested)
+                || report
+                    .known
+                    .iter()
+                    .any(|known| is_unaware(reports, report, known))
         })
     });
     fenced
+}
+
+/// Whether a host and another one have still to hear from each other whose an application is. The
+/// other one may wait for a grant of this host, which must not come to it before it has heard of a
+/// newer owner; that something is its own nobody hears from others, nor that another one of the
+/// same epoch took over, unless it still gives that epoch away.
+fn is_unaware(reports: &Reports, of: &HostReport, knows: &KnownOwner) -> bool {
+    let name = &knows.application;
+    let mut others = reports.values().filter(|report| report.host != of.host);
+    others.any(|report| {
+        let Some(told) = report.known_owner(name) else {
+            return false;
+        };
+        let is_news_here = told.owner != of.host;
+        let is_news_there = knows.owner != of.host && knows.owner != report.host;
+        match told.epoch.cmp(&knows.epoch) {
+            _ if told.owner == knows.owner => false,
+            Ordering::Greater => is_news_here,
+            Ordering::Equal => {
+                is_news_here && told.basis != Basis::Open && of.incoming.contains(name)
+            }
+            Ordering::Less => is_news_there && report.incoming.contains(name),
+        }
+    })
 }
 
 /// Whether another host knows of another owner at an epoch as large as that of an owner.
@@ -61,8 +92,14 @@ pub(super) fn is_overtaken(reports: &Reports, owner: &HostAddr, owned: &OwnedApp
         .filter(|(speaker, _)| *speaker != owner)
         .any(|(_, report)| {
             let known = report.known_owner(name);
-            known.is_some_and(|known| known.epoch >= owned.epoch && known.owner != *owner)
+            known.is_some_and(|known| counts(known, owned.epoch) && known.owner != *owner)
         })
+}
+
+/// Whether what a host knows is as new as an epoch. What it left open is no claim beside another
+/// owner of that epoch.
+fn counts(known: &KnownOwner, epoch: Epoch) -> bool {
+    known.epoch > epoch || (known.epoch == epoch && known.basis != Basis::Open)
 }
 
 /// Gives applications that nobody answers for to the silent host that had them last.
@@ -234,6 +271,25 @@ mod tests {
             is_still(report("h1", &current, &[("db", 1)])),
             "not yet aware"
         );
+        let knows = |epoch, owner| {
+            let mut released = report("h1", &current, &[]);
+            released
+                .known
+                .push(crate::fixtures::known("db", epoch, owner));
+            released
+        };
+        assert!(is_still(knows(1, "h3")), "it has not heard");
+        assert!(!is_still(knows(2, "h2")), "it has heard");
+        assert!(!is_still(knows(3, "h2")), "the next owner");
+        assert!(!is_still(knows(3, "h3")), "the other waits for nothing");
+        let mut waits = owner.clone();
+        waits.incoming.push(app("db"));
+        let unaware = reports(vec![knows(3, "h3"), waits]);
+        assert!(still(&current, &unaware).contains(&host("h1")));
+        let mut giving = knows(2, "h3");
+        assert!(!is_still(giving.clone()), "it was given away at last");
+        giving.incoming.push(app("db"));
+        assert!(is_still(giving), "it is being given away");
         let behind = deployment(3, &[("h1", &["db"])]);
         assert!(is_still(report("h1", &behind, &[])), "follows an older one");
     }
