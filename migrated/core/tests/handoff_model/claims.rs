@@ -63,10 +63,13 @@ struct Bounds {
     operators: u8,
     /// Crashes of a daemon or a host.
     crashes: u8,
+    /// Whether whole hosts fall. A new owner that does, before those that it was not told of come
+    /// back, leaves them alone: one of them may go on with an old grant, as none has heard.
+    hosts_fall: bool,
     /// Whether a host may come back while another one is still taking over from it.
     returns_early: bool,
-    /// Whether somebody may deploy again, so that who is back is not called fenced any more, before
-    /// all hosts have heard of the newest owner and nobody is taking over.
+    /// Whether somebody may deploy again, so that who is back is not called fenced any more, while
+    /// another one is still taking over from it.
     redeploys_early: bool,
     /// Whether two may own it at one epoch because an operator vouched without the host that it
     /// had gone to, and called that one fenced, too.
@@ -86,13 +89,19 @@ enum Mutation {
     ClaimsUnfollowing,
     /// A destination takes the grant of a host that is called fenced.
     TakesVoidGrant,
-    /// It takes such a grant where the deployment has the application on it: the exception that
-    /// `destination::grant` makes.
+    /// It takes such a grant where the deployment has the application on it.
     TakesGrantWhereNamed,
     /// The operator names the owner that the new one knows, whatever others know and say.
     ClaimsOldEpoch,
     /// Nobody is asked before anything starts.
     NoAsking,
+    /// Who asks before it starts does not count what it heard itself.
+    ForgetsWhatItHeard,
+    /// It takes the word of another host for whose it is, although that one itself says that it is
+    /// this one's.
+    BelievesWhatIsDenied,
+    /// A host is not called fenced any more before it has heard of who took over from it.
+    LiftsUnaware,
 }
 
 /// An invariant that is broken.

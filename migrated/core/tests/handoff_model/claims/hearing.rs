@@ -101,8 +101,24 @@ impl World {
         for other in &answering {
             self.follow(&mut next, at, *other);
         }
-        let words = self.words(state, &answering);
+        let words = self.words_before_start(state, at, &answering);
         self.consider(&next, at, &words, true);
+    }
+
+    fn words_before_start(&self, state: &State, at: usize, speakers: &[usize]) -> Vec<Word> {
+        let journal = |at: usize| state.hosts[at].journal;
+        let by_journal = |at: &usize| self.machines.first_hand(journal(*at), *at, APP);
+        let mut first_hand: Vec<Word> = speakers.iter().filter_map(by_journal).collect();
+        if self.mutated(Mutation::BelievesWhatIsDenied) {
+            first_hand.clear();
+        }
+        let told = self.words(state, speakers);
+        let mut words = self
+            .machines
+            .before_start(journal(at), [at, APP], told, &first_hand);
+        let forgets = self.mutated(Mutation::ForgetsWhatItHeard);
+        words.retain(|word| !forgets || word.speaker != values::host(at));
+        words
     }
 
     fn words(&self, state: &State, speakers: &[usize]) -> Vec<Word> {

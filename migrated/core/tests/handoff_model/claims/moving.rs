@@ -18,6 +18,9 @@ impl World {
             (Power::Gone, "host crashes"),
         ];
         for (power, what) in falls {
+            if power == Power::Gone && !self.bounds.hosts_fall {
+                continue;
+            }
             let mut next = *state;
             next.crashes += 1;
             next.hosts[at].fall(power);

@@ -2,6 +2,8 @@
 //! must answer, a deployment names the new place, and when all follow it the host takes over. The
 //! host that is asked is the one that takes over.
 
+use std::cmp::Ordering;
+
 use migrated_core::destination::Phase as Taking;
 use migrated_core::failover::{self, CannotTakeOver, Way, Wish};
 use migrated_core::record::Record;
@@ -224,19 +226,23 @@ impl World {
         self.fault(label, next);
     }
 
-    /// Somebody deploys again when all are back: who is not overtaken is not called fenced any
-    /// more.
+    /// Somebody deploys again when all are back: who is not overtaken and has heard, as has who waits
+    /// for a grant of it, of who took over is not called fenced any more.
     pub(super) fn deploy_again(&mut self, state: &State, at: usize) {
         let follows = state.hosts[at].follows;
         let all = State::others(at)
             .all(|other| state.reaches(at, other) && state.hosts[other].follows == follows);
         let idle = HOSTS.iter().all(|at| state.hosts[*at].power == Power::Up);
-        let settled = !Self::is_asked(state) && self.is_settled(state);
-        if !all || !idle || follows.fenced == 0 || !(settled || self.bounds.redeploys_early) {
+        let settled = !Self::is_asked(state) || self.bounds.redeploys_early;
+        if !all || !idle || follows.fenced == 0 || !settled {
             return;
         }
-        let overtaken = HOSTS.into_iter().filter(|at| self.is_overtaken(state, *at));
-        let fenced = overtaken.map(bit).sum::<u8>() & follows.fenced;
+        let still = |at: &usize| {
+            let unaware = !self.mutated(Mutation::LiftsUnaware) && self.is_unaware(state, *at);
+            unaware || self.is_overtaken(state, *at)
+        };
+        let still = HOSTS.into_iter().filter(still);
+        let fenced = still.map(bit).sum::<u8>() & follows.fenced;
         if fenced != follows.fenced {
             let mut next = *state;
             next.hosts[at].request = None;
@@ -249,13 +255,31 @@ impl World {
         }
     }
 
-    /// Whether all hosts have heard of the newest owner.
-    fn is_settled(&self, state: &State) -> bool {
-        let name = values::application(APP);
-        let registry = |at: usize| self.machines.registry(state.hosts[at].journal);
-        let owned = |at: usize| registry(at).owned(&name).map(|owned| owned.epoch);
-        let newest = HOSTS.into_iter().filter_map(owned).max();
-        HOSTS.into_iter().all(|at| self.newest(state, at) >= newest)
+    /// Whether a host and another one have still to hear from each other whose it is.
+    fn is_unaware(&self, state: &State, at: usize) -> bool {
+        let (journal, here) = (state.hosts[at].journal, values::host(at));
+        let Some(knows) = self.machines.word(journal, at, APP) else {
+            return false;
+        };
+        let giving = self.machines.registry(journal);
+        let giving = giving.source_of(&values::application(APP));
+        let gives = giving.is_some_and(|migration| matches!(migration.phase, Phase::After(_)));
+        State::others(at).any(|other| {
+            let there = state.hosts[other].journal;
+            let Some(told) = self.machines.word(there, other, APP) else {
+                return false;
+            };
+            let waits = self.machines.registry(there);
+            let waits = waits.incoming(&values::application(APP)).is_some();
+            let is_news_here = told.owner != here;
+            let is_news_there = knows.owner != here && knows.owner != told.speaker;
+            match told.epoch.cmp(&knows.epoch) {
+                _ if told.owner == knows.owner => false,
+                Ordering::Greater => is_news_here,
+                Ordering::Equal => is_news_here && gives,
+                Ordering::Less => is_news_there && waits,
+            }
+        })
     }
 
     /// Whether another host knows of another owner at an epoch as large as that of an owner.

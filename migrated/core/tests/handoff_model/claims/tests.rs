@@ -9,6 +9,7 @@ const CLAIM: Bounds = Bounds {
     cuts: true,
     operators: 1,
     crashes: 1,
+    hosts_fall: true,
     returns_early: true,
     redeploys_early: false,
     rivals: false,
@@ -37,6 +38,13 @@ const TWO_AWAY: Bounds = Bounds {
     returns_early: false,
     rivals: true,
     ..CLAIM
+};
+
+/// The same, and a daemon falls.
+const TWO_AWAY_AND_A_CRASH: Bounds = Bounds {
+    crashes: 1,
+    hosts_fall: false,
+    ..TWO_AWAY
 };
 
 fn is_well(found: &Found<World>, bounds: Bounds, outcomes: &[&str]) {
@@ -91,6 +99,11 @@ fn the_third_host_takes_over_while_two_are_away() {
     holds(TWO_AWAY, &["claimed by the third"]);
 }
 
+#[test]
+fn the_third_host_takes_over_while_two_are_away_and_a_daemon_falls() {
+    holds(TWO_AWAY_AND_A_CRASH, &["claimed by the third"]);
+}
+
 fn breaks(mutation: Option<Mutation>, bounds: Bounds, by: Violation) {
     let found = explore(World::new(mutation, bounds));
     println!("{mutation:?}: {} states, {}", found.states, found.trace());
@@ -121,13 +134,11 @@ fn a_grant_of_a_fenced_host_makes_two_owners() {
     breaks(Some(mutation), CLAIM, Violation::TwoOwners);
 }
 
-/// With one operator the exception does no harm; a second one names the destination after it has
-/// agreed to the first one's claim.
+/// A second operator names the destination after it has agreed to the first one's claim.
 #[test]
 fn a_grant_of_a_fenced_host_to_the_one_that_is_named_makes_two_owners_of_two_operators() {
-    let mutation = Some(Mutation::TakesGrantWhereNamed);
-    is_well(&explore(World::new(mutation, CLAIM)), CLAIM, &BOTH_CLAIM);
-    breaks(mutation, TWO_OPERATORS, Violation::TwoOwners);
+    let mutation = Mutation::TakesGrantWhereNamed;
+    breaks(Some(mutation), TWO_OPERATORS, Violation::TwoOwners);
 }
 
 #[test]
@@ -140,6 +151,39 @@ fn a_claim_at_an_epoch_that_is_not_the_newest_makes_two_owners() {
 fn a_host_that_comes_back_and_does_not_ask_runs_beside_the_new_owner() {
     let mutation = Mutation::NoAsking;
     breaks(Some(mutation), CLAIM, Violation::TwoInstances);
+}
+
+#[test]
+fn a_fence_that_is_lifted_from_who_has_not_heard_of_the_claim_makes_two_owners() {
+    let mutation = Mutation::LiftsUnaware;
+    breaks(Some(mutation), CLAIM, Violation::TwoOwners);
+}
+
+#[test]
+fn a_host_that_forgets_what_it_heard_runs_beside_the_new_owner() {
+    let mutation = Mutation::ForgetsWhatItHeard;
+    breaks(
+        Some(mutation),
+        TWO_AWAY_AND_A_CRASH,
+        Violation::TwoInstances,
+    );
+}
+
+#[test]
+fn a_host_that_believes_what_is_denied_leaves_nobody_to_serve() {
+    let mutation = Mutation::BelievesWhatIsDenied;
+    let found = explore(World::new(Some(mutation), TWO_AWAY_AND_A_CRASH));
+    println!(
+        "{mutation:?}: {} states, {} stuck, {}",
+        found.states,
+        found.stuck,
+        found.trace()
+    );
+    assert_eq!(found.violation, None, "{}", found.trace());
+    assert!(
+        found.stuck > 0,
+        "service can still be restored from everywhere"
+    );
 }
 
 /// The limit of an agreement that is not renewed: who agreed follows a deployment that calls the

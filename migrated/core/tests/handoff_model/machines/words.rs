@@ -48,6 +48,27 @@ impl Machines {
         })
     }
 
+    /// The same, if the host's own journal says so.
+    pub(crate) fn first_hand(&self, journal: u16, speaker: usize, app: usize) -> Option<Word> {
+        let word = self.word(journal, speaker, app)?;
+        let held = self.registry(journal).applications();
+        let held = held.get(&application(app))?;
+        let same = held.epoch == word.epoch && *held.role.owner(&word.speaker) == word.owner;
+        same.then_some(word)
+    }
+
+    /// What counts of it before a host starts anything.
+    pub(crate) fn before_start(
+        &self,
+        journal: u16,
+        [here, app]: [usize; 2],
+        told: Vec<Word>,
+        first_hand: &[Word],
+    ) -> Vec<Word> {
+        let (here, name) = (host(here), application(app));
+        fencing::before_start(self.registry(journal), &here, &name, told, first_hand)
+    }
+
     /// Takes in what others say, in the order in which a host does: what it heard is durable
     /// first, unless it `forgets`; then promises that can never be kept are called off, and then
     /// it gives way.
