@@ -51,6 +51,9 @@ impl Driver {
         let before = migration.rounds.len();
         // The rounds of the drain are not the machine's yet.
         let mut migration = migration.clone();
+        // One that failed is not tried again: its snapshot has grown old. The next has a number, and
+        // so a snapshot, of its own.
+        let mut number = u32::try_from(before).unwrap_or(u32::MAX);
         let began = Instant::now();
         let mut next = began + pace(limit);
         loop {
@@ -63,16 +66,15 @@ impl Driver {
                 break;
             }
             next = Instant::now() + pace(limit);
-            let sent = self.round_in_drain(&migration).await;
+            number = number.saturating_add(1);
+            let sent = self.round_in_drain(&migration, number).await;
             migration.rounds.extend(sent);
         }
         migration.rounds.split_off(before)
     }
 
     /// Sends one round; `None` when it did not arrive.
-    async fn round_in_drain(&mut self, migration: &SourceMigration) -> Option<Round> {
-        let number = u32::try_from(migration.rounds.len()).unwrap_or(u32::MAX);
-        let number = number.saturating_add(1);
+    async fn round_in_drain(&mut self, migration: &SourceMigration, number: u32) -> Option<Round> {
         self.run.enter("drain", number);
         match self.round(migration, number).await {
             Ok(sent) => {

@@ -2,16 +2,22 @@
 //! it wrote meanwhile is not left for the window.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
-use std::thread;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
+use rehome_tests::cluster::Migration;
 use rehome_tests::deployment::{Deployment, changed};
-use rehome_tests::lab::{Runtime, with_lab};
+use rehome_tests::lab::{Lab, Runtime, with_lab};
 use rehome_tests::load::block_on;
+use rehome_tests::program::Running;
 use rehome_tests::store::{Redis, Store as _};
+use rehome_tests::wait::{wait_for, wait_until};
 use serde_json::json;
 
 const NAME: &str = "busy";
@@ -20,12 +26,15 @@ const PORT: u16 = 7001;
 /// From an answer to the next question.
 const THINK: Duration = Duration::from_millis(3);
 
+/// Much less than the store has, and much more than is written in some seconds.
+const SMALL: u64 = 8 << 20;
+
 /// Longer than any answer takes.
 const PATIENCE: Duration = Duration::from_mins(1);
 
-/// Asks until its connection ends, which must be between two answers and without a reset; returns
-/// the words that were acknowledged.
-fn ask(door: SocketAddr) -> anyhow::Result<BTreeSet<String>> {
+/// Asks until it has `enough` or its connection ends, which must be between two answers and without
+/// a reset; returns the words that were acknowledged.
+fn ask(door: SocketAddr, enough: &AtomicBool) -> anyhow::Result<BTreeSet<String>> {
     let mut stream = TcpStream::connect(door)?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(PATIENCE))?;
@@ -42,37 +51,158 @@ fn ask(door: SocketAddr) -> anyhow::Result<BTreeSet<String>> {
         stream.read_exact(rest)?;
         ensure!(&answer == b"+OK\r\n", "{answer:?}");
         words.insert(word);
+        if enough.load(Ordering::Relaxed) {
+            break;
+        }
         thread::park_timeout(THINK);
     }
     Ok(words)
 }
 
-#[test]
-fn rounds_go_on_while_a_busy_client_is_drained() -> anyhow::Result<()> {
-    with_lab(Runtime::Process, &[], |lab| {
+/// A store with a client that is busy until it is drained, in a move from the first host to the
+/// second.
+struct Stage<'a> {
+    lab: &'a Lab,
+    door: SocketAddr,
+    client: JoinHandle<anyhow::Result<BTreeSet<String>>>,
+    /// Whether the client has asked enough.
+    enough: Arc<AtomicBool>,
+    command: Running,
+}
+
+impl<'a> Stage<'a> {
+    /// Begins the move of a store with so many mebibytes, whose drain is as long as that.
+    fn begin(lab: &'a Lab, drain: &str, mebibytes: u32) -> anyhow::Result<Self> {
         // The second round is the last before the window, whatever it shows.
         let limits = json!({"migration": {
-            "max_rounds": 2, "on_stall": "cutover", "drain": "4s", "hard_cap": "60s",
+            "max_rounds": 2, "on_stall": "cutover", "drain": drain, "hard_cap": "60s",
         }});
         let body = changed(&Redis.body(PORT), &limits);
         lab.deploy(&Deployment::new().with(NAME, 1, &body))?.ok()?;
         lab.wait_running(NAME, 1)?;
         let door = lab.host(1)?.door(PORT)?;
-        let client = thread::spawn(move || ask(door));
+        block_on(Redis.ballast(door, mebibytes))?;
+        let enough = Arc::new(AtomicBool::new(false));
+        let ends = Arc::clone(&enough);
+        Ok(Self {
+            lab,
+            door,
+            client: thread::spawn(move || ask(door, &ends)),
+            enough,
+            command: lab.begin_move(NAME, 2)?,
+        })
+    }
 
-        lab.move_to(NAME, 2)?.ok()?;
+    /// Waits until the drain is as `seen` wants it.
+    fn wait(&self, what: &str, seen: impl Fn(&Migration) -> bool) -> anyhow::Result<()> {
+        wait_for(what, PATIENCE, || {
+            let last = self.lab.migrations()?.pop();
+            if let Some(over) = last.as_ref().filter(|m| m.state() != "running") {
+                bail!("it is over: {over:?}");
+            }
+            Ok(last.filter(|m| m.phase() == "drain" && seen(m)).map(drop))
+        })
+    }
 
-        let acknowledged = client.join().ok().context("the client panicked")??;
-        lab.wait_running(NAME, 2)?;
-        let migration = lab.last_migration()?;
-        let rounds = migration.0["rounds"].as_array().map_or(0, Vec::len);
-        ensure!(rounds > 2, "none in the drain: {migration:?}");
-        let drain = migration.0["phases"]["drain"].as_f64();
-        ensure!(drain > Some(2.0), "nobody was busy: {migration:?}");
+    /// Waits until the log of the source has these words.
+    fn wait_said(&self, words: &str) -> anyhow::Result<()> {
+        let host = self.lab.host(1)?;
+        let (lab, name) = (self.lab.name(), host.name());
+        let log = format!("/var/lib/rehome-lab/{lab}/{name}/log/migrated.log");
+        wait_until(&format!("it says {words:?}"), PATIENCE, || {
+            Ok(fs::read_to_string(&log)?.contains(words))
+        })
+    }
+
+    /// Kills the destination's `migrated` when a round of the drain has arrived, and keeps it down
+    /// until another one failed: a stream waits for half a minute. Returns the process that was killed.
+    fn lose_a_round(&self) -> anyhow::Result<u32> {
+        self.wait("a round of the drain arrived", |m| rounds(m) > 2)?;
+        let destination = self.lab.host(2)?;
+        let killed = destination.daemon("migrated")?;
+        destination.hold("migrated")?;
+        destination.kill_daemon("migrated")?;
+        self.wait_said("a round of the drain did not arrive")?;
+        Ok(killed)
+    }
+
+    /// Waits until it arrived, with all that the client was promised.
+    fn arrived(self) -> anyhow::Result<Migration> {
+        self.command.wait()?.ok()?;
+        let acknowledged = self.client.join().ok().context("the client panicked")??;
+        self.lab.wait_running(NAME, 2)?;
+        let migration = self.lab.last_migration()?;
+        ensure!(migration.state() == "done", "{migration:?}");
         ensure!(migration.0["connections"]["drained"] == 1, "{migration:?}");
-        let kept = block_on(Redis.words(door))?;
+        let kept = block_on(Redis.words(self.door))?;
         let lost: Vec<_> = acknowledged.difference(&kept).collect();
         ensure!(lost.is_empty() && !kept.is_empty(), "lost: {lost:?}");
+        Ok(migration)
+    }
+}
+
+fn rounds(migration: &Migration) -> usize {
+    migration.0["rounds"].as_array().map_or(0, Vec::len)
+}
+
+/// The bytes of the move that no round sent.
+fn sent_in_the_window(migration: &Migration) -> Option<u64> {
+    let mut all = migration.0["bytes"].as_u64()?;
+    for round in migration.0["rounds"].as_array()? {
+        all = all.checked_sub(round["bytes"].as_u64()?)?;
+    }
+    Some(all)
+}
+
+#[test]
+fn rounds_go_on_while_a_busy_client_is_drained() -> anyhow::Result<()> {
+    with_lab(Runtime::Process, &[], |lab| {
+        let migration = Stage::begin(lab, "4s", 0)?.arrived()?;
+        ensure!(rounds(&migration) > 2, "none in the drain: {migration:?}");
+        let drain = migration.0["phases"]["drain"].as_f64();
+        ensure!(drain > Some(2.0), "nobody was busy: {migration:?}");
+        Ok(())
+    })
+}
+
+#[test]
+fn after_a_round_of_the_drain_that_failed_a_new_one_is_taken() -> anyhow::Result<()> {
+    with_lab(Runtime::Process, &[], |lab| {
+        let stage = Stage::begin(lab, "60s", 0)?;
+        let killed = stage.lose_a_round()?;
+        let destination = lab.host(2)?;
+        destination.let_go("migrated")?;
+        destination.wait_daemon("migrated", killed)?;
+        // What failed keeps its number, and with it its snapshot, which is old by now.
+        stage.wait("a round with a number of its own is sent", |m| {
+            let number = m.0["now"]["round"].as_u64();
+            let number = number.and_then(|number| usize::try_from(number).ok());
+            number.is_some_and(|number| number > rounds(m) + 1)
+        })?;
+        stage.enough.store(true, Ordering::Relaxed);
+        stage.arrived().map(drop)
+    })
+}
+
+/// Nothing is known of what the destination has when the drain is over: it is asked before the
+/// store is stopped, for as long as that takes.
+#[test]
+fn a_destination_that_is_away_when_the_drain_ends_is_sent_a_difference() -> anyhow::Result<()> {
+    with_lab(Runtime::Process, &[], |lab| {
+        let stage = Stage::begin(lab, "6s", 16)?;
+        let killed = stage.lose_a_round()?;
+        stage.wait_said("the destination does not say what it has")?;
+        let before = lab.application(NAME)?;
+        ensure!(
+            before.host.as_deref() == Some(lab.host(1)?.address()),
+            "{before:?}"
+        );
+        let destination = lab.host(2)?;
+        destination.let_go("migrated")?;
+        destination.wait_daemon("migrated", killed)?;
+        let migration = stage.arrived()?;
+        let last = sent_in_the_window(&migration);
+        ensure!(last.is_some_and(|bytes| bytes < SMALL), "{migration:?}");
         Ok(())
     })
 }
