@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use migrated_core::convergence::drain::{has_room, pace};
 use migrated_core::source::{Event, SourceMigration};
+use rehome_runtime::failpoint;
 use rehome_runtime::report::Report;
 use rehome_shared::api::cluster::Round;
 use tokio::time::Instant;
@@ -76,8 +77,10 @@ impl Driver {
     /// Sends one round; `None` when it did not arrive.
     async fn round_in_drain(&mut self, migration: &SourceMigration, number: u32) -> Option<Round> {
         self.run.enter("drain", number);
+        failpoint::reach(|| "phase/drain_round/before".to_owned()).await;
         match self.round(migration, number).await {
             Ok(sent) => {
+                failpoint::reach(|| "phase/drain_round/after".to_owned()).await;
                 self.note_round(sent);
                 Some(sent)
             }

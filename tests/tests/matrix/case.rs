@@ -7,6 +7,8 @@ use std::fmt;
 pub(crate) enum Scenario {
     /// The destination serves.
     Forward,
+    /// As well; a busy client makes the drain last, and rounds are sent in it.
+    Busy,
     /// Somebody calls it off when the final difference is there.
     CalledOff,
     /// The application does not start on the destination.
@@ -118,6 +120,35 @@ const STEPS: [(Scenario, &str); 9] = [
     (Scenario::GivenBack, "phase/return"),
 ];
 
+/// A round in the drain, and the write of all of them when it is over.
+const IN_DRAIN: [(&str, &str, &[Blow]); 4] = [
+    (
+        "phase/drain_round",
+        "before",
+        &[
+            Blow::Host(Side::Source),
+            Blow::Daemon(Side::Destination),
+            Blow::Host(Side::Destination),
+            Blow::Link,
+        ],
+    ),
+    (
+        "phase/drain_round",
+        "after",
+        &[Blow::Daemon(Side::Source), Blow::Daemon(Side::Destination)],
+    ),
+    (
+        "journal/source/round",
+        "before",
+        &[Blow::Daemon(Side::Source), Blow::Link],
+    ),
+    (
+        "journal/source/round",
+        "after",
+        &[Blow::Host(Side::Source), Blow::Host(Side::Destination)],
+    ),
+];
+
 /// Where a `proxyd` dies: its migrated works on the gate then, or has just done so.
 const GATES: [(Side, &str); 5] = [
     (Side::Source, "journal/source/cut_over"),
@@ -155,6 +186,10 @@ pub(crate) fn all() -> Vec<Case> {
         let both = [Blow::Daemon(Side::Source), Blow::Host(Side::Source)];
         let step = (scenario, Side::Source, step);
         add_when(&mut cases, step, "before", &both);
+    }
+    for (write, when, blows) in IN_DRAIN {
+        let write = (Scenario::Busy, Side::Source, write);
+        add_when(&mut cases, write, when, blows);
     }
     for step in ["phase/drain", "phase/stop"] {
         let step = (Scenario::Forward, Side::Source, step);
@@ -240,6 +275,11 @@ impl Case {
         format!("{}/{}", self.write, self.when)
     }
 
+    /// The fail point that comes first, where the write happens earlier in a move as well.
+    pub(crate) fn comes_after(&self) -> Option<&'static str> {
+        (self.scenario == Scenario::Busy).then_some("phase/drain/before")
+    }
+
     /// The row of the table that it stands in.
     pub(crate) fn row(&self) -> String {
         let write = self.write.strip_prefix("journal/").map_or_else(
@@ -260,6 +300,7 @@ impl fmt::Display for Scenario {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Forward => "forward",
+            Self::Busy => "busy",
             Self::CalledOff => "called off",
             Self::GivenBack => "given back",
         })

@@ -14,6 +14,7 @@
     reason = "JSON documents, in which what is absent is null, and hosts that a lab has"
 )]
 
+mod busy;
 mod case;
 mod play;
 mod stage;

@@ -8,6 +8,7 @@ use anyhow::{Context as _, bail, ensure};
 use rehome_tests::wait::wait_until;
 use serde_json::Value;
 
+use crate::busy::Busy;
 use crate::case::{Blow, Case, Scenario, Side};
 use crate::stage::{NAME, PATIENCE, Stage};
 
@@ -50,13 +51,24 @@ pub(crate) fn play(stage: &mut Stage<'_>, case: Case) -> anyhow::Result<String> 
     let before = before(stage)?;
     stage.refuse(way.to, case.scenario == Scenario::GivenBack)?;
     let (holder, point) = (way.host(case.side), case.point());
-    stage.hold(holder, &point)?;
+    let first = case.comes_after();
+    stage.hold(holder, first.unwrap_or(&point))?;
+    let busy = if case.scenario == Scenario::Busy {
+        Some(Busy::start(stage.door())?)
+    } else {
+        None
+    };
     if case.scenario == Scenario::CalledOff {
         stage.hold(way.to, BEFORE_THE_PROMISE)?;
     }
     let command = stage.lab.begin_move(NAME, way.to)?;
     if case.scenario == Scenario::CalledOff {
         call_off(stage, way, &before)?;
+    }
+    if let Some(first) = first {
+        stage.wait_held(holder, first)?;
+        stage.hold(holder, &point)?;
+        stage.let_go(holder, first);
     }
     stage.wait_held(holder, &point)?;
     let failures = stage.load.failures();
@@ -70,6 +82,9 @@ pub(crate) fn play(stage: &mut Stage<'_>, case: Case) -> anyhow::Result<String> 
         "clients noticed that a migrated died: {:#?}",
         stage.load.newest_failures(failures)
     );
+    if let Some(busy) = busy {
+        busy.stop_and_verify(stage.door())?;
+    }
     check(stage, &before, &ended)?;
     let outcome = command
         .wait()

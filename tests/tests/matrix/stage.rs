@@ -248,7 +248,12 @@ impl<'a> Stage<'a> {
     /// more soon.
     pub(crate) fn serves(&self) -> anyhow::Result<()> {
         self.load.wait_served(CLIENTS)?;
-        self.load.verify_so_far(self.doors[self.at - 1])
+        self.load.verify_so_far(self.door())
+    }
+
+    /// Where clients reach the store on its own host.
+    pub(crate) fn door(&self) -> SocketAddr {
+        self.doors[self.at - 1]
     }
 
     /// The names in a directory of a host's pool, without those of the datasets around them.
