@@ -339,12 +339,18 @@ fn runs_on(lab: &Lab, asked: usize, number: usize) -> anyhow::Result<Application
 }
 
 /// Waits until nothing of the store is on a host: no process, no live tree.
-fn nothing_runs_on(scene: &Scene<'_, Redis>, number: usize) -> anyhow::Result<()> {
+fn gives_way(scene: &Scene<'_, Redis>, number: usize) -> anyhow::Result<()> {
     let host = scene.lab.host(number)?;
     wait_until("it gives way", PATIENCE, || {
         let runs = host.processes()?.contains(scene.store.process());
         Ok(!runs && host.has_no_live_volume().is_ok())
-    })?;
+    })
+}
+
+/// The same on a host that was off when another one took over.
+fn nothing_runs_on(scene: &Scene<'_, Redis>, number: usize) -> anyhow::Result<()> {
+    let host = scene.lab.host(number)?;
+    gives_way(scene, number)?;
     // And so it stays when it has heard of everything.
     wait_until("its status says that it was fenced", PATIENCE, || {
         let seen = status(host)?;

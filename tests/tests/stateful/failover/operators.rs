@@ -8,7 +8,7 @@ use rehome_tests::program;
 use rehome_tests::store::{Redis, Store as _};
 use rehome_tests::wait::wait_for;
 
-use super::{PATIENCE, at_once, blocked, goes_on, nothing_runs_on, only, runs_on};
+use super::{PATIENCE, at_once, blocked, gives_way, goes_on, nothing_runs_on, only, runs_on};
 use crate::scene::{NAME, on_stage};
 
 #[test]
@@ -125,7 +125,8 @@ fn a_machine_that_was_replaced_does_not_stand_in_the_way_of_a_copy() -> anyhow::
         ensure!(now.epoch == 4, "{now:?}");
         let words = block_on(scene.store.words(scene.doors[1]))?;
         ensure!(words.contains(&old), "{words:?}");
-        nothing_runs_on(scene, 1)?;
+        // It answers, and agreed as all others did: it is not fenced.
+        gives_way(scene, 1)?;
         goes_on(scene, 2, 1, &only(&old))
     })
 }
