@@ -342,7 +342,9 @@ pub async fn grant(
     let known = handoff(host, peer, id)?;
     let HandoffRef { attempt, epoch } = message;
     let desired = host.desired.get();
-    if is_void(&desired, &known.reservation.from) {
+    // What was granted already is no news, whoever granted it: the source waits for the answer.
+    let waits = matches!(known.phase, Phase::Reserved | Phase::Verified { .. });
+    if waits && is_void(&desired, &known.reservation.from) {
         return Err(TakeError::Refused(void(&known.reservation.from)));
     }
     // Whoever takes over in the place of the source makes sure first that every host follows a
