@@ -266,6 +266,12 @@ impl Driver {
     async fn drop_snapshots(&self, migration: &SourceMigration, keep: Option<&str>) {
         let prefix = snapshot_name(&migration.id, "");
         for volume in &migration.plan.volumes {
+            // A round that was called off may have been taking one.
+            let parts = self.host.storage.discard_partial(&volume.dataset, &prefix);
+            if let Err(error) = parts.await {
+                let error = Report(&error).to_string();
+                tracing::warn!(error, "part of a snapshot of the move cannot be dropped");
+            }
             let info = self.host.storage.inspect(&volume.dataset).await;
             let snapshots = info
                 .ok()

@@ -335,13 +335,19 @@ impl Storage for Btrfs {
         }
         let live = self.require_live(dataset).await?;
         self.flush(dataset).await?;
-        tree::make_directory(&place).await?;
+        // In the work directory first: a call that is dropped in the middle leaves nothing among the
+        // snapshots, and what it leaves is part of one.
+        let stage = self.fresh_work(dataset, name).await?;
+        tree::make_directory(&stage).await?;
         let command = Program::new()
             .args(["subvolume", "snapshot", "-r"])
             .arg(&live)
-            .arg(&data);
+            .arg(stage.join(layout::DATA));
         program::run(command).await?;
-        limit_tree(&data, None).await?;
+        limit_tree(&stage.join(layout::DATA), None).await?;
+        tree::discard(&place).await?;
+        tree::move_away(&stage, &place).await?;
+        tree::remove_if_empty(&self.layout.work(dataset)).await?;
         let info = tree::info(&data).await?;
         info.map(|info| snapshot(name.to_owned(), &info))
             .ok_or_else(|| StorageError::NotFound(format!("the new snapshot {name} of {dataset}")))

@@ -53,6 +53,55 @@ async fn a_snapshot_is_there_or_gone_wherever_its_deletion_is_interrupted() -> T
     Ok(())
 }
 
+/// Where a move is called off in the middle of a round.
+#[tokio::test]
+async fn a_snapshot_is_there_or_not_wherever_its_making_is_interrupted() -> Test {
+    let Some(pools) = Pools::new()? else {
+        return Ok(());
+    };
+    let a = pools.open("a", 300 * MIB).await?;
+    let dataset = DatasetId::generate();
+    a.create(&dataset, None).await?;
+    let directory = pools.path("a").join("snap").join(dataset.as_str());
+    for steps in 0..40 {
+        {
+            let mut making = std::pin::pin!(a.snapshot(&dataset, "mig-1-1"));
+            for _ in 0..steps {
+                let patience = Duration::from_micros(500);
+                if tokio::time::timeout(patience, &mut making).await.is_ok() {
+                    break;
+                }
+            }
+        }
+        // What a thread or a program had begun goes on when its caller is dropped.
+        let settled = async {
+            loop {
+                let dropped = a.discard_partial(&dataset, "mig-1-").await.is_ok();
+                let info = a.inspect(&dataset).await?.context("a volume")?;
+                let there = fs::read_dir(&directory).map_or(0, Iterator::count);
+                if dropped && there == info.snapshots.len() && work(&pools.path("a"))?.is_empty() {
+                    return anyhow::Ok(());
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let settled = tokio::time::timeout(Duration::from_secs(10), settled).await;
+        settled.with_context(|| format!("something is left after {steps} steps"))??;
+        a.delete_snapshot(&dataset, "mig-1-1").await?;
+    }
+    a.snapshot(&dataset, "mig-1-1").await?;
+    assert_eq!(
+        a.inspect(&dataset)
+            .await?
+            .context("a volume")?
+            .snapshots
+            .len(),
+        1
+    );
+    assert_eq!(work(&pools.path("a"))?, Vec::<PathBuf>::new());
+    Ok(())
+}
+
 /// Waits until there is something in the work directory of a pool.
 async fn something_in(pool: &Path) -> Test {
     let begun = async {
