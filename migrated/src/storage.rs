@@ -18,7 +18,7 @@ use migrated_core::stamp::Stamp;
 use rehome_shared::ids::DatasetId;
 use rehome_shared::units::Bytes;
 use serde::{Deserialize, Serialize};
-use tokio::io::AsyncRead;
+use tokio::io::{AsyncBufRead, AsyncRead};
 
 /// What a backend can do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -207,7 +207,7 @@ pub trait Storage: std::fmt::Debug + Send + Sync {
         dataset: &DatasetId,
         name: &str,
         guid: &str,
-        stream: &mut (dyn AsyncRead + Send + Unpin),
+        stream: &mut (dyn AsyncBufRead + Send + Unpin),
     ) -> Result<Snapshot, StorageError>;
 
     /// Drops what was received by halves of snapshots whose names begin with `prefix`. Nobody may

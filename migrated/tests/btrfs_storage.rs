@@ -23,7 +23,7 @@ use migrated::storage::{Storage, StorageError};
 use migrated_core::stamp::{Stamp, StampState};
 use rehome_shared::ids::{AppName, DatasetId, Epoch, HostAddr, VolumeName};
 use rehome_shared::units::Bytes;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, BufReader};
 
 use pools::{Pools, Torn, noise, pass, whole_stream, work, write};
 
@@ -209,7 +209,7 @@ async fn a_torn_stream_changes_nothing() -> Test {
     let snapshot = a.snapshot(&dataset, "mig-1").await?;
     for left in [0, 5, 17, 1000, 2_000_000] {
         let stream = a.send(&dataset, "mig-1", None).await?;
-        let mut torn = Torn { stream, left };
+        let mut torn = BufReader::new(Torn { stream, left });
         let refused = b
             .receive(&dataset, "mig-1", &snapshot.guid, &mut torn)
             .await;
@@ -410,8 +410,10 @@ async fn a_receiver_without_space_keeps_nothing() -> Test {
     let snapshot = a.snapshot(&dataset, "mig-1").await?;
     let before = b.available().await?;
     ensure!(before.0 < 120 * MIB, "{before}");
-    let stream = &mut a.send(&dataset, "mig-1", None).await?;
-    let refused = b.receive(&dataset, "mig-1", &snapshot.guid, stream).await;
+    let mut stream = BufReader::new(a.send(&dataset, "mig-1", None).await?);
+    let refused = b
+        .receive(&dataset, "mig-1", &snapshot.guid, &mut stream)
+        .await;
     let Err(StorageError::NoSpace { needed, .. }) = refused else {
         anyhow::bail!("{refused:?}");
     };

@@ -50,7 +50,7 @@ use migrated_core::stamp::Stamp;
 use rehome_shared::ids::DatasetId;
 use rehome_shared::units::Bytes;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
-use tokio::io::{AsyncRead, AsyncWriteExt};
+use tokio::io::{AsyncBufRead, AsyncWriteExt};
 
 use self::layout::Layout;
 use self::meta::MetaStore;
@@ -127,7 +127,7 @@ impl Btrfs {
     async fn receive_into(
         &self,
         stage: &Path,
-        stream: &mut (dyn AsyncRead + Send + Unpin),
+        stream: &mut (dyn AsyncBufRead + Send + Unpin),
     ) -> Result<(), (StorageError, Bytes)> {
         let start = Program::new()
             .args(["receive", "-q"])
@@ -405,7 +405,7 @@ impl Storage for Btrfs {
         dataset: &DatasetId,
         name: &str,
         guid: &str,
-        stream: &mut (dyn AsyncRead + Send + Unpin),
+        stream: &mut (dyn AsyncBufRead + Send + Unpin),
     ) -> Result<Snapshot, StorageError> {
         let place = self.layout.snapshot(dataset, name)?;
         if let Some(info) = tree::info(&place.join(layout::DATA)).await? {

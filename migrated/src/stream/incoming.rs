@@ -15,7 +15,7 @@ use std::time::Duration;
 use bytes::{Buf, Bytes};
 use migrated_core::stream::{Decoder, Encoding, Frame, FrameError};
 use rehome_shared::api::peer::StreamProgress;
-use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
+use tokio::io::{AsyncBufRead, AsyncRead, AsyncReadExt, ReadBuf};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
@@ -219,10 +219,10 @@ impl Intake {
         self.known_before(offset)?;
         let _hungry_again = Hunger(&self.hungry);
         let mut decoder = Decoder::default();
-        let mut chunk = vec![0; CHUNK];
         while !self.ended.load(Ordering::Relaxed) {
             self.hungry.store(true, Ordering::Relaxed);
-            let read = body.read(&mut chunk).await.map_err(FeedError::Cut)?;
+            let read = body.read_buf(decoder.room(CHUNK)).await;
+            let read = read.map_err(FeedError::Cut)?;
             self.hungry.store(false, Ordering::Relaxed);
             if read == 0 {
                 return Err(FeedError::Cut(io::ErrorKind::UnexpectedEof.into()));
@@ -230,7 +230,6 @@ impl Intake {
             self.hear();
             let count = u64::try_from(read).unwrap_or(u64::MAX);
             self.wire.fetch_add(count, Ordering::Relaxed);
-            decoder.push(chunk.get(..read).unwrap_or_default());
             while let Some(frame) = decoder.next_frame()? {
                 if !self.take(&mut digest, frame).await? {
                     return Ok(());
@@ -359,28 +358,40 @@ impl AsyncRead for Arrivals {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        let piece = ready!(self.as_mut().poll_fill_buf(cx))?;
+        let length = piece.len().min(buf.remaining());
+        buf.put_slice(piece.get(..length).unwrap_or_default());
+        self.consume(length);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncBufRead for Arrivals {
+    fn poll_fill_buf(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
+        let this = self.get_mut();
         loop {
-            if self.ended && self.rest.is_empty() {
-                return Poll::Ready(Ok(()));
+            if this.ended && this.rest.is_empty() {
+                return Poll::Ready(Ok(&[]));
             }
-            if self.over.is_cancelled() || self.given_up.as_mut().poll(cx).is_ready() {
+            if this.over.is_cancelled() || this.given_up.as_mut().poll(cx).is_ready() {
                 let message = "the stream broke off and did not go on";
                 return Poll::Ready(Err(io::Error::new(
                     io::ErrorKind::ConnectionAborted,
                     message,
                 )));
             }
-            if !self.rest.is_empty() {
-                let length = self.rest.len().min(buf.remaining());
-                buf.put_slice(self.rest.get(..length).unwrap_or_default());
-                self.rest.advance(length);
-                return Poll::Ready(Ok(()));
+            if !this.rest.is_empty() {
+                return Poll::Ready(Ok(&this.rest));
             }
-            match ready!(self.pieces.poll_recv(cx)) {
-                Some(Piece::Data(data)) => self.rest = data,
-                Some(Piece::End) => self.ended = true,
+            match ready!(this.pieces.poll_recv(cx)) {
+                Some(Piece::Data(data)) => this.rest = data,
+                Some(Piece::End) => this.ended = true,
                 None => return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
             }
         }
+    }
+
+    fn consume(mut self: Pin<&mut Self>, length: usize) {
+        self.rest.advance(length);
     }
 }

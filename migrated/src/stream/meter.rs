@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use rehome_shared::units::Bytes;
-use tokio::io::{AsyncRead, ReadBuf};
+use bytes::Bytes;
+use futures_util::Stream;
+use rehome_shared::units;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::Bucket;
@@ -20,8 +21,8 @@ pub struct Meter(Arc<AtomicU64>);
 impl Meter {
     /// So far.
     #[must_use]
-    pub fn bytes(&self) -> Bytes {
-        Bytes(self.0.load(Ordering::Relaxed))
+    pub fn bytes(&self) -> units::Bytes {
+        units::Bytes(self.0.load(Ordering::Relaxed))
     }
 
     /// From zero again.
@@ -71,12 +72,14 @@ impl Wire {
     }
 }
 
-/// A reader whose bytes are counted and held to rates.
+/// A stream of bytes that are counted and held to rates.
 ///
-/// A rate holds over every stretch longer than 50 ms: a read that is ahead of its time
+/// A rate holds over every stretch longer than 50 ms: a piece that is ahead of its time
 /// waits until the time has come.
-pub struct Metered<R> {
-    inner: R,
+pub struct Metered<S> {
+    inner: S,
+    /// What came of `inner` and did not go on yet.
+    rest: Bytes,
     wire: Wire,
     pause: Option<Pin<Box<Sleep>>>,
 }
@@ -84,18 +87,22 @@ pub struct Metered<R> {
 /// So far ahead of its time a stream may be.
 const SLICE: Duration = Duration::from_millis(50);
 
-impl<R> Metered<R> {
+/// The most that goes on at a time: what counts as gone must not be long on its way.
+const PIECE: usize = 256 << 10;
+
+impl<S> Metered<S> {
     /// Counts `inner` and holds it to the rates.
-    pub fn new(inner: R, wire: Wire) -> Self {
+    pub fn new(inner: S, wire: Wire) -> Self {
         Self {
             inner,
+            rest: Bytes::new(),
             wire,
             pause: None,
         }
     }
 }
 
-impl<R> std::fmt::Debug for Metered<R> {
+impl<S> std::fmt::Debug for Metered<S> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Metered")
             .field("wire", &self.wire)
@@ -103,39 +110,34 @@ impl<R> std::fmt::Debug for Metered<R> {
     }
 }
 
-impl<R: AsyncRead + Unpin> AsyncRead for Metered<R> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+impl<S: Stream<Item = io::Result<Bytes>> + Unpin> Stream for Metered<S> {
+    type Item = io::Result<Bytes>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         if let Some(pause) = self.pause.as_mut() {
             ready!(pause.as_mut().poll(cx));
             self.pause = None;
         }
-        let most = self.wire.allowance().unwrap_or(usize::MAX);
-        let read = if most < buf.remaining() {
-            let mut part = ReadBuf::new(buf.initialize_unfilled_to(most));
-            ready!(Pin::new(&mut self.inner).poll_read(cx, &mut part))?;
-            let read = part.filled().len();
-            buf.advance(read);
-            read
-        } else {
-            let before = buf.filled().len();
-            ready!(Pin::new(&mut self.inner).poll_read(cx, buf))?;
-            buf.filled().len().saturating_sub(before)
-        };
-        let due = self.wire.account(u64::try_from(read).unwrap_or(u64::MAX));
+        while self.rest.is_empty() {
+            match ready!(Pin::new(&mut self.inner).poll_next(cx)) {
+                Some(Ok(bytes)) => self.rest = bytes,
+                end => return Poll::Ready(end),
+            }
+        }
+        let most = self.wire.allowance().unwrap_or(PIECE).min(PIECE);
+        let length = self.rest.len().min(most);
+        let piece = self.rest.split_to(length);
+        let due = self.wire.account(u64::try_from(length).unwrap_or(u64::MAX));
         if let Some(due) = due.filter(|due| *due > Instant::now() + SLICE) {
             self.pause = Some(Box::pin(sleep_until(due)));
         }
-        Poll::Ready(Ok(()))
+        Poll::Ready(Some(Ok(piece)))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::AsyncReadExt;
+    use futures_util::{TryStreamExt, stream};
 
     use super::*;
 
@@ -147,18 +149,19 @@ mod tests {
             wire = wire.held_to(bucket);
         }
         let data: Vec<u8> = (0..bytes).map(|n| u8::try_from(n % 251).unwrap()).collect();
+        let frames = data.chunks(100_000).map(Bytes::copy_from_slice);
+        let frames: Vec<io::Result<Bytes>> = frames.map(Ok).collect();
         let started = Instant::now();
-        let mut out = Vec::new();
-        let mut reader = Metered::new(data.as_slice(), wire);
-        reader.read_to_end(&mut out).await.unwrap();
-        assert_eq!(out, data);
-        assert_eq!(meter.bytes(), Bytes(u64::try_from(bytes).unwrap()));
+        let pieces = Metered::new(stream::iter(frames), wire);
+        let out: Vec<Bytes> = pieces.try_collect().await.unwrap();
+        assert_eq!(out.concat(), data);
+        assert_eq!(meter.bytes(), units::Bytes(u64::try_from(bytes).unwrap()));
         assert_eq!(meter.bytes(), other.bytes());
         started.elapsed().as_secs_f64()
     }
 
     fn rate(rate: u64) -> Arc<Bucket> {
-        Arc::new(Bucket::new(Some(Bytes(rate))))
+        Arc::new(Bucket::new(Some(units::Bytes(rate))))
     }
 
     #[tokio::test(start_paused = true)]
@@ -204,7 +207,7 @@ mod tests {
         let bucket = rate(10_000);
         let change = async {
             tokio::time::sleep(Duration::from_secs(10)).await;
-            bucket.set_rate(Some(Bytes(100_000)));
+            bucket.set_rate(Some(units::Bytes(100_000)));
         };
         // A tenth of it in ten seconds, the rest in nine.
         let (took, ()) = tokio::join!(read(1_000_000, [bucket.clone()]), change);

@@ -16,7 +16,6 @@ use rehome_shared::api::peer::{Received, StreamProgress, StreamQuery};
 use tokio::io::AsyncRead;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
-use tokio_util::io::StreamReader;
 
 use super::{FillError, GRACE, Meter, Metered, Outgoing, Wire};
 
@@ -138,7 +137,7 @@ impl Lane {
             next.map(|frame| frame.map(Ok::<_, std::io::Error>))
         });
         let wire = self.wire.clone().counted_on(&sent);
-        let body = Metered::new(StreamReader::new(frames), wire);
+        let body = Metered::new(frames, wire);
         let path = self.stream_path(connection, offset);
         let mut put = Box::pin(
             self.client

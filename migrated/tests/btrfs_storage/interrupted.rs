@@ -130,7 +130,8 @@ async fn what_a_receive_that_was_dropped_leaves_can_be_discarded() -> Test {
     let bytes = whole_stream(&a, &dataset, "mig-1-1", None).await?;
     let half = bytes.get(..bytes.len() / 2).context("a stream")?;
     // The second half never comes.
-    let (mut sender, mut stream) = tokio::io::duplex(bytes.len());
+    let (mut sender, stream) = tokio::io::duplex(bytes.len());
+    let mut stream = tokio::io::BufReader::new(stream);
     sender.write_all(half).await?;
     let receiving = b.receive(&dataset, "mig-1-1", &snapshot.guid, &mut stream);
     let pool = pools.path("b");

@@ -12,7 +12,7 @@ use migrated::storage::btrfs::{Btrfs, PoolConfig, PoolImage};
 use migrated::storage::{Snapshot, Storage};
 use rehome_shared::ids::DatasetId;
 use rehome_shared::units::Bytes;
-use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, BufReader, ReadBuf};
 
 /// A directory whose pools are unmounted, and their loop devices freed, when it is dropped.
 pub(crate) struct Pools {
@@ -133,11 +133,11 @@ pub(crate) async fn pass(
     base: Option<&str>,
 ) -> anyhow::Result<(Snapshot, u64)> {
     let stream = from.send(dataset, &snapshot.name, base).await?;
-    let mut counted = Counted { stream, bytes: 0 };
+    let mut counted = BufReader::new(Counted { stream, bytes: 0 });
     let received = to
         .receive(dataset, &snapshot.name, &snapshot.guid, &mut counted)
         .await?;
-    Ok((received, counted.bytes))
+    Ok((received, counted.get_ref().bytes))
 }
 
 pub(crate) struct Counted<S> {

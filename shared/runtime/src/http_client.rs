@@ -8,10 +8,12 @@ mod error;
 mod transport;
 mod upload;
 
+use std::io;
 use std::path::Path;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use futures_util::Stream;
 use http::header::{CONTENT_TYPE, HOST};
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use http_body_util::combinators::UnsyncBoxBody;
@@ -22,10 +24,9 @@ use hyper_util::rt::TokioIo;
 use rehome_shared::ids::HostAddr;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::io::AsyncRead;
 
 use crate::tls::Tls;
-use transport::{Endpoint, Stream};
+use transport::Endpoint;
 
 pub use error::ClientError;
 pub(crate) use transport::tune;
@@ -134,15 +135,15 @@ impl HttpClient {
     ///
     /// # Cancel safety
     /// A dropped call breaks the stream off; the other side sees an incomplete body.
-    pub async fn put_stream<R, Res>(
+    pub async fn put_stream<S, Res>(
         &self,
         path: &str,
         headers: HeaderMap,
-        body: R,
+        body: S,
         limits: StreamLimits,
     ) -> Result<Res, ClientError>
     where
-        R: AsyncRead + Send + 'static,
+        S: Stream<Item = io::Result<Bytes>> + Send + 'static,
         Res: DeserializeOwned,
     {
         let (body, progress) = upload::body(body);
@@ -187,7 +188,7 @@ impl HttpClient {
 
     async fn converse(
         &self,
-        stream: Stream,
+        stream: transport::Stream,
         request: Request<Body>,
     ) -> Result<Response<Bytes>, ClientError> {
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream))

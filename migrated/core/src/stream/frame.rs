@@ -145,10 +145,11 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// More bytes came. Take the frames before the next ones come: then what is held stays below
-    /// one frame and what was pushed last.
-    pub fn push(&mut self, bytes: &[u8]) {
-        self.buffer.extend_from_slice(bytes);
+    /// Where bytes go that come, with room for so many: append them, and touch nothing else. Take
+    /// the frames before more come: then what is held stays below one frame and what came last.
+    pub fn room(&mut self, bytes: usize) -> &mut BytesMut {
+        self.buffer.reserve(bytes);
+        &mut self.buffer
     }
 
     /// The next frame that is here whole.

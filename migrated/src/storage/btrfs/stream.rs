@@ -9,16 +9,13 @@ use std::time::Duration;
 
 use rehome_runtime::command::{CommandError, Running};
 use rehome_shared::units::Bytes;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::process::ChildStdout;
 
 use crate::storage::StorageError;
 
 /// How long a sender may take to end after its last byte.
 const SEND_END: Duration = Duration::from_secs(30);
-
-/// What is read at a time: what a pipe holds.
-const CHUNK: usize = 64 * 1024;
 
 type Ending = Pin<Box<dyn Future<Output = Result<String, CommandError>> + Send>>;
 
@@ -93,21 +90,21 @@ impl fmt::Debug for Sending {
 /// Passes a stream on until its end, an error of the stream, which is returned, or a failure of
 /// the sink, which knows best itself why. Also returns how many bytes were read.
 pub(super) async fn pass_on(
-    stream: &mut (dyn AsyncRead + Send + Unpin),
+    stream: &mut (dyn AsyncBufRead + Send + Unpin),
     sink: &mut (dyn AsyncWrite + Send + Unpin),
 ) -> (Bytes, Option<io::Error>) {
     let mut passed = Bytes::default();
-    let mut buffer = vec![0; CHUNK];
     loop {
-        let length = match stream.read(&mut buffer).await {
-            Ok(0) => return (passed, None),
-            Ok(length) => length,
+        let piece = match stream.fill_buf().await {
+            Ok([]) => return (passed, None),
+            Ok(piece) => piece,
             Err(error) => return (passed, Some(error)),
         };
+        let length = piece.len();
         passed = passed.saturating_add(Bytes(u64::try_from(length).unwrap_or(u64::MAX)));
-        let chunk = buffer.get(..length).unwrap_or_default();
-        if sink.write_all(chunk).await.is_err() {
+        if sink.write_all(piece).await.is_err() {
             return (passed, None);
         }
+        stream.consume(length);
     }
 }

@@ -71,7 +71,7 @@ fn boundaries(wire: &[u8]) -> Vec<usize> {
     let mut decoder = Decoder::default();
     let mut ends = Vec::new();
     for (index, byte) in wire.iter().enumerate() {
-        decoder.push(&[*byte]);
+        decoder.room(0).extend_from_slice(&[*byte]);
         if decoder.next_frame().unwrap().is_some() {
             ends.push(index + 1);
         }
@@ -112,7 +112,7 @@ async fn a_cut_at_every_boundary_and_inside_of_every_frame_loses_and_doubles_not
 /// How many bytes of the stream the frames up to a place on the wire hold.
 fn raw_until(wire: &[u8], place: usize) -> u64 {
     let mut decoder = Decoder::default();
-    decoder.push(&wire[..place]);
+    decoder.room(0).extend_from_slice(&wire[..place]);
     let mut raw = 0;
     while let Some(frame) = decoder.next_frame().unwrap() {
         raw += frame.raw();
@@ -257,7 +257,7 @@ async fn compressible_data_takes_fewer_bytes_on_the_wire_and_noise_hardly_more()
     let wire = wire_of(&noise).await;
     assert!(wire.len() < noise.len() + 200, "{}", wire.len());
     let mut decoder = Decoder::default();
-    decoder.push(&wire);
+    decoder.room(0).extend_from_slice(&wire);
     while let Some(frame) = decoder.next_frame().unwrap() {
         if let Frame::Data { raw, payload, .. } = frame {
             assert_eq!(raw, payload.len(), "noise was sent compressed");

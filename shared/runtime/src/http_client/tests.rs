@@ -1,4 +1,3 @@
-use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -7,7 +6,8 @@ use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncReadExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
+use tokio_util::io::ReaderStream;
 
 use super::*;
 use crate::http_server::{ErrorResponse, HttpServer};
@@ -154,13 +154,18 @@ async fn each_failure_has_its_own_kind() {
     );
 }
 
+/// A reader as a stream.
+fn pieces<R: AsyncRead + Send + 'static>(reader: R) -> ReaderStream<R> {
+    ReaderStream::with_capacity(reader, 256 << 10)
+}
+
 #[tokio::test]
 async fn a_stream_far_beyond_the_body_limit_arrives_whole() {
     let server = server().await;
     let body = tokio::io::repeat(7).take(100 << 20);
     let answer: Number = server
         .client
-        .put_stream("/count", HeaderMap::new(), body, LIMITS)
+        .put_stream("/count", HeaderMap::new(), pieces(body), LIMITS)
         .await
         .unwrap();
     assert_eq!(answer, Number { n: 100 << 20 });
@@ -171,7 +176,12 @@ async fn an_early_refusal_reaches_a_client_that_is_still_sending() {
     let server = server().await;
     let error = server
         .client
-        .put_stream::<_, Number>("/busy", HeaderMap::new(), tokio::io::repeat(7), LIMITS)
+        .put_stream::<_, Number>(
+            "/busy",
+            HeaderMap::new(),
+            pieces(tokio::io::repeat(7)),
+            LIMITS,
+        )
         .await
         .unwrap_err();
     let ClientError::Status { status, reply, .. } = &error else {
@@ -194,7 +204,7 @@ async fn a_reader_that_is_not_taken_from_is_not_read_ahead() {
     let (body, read) = Counted::new(tokio::io::repeat(7));
     let error = server
         .client
-        .put_stream::<_, Number>("/stuck", HeaderMap::new(), body, limits)
+        .put_stream::<_, Number>("/stuck", HeaderMap::new(), pieces(body), limits)
         .await
         .unwrap_err();
     assert!(
@@ -216,7 +226,7 @@ async fn a_silent_source_is_named() {
     let (_held, silent) = tokio::io::duplex(16);
     let error = server
         .client
-        .put_stream::<_, Number>("/count", HeaderMap::new(), silent, limits)
+        .put_stream::<_, Number>("/count", HeaderMap::new(), pieces(silent), limits)
         .await
         .unwrap_err();
     assert!(
@@ -231,7 +241,7 @@ async fn a_source_that_breaks_is_not_a_broken_connection() {
     let body = tokio::io::repeat(7).take(1 << 20).chain(Broken);
     let error = server
         .client
-        .put_stream::<_, Number>("/count", HeaderMap::new(), body, LIMITS)
+        .put_stream::<_, Number>("/count", HeaderMap::new(), pieces(body), LIMITS)
         .await
         .unwrap_err();
     assert!(matches!(error, ClientError::Source { .. }), "{error:?}");
@@ -287,12 +297,17 @@ async fn a_stream_over_tls_arrives_whole() {
     let client = HttpClient::tls(&host, port, &authority.tls(&["10.0.0.2"]));
     let body = tokio::io::repeat(7).take(30 << 20);
     let answer: Number = client
-        .put_stream("/count", HeaderMap::new(), body, LIMITS)
+        .put_stream("/count", HeaderMap::new(), pieces(body), LIMITS)
         .await
         .unwrap();
     assert_eq!(answer, Number { n: 30 << 20 });
     let error = client
-        .put_stream::<_, Number>("/busy", HeaderMap::new(), tokio::io::repeat(7), LIMITS)
+        .put_stream::<_, Number>(
+            "/busy",
+            HeaderMap::new(),
+            pieces(tokio::io::repeat(7)),
+            LIMITS,
+        )
         .await
         .unwrap_err();
     assert_eq!(error.status(), Some(StatusCode::CONFLICT), "{error:?}");

@@ -11,13 +11,8 @@ use bytes::Bytes;
 use futures_util::{Stream, TryStreamExt};
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
-use tokio::io::AsyncRead;
-use tokio_util::io::ReaderStream;
 
 use super::Body;
-
-/// Read at once. Large enough that a system call is cheap beside the copy.
-const CHUNK: usize = 256 * 1024;
 
 /// How long a streamed request may stand still.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,10 +42,13 @@ const READING: u8 = 1;
 /// Everything is sent.
 const SENT: u8 = 2;
 
-pub(super) fn body<R: AsyncRead + Send + 'static>(reader: R) -> (Body, Arc<Progress>) {
+pub(super) fn body<S>(stream: S) -> (Body, Arc<Progress>)
+where
+    S: Stream<Item = std::io::Result<Bytes>> + Send + 'static,
+{
     let progress = Arc::new(Progress::default());
     let watched = Watched {
-        inner: Box::pin(ReaderStream::with_capacity(reader, CHUNK)),
+        inner: Box::pin(stream),
         progress: Arc::clone(&progress),
     };
     let body = StreamBody::new(watched.map_ok(Frame::data)).boxed_unsync();

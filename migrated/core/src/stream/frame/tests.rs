@@ -27,7 +27,7 @@ fn decode(pieces: &[&[u8]]) -> Result<Vec<Frame>, FrameError> {
     let mut decoder = Decoder::default();
     let mut frames = Vec::new();
     for piece in pieces {
-        decoder.push(piece);
+        decoder.room(0).extend_from_slice(piece);
         while let Some(frame) = decoder.next_frame()? {
             frames.push(frame);
         }
@@ -73,7 +73,7 @@ proptest! {
         let mut decoder = Decoder::default();
         for piece in &pieces {
             let before = decoder.waiting();
-            decoder.push(piece);
+            decoder.room(0).extend_from_slice(piece);
             prop_assert!(decoder.waiting() <= before + piece.len());
             while let Ok(Some(frame)) = decoder.next_frame() {
                 prop_assert!(frame.raw() <= RAW_CAP);
