@@ -178,7 +178,10 @@ impl<'a> ByHand<'a> {
                      && break; sleep 0.05; done"
                 ))?;
             }
-            Contender::Send | Contender::Rehome | Contender::RehomeNoDrain => {}
+            Contender::Send
+            | Contender::Rehome
+            | Contender::RehomeNoDrain
+            | Contender::RehomeThrottle => {}
         }
         Ok(())
     }
@@ -188,7 +191,10 @@ impl<'a> ByHand<'a> {
         match self.way {
             Contender::TwoPhase => self.send(Some("whole"), "last"),
             Contender::Send => self.send(None, "last"),
-            Contender::Rsync | Contender::Rehome | Contender::RehomeNoDrain => self.rsync(),
+            Contender::Rsync
+            | Contender::Rehome
+            | Contender::RehomeNoDrain
+            | Contender::RehomeThrottle => self.rsync(),
         }
     }
 }

@@ -38,6 +38,8 @@ pub enum Contender {
     Rehome,
     /// The same, but clients are cut at once, as they are by hand.
     RehomeNoDrain,
+    /// The same with its default drain, holding a store back that writes too fast.
+    RehomeThrottle,
     /// By hand: a whole snapshot while the store runs; stop; the difference; start; repoint.
     TwoPhase,
     /// By hand: stop; `btrfs send | btrfs receive` of everything; start; repoint.
@@ -53,15 +55,30 @@ impl Contender {
         match self {
             Self::Rehome => "Rehome",
             Self::RehomeNoDrain => "Rehome, drain 0 s",
+            Self::RehomeThrottle => "Rehome, on_stall: throttle",
             Self::TwoPhase => "two-phase push",
             Self::Send => "by hand, send/receive",
             Self::Rsync => "by hand, rsync",
         }
     }
+
+    /// Whether it differs from every other one in a scene. No store is held back that writes as
+    /// slowly as these.
+    #[must_use]
+    pub fn takes_part(self, scene: Scene) -> bool {
+        self != Self::RehomeThrottle || scene.rate >= FAST
+    }
 }
 
+/// MiB per second from which on a store may write faster than its copy gets on.
+const FAST: u32 = 50;
+
 /// Those of them that are Rehome.
-pub const REHOME: [Contender; 2] = [Contender::Rehome, Contender::RehomeNoDrain];
+pub const REHOME: [Contender; 3] = [
+    Contender::Rehome,
+    Contender::RehomeNoDrain,
+    Contender::RehomeThrottle,
+];
 
 /// Where the disks of the hosts are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
@@ -140,8 +157,9 @@ impl Plan {
     /// The contenders in the order of one round of a scene: another one begins each time, so that
     /// none always meets the machine as the same other one left it.
     #[must_use]
-    pub fn order(&self, round: usize) -> Vec<Contender> {
+    pub fn order(&self, scene: Scene, round: usize) -> Vec<Contender> {
         let mut order = self.contenders.clone();
+        order.retain(|contender| contender.takes_part(scene));
         if let Some(shift) = round.checked_rem(order.len()) {
             order.rotate_left(shift);
         }
@@ -168,15 +186,29 @@ mod tests {
 
     #[test]
     fn every_contender_begins_once_in_as_many_rounds_as_there_are_contenders() {
-        let first: Vec<_> = (0..3).map(|round| plan().order(round)[0]).collect();
+        let scene = plan().scenes(Kind::Redis)[0];
+        let order = |round| plan().order(scene, round);
+        let first: Vec<_> = (0..3).map(|round| order(round)[0]).collect();
         let expected = [Contender::Rehome, Contender::Send, Contender::Rsync];
         assert_eq!(first, expected);
-        assert_eq!(plan().order(3), plan().order(0));
+        assert_eq!(order(3), order(0));
         let none = Plan {
             contenders: Vec::new(),
             ..plan()
         };
-        assert!(none.order(1).is_empty());
+        assert!(none.order(scene, 1).is_empty());
+    }
+
+    #[test]
+    fn nobody_is_held_back_who_writes_slowly() {
+        let plan = Plan {
+            contenders: vec![Contender::RehomeThrottle, Contender::Send],
+            ..plan()
+        };
+        let scenes = plan.scenes(Kind::Redis);
+        let there = |scene| plan.order(scene, 0).contains(&Contender::RehomeThrottle);
+        let seen: Vec<_> = scenes.into_iter().map(|s| (s.rate, there(s))).collect();
+        assert_eq!(seen, [(0, false), (100, true), (LARGE_RATE, false)]);
     }
 
     #[test]

@@ -51,6 +51,9 @@ called off are marked.
 - **Rehome, drain 0 s**: the same with `drain: 0s`: clients are cut as soon as the window begins, \
 as they are by hand. Window beside window this is the one to compare; the other one spares kept \
 connections a reset in the middle of a request.
+- **Rehome, on_stall: throttle**: with the default drain, but a store that writes faster than its \
+copy gets on is held back (less processor time) until what is left fits. Only where 50 MiB or more \
+are overwritten per second.
 - **two-phase push**: a snapshot of everything is sent while the store runs; stop, send the \
 difference, start, repoint HAProxy.
 - **by hand, send/receive**: stop; `btrfs send | btrfs receive` of everything over plain TCP; \
@@ -60,7 +63,8 @@ start; repoint HAProxy.
 What is done by hand is done by a script in shells that are logged in already, without a pause, \
 without encryption, and without proof that what arrived is whole. *own* is RELEASE and ADOPT for \
 Rehome, each synced to disk, and a writable snapshot by hand; *rest* is what lies between the \
-parts. \n";
+parts. All hosts, clients and stores share the processors of this one machine: a copy gets on the \
+more slowly the more clients write, and encryption and proof cost more than between machines.\n";
 
 fn seen_table(record: &Record, store: Kind) -> String {
     let mut text = row(&[

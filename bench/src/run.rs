@@ -68,7 +68,7 @@ fn trials(plan: &Plan, repetition: u32) -> anyhow::Result<Vec<(Scene, Contender)
     let mut all = Vec::new();
     for store in &plan.stores {
         for (index, scene) in plan.scenes(*store).into_iter().enumerate() {
-            let order = plan.order(first + index).into_iter();
+            let order = plan.order(scene, first + index).into_iter();
             all.extend(order.map(|contender| (scene, contender)));
         }
     }
@@ -90,7 +90,7 @@ fn one(
     with_lab(store::runtime(kind), &options, |lab| {
         store::provide(kind, lab)?;
         measured = Some(match contender {
-            Contender::Rehome | Contender::RehomeNoDrain => {
+            Contender::Rehome | Contender::RehomeNoDrain | Contender::RehomeThrottle => {
                 let mut mover = RehomeMove::new(lab, contender, kind, NAME);
                 trial::run(runtime, scene, &mut mover)?
             }

@@ -64,11 +64,12 @@ pub fn provide(kind: Kind, lab: &Lab) -> anyhow::Result<()> {
 }
 
 /// The store as an application of Rehome. But for the hard cap its limits are the default, or
-/// without a drain.
+/// without a drain, or with a store held back that writes too fast.
 #[must_use]
 pub fn body(kind: Kind, external: u16, way: Contender) -> Value {
     let migration = match way {
         Contender::RehomeNoDrain => json!({"hard_cap": HARD_CAP, "drain": "0s"}),
+        Contender::RehomeThrottle => json!({"hard_cap": HARD_CAP, "on_stall": "throttle"}),
         Contender::Rehome | Contender::TwoPhase | Contender::Send | Contender::Rsync => {
             json!({"hard_cap": HARD_CAP})
         }
