@@ -11,6 +11,7 @@ pub(crate) mod active;
 pub(crate) mod connection;
 pub(crate) mod held;
 mod lane;
+pub(crate) mod orders;
 mod status;
 
 use std::collections::{BTreeMap, HashMap};
@@ -28,9 +29,10 @@ use rehome_shared::ids::{AppName, HostAddr};
 use tokio::sync::watch;
 
 use crate::metrics::Metrics;
-use connection::{Connection, Order};
+use connection::Connection;
 use held::Held;
 use lane::Lane;
+use orders::Order;
 
 /// Where a connection came in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -204,7 +206,7 @@ impl Book {
             return Err(NotAdmitted::NoRoute);
         };
         lane.held = lane.held.saturating_add(1);
-        let meters = lane.meters.clone();
+        let meters = Arc::clone(&lane.meters);
         inner.last_id = inner.last_id.saturating_add(1);
         let id = inner.last_id;
         let application = route.application().cloned();
@@ -238,7 +240,9 @@ impl Book {
             .connections
             .values()
             .filter(|connection| pick(connection));
-        picked.map(|connection| connection.order(order)).count()
+        picked
+            .map(|connection| connection.orders.give(order))
+            .count()
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {

@@ -8,7 +8,7 @@ use rehome_shared::ids::HostAddr;
 
 use crate::book::Book;
 use crate::peers::Peers;
-use crate::relay::Buffers;
+use crate::relay::Stores;
 use crate::settings::Settings;
 use crate::udp::Room;
 
@@ -17,7 +17,7 @@ use crate::udp::Room;
 pub(crate) struct Context {
     pub(crate) book: Arc<Book>,
     pub(crate) peers: Peers,
-    pub(crate) buffers: Buffers,
+    pub(crate) stores: Stores,
     pub(crate) udp_room: Room,
     /// Owns one task per connection.
     pub(crate) connections: Supervisor,
@@ -26,10 +26,11 @@ pub(crate) struct Context {
 
 impl Context {
     pub(crate) fn new(book: Arc<Book>, settings: Settings, supervisor: &Supervisor) -> Self {
+        let shown = book.metrics.pipe_bytes.clone();
         Self {
             book,
             peers: Peers::default(),
-            buffers: Buffers::default(),
+            stores: Stores::new(settings.pipe_bytes, shown),
             udp_room: Room::new(settings.udp_sessions),
             connections: supervisor.group(),
             settings: Arc::new(ArcSwap::from_pointee(settings)),
@@ -42,6 +43,7 @@ impl Context {
 
     pub(crate) fn set_settings(&self, settings: Settings) {
         self.book.set_limits(settings.limits);
+        self.stores.pipes.set_limit(settings.pipe_bytes);
         self.settings.store(Arc::new(settings));
     }
 

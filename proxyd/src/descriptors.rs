@@ -9,8 +9,8 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::settings::Settings;
 
-/// Listeners, files, control connections.
-const OWN: u64 = 128;
+/// Listeners, files, control connections, and the pipes of connections that carry bulk.
+const OWN: u64 = 512;
 
 /// Raises the process's limit as far as it goes and lowers the settings to fit it.
 pub(crate) fn fit(mut settings: Settings) -> Settings {

@@ -9,7 +9,8 @@ use rehome_shared::ids::AppName;
 use tokio::time::sleep;
 
 use crate::book::Book;
-use crate::book::connection::{Connection, Order, Stage};
+use crate::book::connection::{Connection, Stage};
+use crate::book::orders::Order;
 
 /// Silence after which a connection counts as idle when the application has spoken last: long
 /// enough for a busy client's next question, short enough to leave a drain of two seconds its
@@ -70,7 +71,7 @@ pub(crate) fn is_to_be_closed(
     idle_after: Duration,
     left: Duration,
 ) -> bool {
-    let told = if connection.was_ordered() == Order::Run {
+    let told = if connection.orders.given() == Order::Run {
         Told::No
     } else {
         Told::Yes

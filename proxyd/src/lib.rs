@@ -50,7 +50,7 @@ use rehome_shared::api::proxy::{
 use rehome_shared::config::daemon::ProxydConfig;
 use rehome_shared::ids::AppName;
 
-use book::connection::Order;
+use book::orders::Order;
 use context::Context;
 use keeper::{Desk, GateVerb, Request};
 use settings::Settings;

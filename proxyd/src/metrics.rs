@@ -1,5 +1,7 @@
 //! What Prometheus sees of the data plane. Labels are bounded: routes, ends, limits.
 
+use std::sync::OnceLock;
+
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -49,12 +51,15 @@ struct ReloadLabel {
 }
 
 /// The counters of one route, looked up once.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct RouteMeters {
     pub(crate) bytes_in: Counter,
     pub(crate) bytes_out: Counter,
     pub(crate) active: Gauge,
     pub(crate) parked: Gauge,
+    /// By the place of each end in [`End::ALL`], from its first one on: most ends never happen,
+    /// and each would be a line of its own for every route.
+    ends: [OnceLock<Counter>; End::ALL.len()],
 }
 
 /// Why the proxy did less than it was asked.
@@ -105,6 +110,7 @@ pub(crate) struct Metrics {
     pub(crate) store_failures: Counter,
     pub(crate) store_corrupt: Counter,
     pub(crate) udp_sessions: Gauge,
+    pub(crate) pipe_bytes: Gauge,
 }
 
 impl Metrics {
@@ -130,6 +136,7 @@ impl Metrics {
             store_failures: Counter::default(),
             store_corrupt: Counter::default(),
             udp_sessions: Gauge::default(),
+            pipe_bytes: Gauge::default(),
         };
         metrics.register(registry);
         for result in ["applied", "rejected"] {
@@ -155,6 +162,7 @@ impl Metrics {
         to.register("proxy_listen_failures", "Routes whose port cannot be listened on", self.listen_failures.clone());
         to.register("proxy_store_failures", "Tries to keep the routes on disk that failed", self.store_failures.clone());
         to.register("proxy_store_corrupt", "Files of kept routes that were damaged", self.store_corrupt.clone());
+        to.register("proxy_pipe_bytes", "What the pipes of connections that carry bulk hold at most now", self.pipe_bytes.clone());
         to.register("proxy_udp_sessions", "UDP clients remembered now", self.udp_sessions.clone());
     }
 
@@ -176,6 +184,19 @@ impl Metrics {
             bytes_out: bytes("out"),
             active: self.active.get_or_create(&label).clone(),
             parked: self.parked.get_or_create(&label).clone(),
+            ends: Default::default(),
+        }
+    }
+
+    fn count_end(&self, connection: &Connection, end: End) {
+        let labels = || ResultLabels {
+            route: connection.route.to_string(),
+            result: end.as_str(),
+        };
+        let count = || self.connections.get_or_create(&labels()).clone();
+        let mut ends = End::ALL.iter().zip(&connection.meters.ends);
+        if let Some((_, counter)) = ends.find(|(of, _)| **of == end) {
+            counter.get_or_init(count).inc();
         }
     }
 
@@ -226,11 +247,10 @@ impl Metrics {
 
     /// Counts an end and writes the line of the access log.
     pub(crate) fn connection_ended(&self, connection: &Connection, end: End) {
-        let route = connection.route.to_string();
         let (bytes_in, bytes_out) = connection.bytes();
         tracing::debug!(
             connection.id = connection.id,
-            %route,
+            route = %connection.route,
             client.addr = %connection.client,
             end = end.as_str(),
             bytes_in,
@@ -238,12 +258,7 @@ impl Metrics {
             seconds = connection.accepted.elapsed().as_secs_f64(),
             "connection ended"
         );
-        self.connections
-            .get_or_create(&ResultLabels {
-                route,
-                result: end.as_str(),
-            })
-            .inc();
+        self.count_end(connection, end);
     }
 
     /// Counts that less was done than asked.

@@ -1,28 +1,47 @@
 //! Bytes both ways between a client and its application, until both have finished.
 //!
 //! TCP's own signals pass through as they are: an end of one direction is passed on when its
-//! bytes are, the other direction goes on; a reset becomes a reset; a slow reader stops the
-//! reading on the other side, because one buffer per direction is all there is, and it is held
-//! only while it carries bytes. [`relay`] is the one door: other ways of moving bytes (splice)
-//! go behind it.
+//! bytes are, the other direction goes on; a reset becomes a reset, after the bytes that came
+//! before it; a slow reader stops the reading on the other side. Each direction is a [`Pump`],
+//! which copies messages and splices bulk, and holds memory only while it carries bytes.
 
 mod buffers;
+mod pipes;
+mod pump;
 
-use std::io;
+use std::future::poll_fn;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use prometheus_client::metrics::gauge::Gauge;
 use proxyd_core::tally::End;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
-use tokio::sync::watch;
 use tokio::time::sleep_until;
 
-use crate::book::connection::{Connection, Direction, Order};
+use crate::book::connection::{Connection, Direction};
+use crate::book::orders::Order;
 use crate::socket::{finish_sending, reset_on_drop};
-pub(crate) use buffers::Buffers;
+use buffers::Buffers;
+use pipes::Pipes;
+use pump::{Ends, Pump, Stop};
 
-/// After so many bytes without a pause a relay lets others run.
-const TURN: usize = 1 << 20;
+/// What relays borrow from. Clones share.
+#[derive(Debug, Clone)]
+pub(crate) struct Stores {
+    buffers: Buffers,
+    pub(crate) pipes: Pipes,
+}
+
+impl Stores {
+    /// Stores whose pipes hold so many bytes together, which are shown.
+    pub(crate) fn new(pipe_bytes: usize, shown: Gauge) -> Self {
+        Self {
+            buffers: Buffers::default(),
+            pipes: Pipes::new(pipe_bytes, shown),
+        }
+    }
+}
 
 /// How long a relay may be silent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,17 +50,6 @@ pub(crate) struct Silence {
     pub(crate) half_close: Duration,
     /// Otherwise.
     pub(crate) idle: Option<Duration>,
-}
-
-/// Why one direction stopped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stop {
-    /// Its source has finished and everything is passed on.
-    Finished,
-    /// Its source is broken.
-    Source,
-    /// Its sink is broken.
-    Sink,
 }
 
 /// Relays until the end and says how it came. Both sockets are closed then: with a reset,
@@ -53,10 +61,10 @@ pub(crate) async fn relay(
     client: TcpStream,
     upstream: TcpStream,
     connection: &Connection,
-    buffers: &Buffers,
+    stores: &Stores,
     silence: Silence,
 ) -> End {
-    let end = run(&client, &upstream, connection, buffers, silence).await;
+    let end = run(&client, &upstream, connection, stores, silence).await;
     match end {
         End::Finished | End::Drained | End::Idle => {}
         End::ClientReset
@@ -96,6 +104,35 @@ impl Progress {
         }
     }
 
+    /// One direction has stopped: what that means for the other one, or the end.
+    fn stopped(
+        &mut self,
+        direction: Direction,
+        stop: Stop,
+        (client, upstream): (&TcpStream, &TcpStream),
+    ) -> Option<End> {
+        match direction {
+            Direction::In => {
+                self.in_done = true;
+                match stop {
+                    Stop::Finished => finish_sending(upstream),
+                    Stop::Source => return Some(End::ClientReset),
+                    Stop::Sink => self.broken = Some(End::UpstreamReset),
+                }
+            }
+            Direction::Out => {
+                self.out_done = true;
+                match stop {
+                    Stop::Finished if self.broken.is_none() => finish_sending(client),
+                    Stop::Finished => {}
+                    Stop::Source => return Some(End::UpstreamReset),
+                    Stop::Sink => return Some(End::ClientReset),
+                }
+            }
+        }
+        None
+    }
+
     fn limit(&self, silence: Silence) -> Option<(Duration, End)> {
         if self.polite {
             Some((silence.half_close, End::Drained))
@@ -111,51 +148,50 @@ async fn run(
     client: &TcpStream,
     upstream: &TcpStream,
     connection: &Connection,
-    buffers: &Buffers,
+    stores: &Stores,
     silence: Silence,
 ) -> End {
-    let pipe = |from, to, direction| Pipe {
+    let ends = |from, to, direction| Ends {
         from,
         to,
         direction,
         connection,
-        buffers,
+        stores,
     };
-    let mut inward = std::pin::pin!(pipe(client, upstream, Direction::In).run());
-    let mut outward = std::pin::pin!(pipe(upstream, client, Direction::Out).run());
-    let mut orders = connection.orders();
+    let inward = ends(client, upstream, Direction::In);
+    let outward = ends(upstream, client, Direction::Out);
+    let (mut pump_in, mut pump_out) = (Pump::default(), Pump::default());
+    let mut seen = Order::Run;
     let mut progress = Progress::default();
     loop {
         if let Some(end) = progress.finish() {
             return end;
         }
         let limit = progress.limit(silence);
-        // Every arm is cancel safe: the pipes are pinned outside, the others only wait.
-        tokio::select! {
-            stop = &mut inward, if !progress.in_done => {
-                progress.in_done = true;
-                match stop {
-                    Stop::Finished => finish_sending(upstream),
-                    Stop::Source => return End::ClientReset,
-                    Stop::Sink => progress.broken = Some(End::UpstreamReset),
-                }
-                connection.touch();
+        let (in_done, out_done) = (progress.in_done, progress.out_done);
+        let pumped = poll_fn(|cx| {
+            if !in_done && let Poll::Ready(stop) = pump_in.poll(&inward, cx) {
+                return Poll::Ready((Direction::In, stop));
             }
-            stop = &mut outward, if !progress.out_done => {
-                progress.out_done = true;
-                match stop {
-                    Stop::Finished if progress.broken.is_none() => finish_sending(client),
-                    Stop::Finished => {}
-                    Stop::Source => return End::UpstreamReset,
-                    Stop::Sink => return End::ClientReset,
+            if !out_done && let Poll::Ready(stop) = pump_out.poll(&outward, cx) {
+                return Poll::Ready((Direction::Out, stop));
+            }
+            Poll::Pending
+        });
+        // Every arm is cancel safe: what the pumps hold is kept outside, the others only wait.
+        tokio::select! {
+            (direction, stop) = pumped => {
+                if let Some(end) = progress.stopped(direction, stop, (client, upstream)) {
+                    return end;
                 }
                 connection.touch();
             }
             () = broken(client), if progress.in_done => return End::ClientReset,
             () = broken(upstream), if progress.out_done => return End::UpstreamReset,
-            order = next_order(&mut orders) => match order {
+            order = connection.orders.beyond(seen) => match order {
                 Order::Run => {}
                 Order::ClosePolitely => {
+                    seen = order;
                     progress.polite = true;
                     connection.touch();
                     finish_sending(client);
@@ -177,13 +213,6 @@ async fn broken(stream: &TcpStream) {
     }
 }
 
-async fn next_order(orders: &mut watch::Receiver<Order>) -> Order {
-    if orders.changed().await.is_err() {
-        std::future::pending::<()>().await;
-    }
-    *orders.borrow_and_update()
-}
-
 /// Waits until no byte has passed for the limit.
 async fn silent(connection: &Connection, limit: Option<(Duration, End)>) -> End {
     let Some((limit, end)) = limit else {
@@ -195,75 +224,5 @@ async fn silent(connection: &Connection, limit: Option<(Duration, End)>) -> End 
             return end;
         }
         sleep_until(until.into()).await;
-    }
-}
-
-/// One direction.
-struct Pipe<'a> {
-    from: &'a TcpStream,
-    to: &'a TcpStream,
-    direction: Direction,
-    connection: &'a Connection,
-    buffers: &'a Buffers,
-}
-
-impl Pipe<'_> {
-    async fn run(self) -> Stop {
-        loop {
-            // No buffer is held during this wait, which is where idle connections are.
-            if self.from.readable().await.is_err() {
-                return Stop::Source;
-            }
-            match self.burst().await {
-                Ok(()) => {}
-                Err(stop) => return stop,
-            }
-            tokio::task::yield_now().await;
-        }
-    }
-
-    /// Passes on what is there, then gives the buffer back.
-    async fn burst(&self) -> Result<(), Stop> {
-        let mut buffer = self.buffers.take();
-        let mut passed = 0_usize;
-        while passed < TURN {
-            match self.from.try_read(buffer.space()) {
-                Ok(0) => return Err(Stop::Finished),
-                Ok(length) => {
-                    self.write(buffer.filled(length))
-                        .await
-                        .map_err(|_| Stop::Sink)?;
-                    passed = passed.saturating_add(length);
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(_) => return Err(Stop::Source),
-            }
-        }
-        Ok(())
-    }
-
-    async fn write(&self, mut bytes: &[u8]) -> io::Result<()> {
-        while !bytes.is_empty() {
-            if self.direction == Direction::Out && self.is_told_goodbye() {
-                // The client was told that nothing comes any more: what an application says to
-                // a goodbye has no reader.
-                return Ok(());
-            }
-            match self.to.try_write(bytes) {
-                Ok(length) => {
-                    bytes = bytes.get(length..).unwrap_or_default();
-                    self.connection.passed(self.direction, length);
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.to.writable().await?;
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
-    }
-
-    fn is_told_goodbye(&self) -> bool {
-        self.connection.was_ordered() == Order::ClosePolitely
     }
 }

@@ -15,8 +15,9 @@ use tokio::net::TcpStream;
 use tokio::time::{sleep, sleep_until};
 
 use crate::book::active::Active;
-use crate::book::connection::{Order, Upstream};
+use crate::book::connection::Upstream;
 use crate::book::held::{Attempt, Held, Leave, Pause, Step};
+use crate::book::orders::{Order, Orders};
 use crate::context::Context;
 use crate::dial;
 use crate::relay::{Silence, relay};
@@ -43,7 +44,8 @@ enum Failed {
 pub(crate) async fn serve(context: &Context, held: Held, mut client: TcpStream) {
     let from_trunk = held.is_from_trunk();
     let mut held = Some(held);
-    let reached = reach(context, &mut held, &client).await;
+    // Boxed: what it takes to reach an application is large, and not held while bytes flow.
+    let reached = Box::pin(reach(context, &mut held, &client)).await;
     match reached {
         Ok((active, upstream)) => {
             let answered = !from_trunk || answer(&mut client, &Answer::Connected).await;
@@ -79,7 +81,7 @@ async fn carry(context: &Context, active: &Active, client: TcpStream, upstream: 
         client,
         upstream,
         active.connection(),
-        &context.buffers,
+        &context.stores,
         silence,
     )
     .await
@@ -202,13 +204,13 @@ async fn waited(
     deadline: Instant,
     what: impl Future<Output = ()>,
 ) -> Result<(), Failed> {
-    let mut orders = held.connection().orders();
+    let orders = &held.connection().orders;
     // Every arm only waits.
     tokio::select! {
         () = what => Ok(()),
         () = gone(client) => Err(Failed::End(End::ClientGone)),
         () = sleep_until(deadline.into()) => Err(Failed::End(timed_out(held))),
-        () = stopped(&mut orders) => Err(Failed::End(End::Stopped)),
+        () = stopped(orders) => Err(Failed::End(End::Stopped)),
     }
 }
 
@@ -220,15 +222,9 @@ fn timed_out(held: &Held) -> End {
     }
 }
 
-async fn stopped(orders: &mut tokio::sync::watch::Receiver<Order>) {
-    // A freeze cuts relays; what is held stays held.
-    if orders
-        .wait_for(|order| *order == Order::Stop)
-        .await
-        .is_err()
-    {
-        std::future::pending::<()>().await;
-    }
+/// A freeze cuts relays; what is held stays held.
+async fn stopped(orders: &Orders) {
+    orders.at_least(Order::Stop).await;
 }
 
 /// Waits until the client is certainly gone: a reset, or an end without any byte before it. An
@@ -300,13 +296,13 @@ async fn through_trunk(
             Err(error) => return Ok(not_reached(&error)),
         };
         held.passed_on();
-        let mut orders = held.connection().orders();
+        let orders = &held.connection().orders;
         // The losing arms only wait; the stream of a lost answer is dropped with it.
         let answer = tokio::select! {
             answer = dial::answer(&mut stream) => answer,
             () = gone(client) => return Err(Failed::End(End::ClientGone)),
             () = sleep_until(deadline.into()) => return Err(Failed::End(End::ParkTimeout)),
-            () = stopped(&mut orders) => return Err(Failed::End(End::Stopped)),
+            () = stopped(orders) => return Err(Failed::End(End::Stopped)),
         };
         match answer {
             Ok(Answer::Connected) => return Ok(Some(stream)),

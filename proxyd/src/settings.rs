@@ -19,6 +19,8 @@ pub(crate) struct Settings {
     pub(crate) timeouts: ProxydTimeouts,
     pub(crate) trunk_connect: Duration,
     pub(crate) udp_sessions: usize,
+    /// What pipes may hold together.
+    pub(crate) pipe_bytes: usize,
     /// How long a trunk connection may wait for a route that this host does not know yet.
     pub(crate) unknown_route: Duration,
     /// Routes of the file.
@@ -54,6 +56,7 @@ impl From<&ProxydConfig> for Settings {
             timeouts: config.timeouts,
             trunk_connect: config.trunk.connect_timeout,
             udp_sessions: usize::try_from(limits.udp_sessions).unwrap_or(usize::MAX),
+            pipe_bytes: usize::try_from(limits.pipe_bytes.0).unwrap_or(usize::MAX),
             unknown_route: limits.park_timeout,
             routes: config.routes.iter().map(route).collect(),
         }

@@ -8,6 +8,7 @@
 //! | [`mod@line`] | in which order held connections try the application, and how many at once |
 //! | [`limits`] | whether another connection may be accepted |
 //! | [`retry`] | how long to wait between tries and how long one try may take |
+//! | [`gait`] | by which means a relay moves its next bytes |
 //! | [`drain`] | which connections a drain closes and when it is over |
 //! | [`tally`] | what the verbs count |
 //! | [`saved`] | the table as it is kept on disk |
@@ -18,6 +19,7 @@
 #![forbid(unsafe_code)]
 
 pub mod drain;
+pub mod gait;
 pub mod gate;
 pub mod limits;
 pub mod line;

@@ -2,27 +2,14 @@
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rehome_shared::api::proxy::{ConnectionInfo, RouteKey};
 use rehome_shared::ids::AppName;
-use tokio::sync::watch;
 
+use super::orders::Orders;
 use crate::metrics::RouteMeters;
-
-/// What a connection is to do. Orders only grow stronger.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Order {
-    /// Go on.
-    Run,
-    /// Tell the client that it is over and let it finish.
-    ClosePolitely,
-    /// End now, with a reset.
-    Cut,
-    /// End now: the proxy stops.
-    Stop,
-}
 
 /// Which way bytes go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,8 +54,8 @@ pub(crate) struct Connection {
     last_byte: AtomicU64,
     /// Whether that was the application's.
     answered: AtomicBool,
-    order: watch::Sender<Order>,
-    pub(crate) meters: RouteMeters,
+    pub(crate) orders: Orders,
+    pub(crate) meters: Arc<RouteMeters>,
 }
 
 impl Connection {
@@ -78,7 +65,7 @@ impl Connection {
         application: Option<AppName>,
         client: SocketAddr,
         destination: SocketAddr,
-        meters: RouteMeters,
+        meters: Arc<RouteMeters>,
     ) -> Self {
         Self {
             id,
@@ -93,25 +80,9 @@ impl Connection {
             bytes_out: AtomicU64::new(0),
             last_byte: AtomicU64::new(0),
             answered: AtomicBool::new(false),
-            order: watch::Sender::new(Order::Run),
+            orders: Orders::default(),
             meters,
         }
-    }
-
-    pub(crate) fn orders(&self) -> watch::Receiver<Order> {
-        self.order.subscribe()
-    }
-
-    pub(crate) fn order(&self, order: Order) {
-        self.order.send_if_modified(|now| {
-            let stronger = order > *now;
-            *now = order.max(*now);
-            stronger
-        });
-    }
-
-    pub(crate) fn was_ordered(&self) -> Order {
-        *self.order.borrow()
     }
 
     pub(crate) fn stage(&self) -> Stage {

@@ -1,6 +1,7 @@
 //! What the book keeps for each route.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use proxyd_core::line::{Flow, Line, Ticket};
 use proxyd_core::table::{Phase, Route};
@@ -20,7 +21,7 @@ pub(super) struct Lane {
     pub(super) active: u64,
     pub(super) from_trunk: u64,
     pub(super) listen_error: Option<String>,
-    pub(super) meters: RouteMeters,
+    pub(super) meters: Arc<RouteMeters>,
 }
 
 impl Lane {
@@ -33,7 +34,7 @@ impl Lane {
             active: 0,
             from_trunk: 0,
             listen_error: None,
-            meters: metrics.route(key),
+            meters: Arc::new(metrics.route(key)),
         }
     }
 

@@ -3,6 +3,7 @@
 mod app;
 mod binary;
 mod control;
+mod ends;
 mod forward;
 mod handoff;
 mod host;

@@ -282,6 +282,9 @@ pub struct ProxydLimits {
     pub park_timeout: Duration,
     /// UDP clients remembered at once.
     pub udp_sessions: u32,
+    /// What the pipes of relays that carry bulk may hold together. Without room there, bytes are
+    /// copied.
+    pub pipe_bytes: Bytes,
 }
 
 impl Default for ProxydLimits {
@@ -292,6 +295,8 @@ impl Default for ProxydLimits {
             parked: 10_000,
             park_timeout: Duration::from_mins(1),
             udp_sessions: 4096,
+            // Below the 64 MiB that Linux lets a user without powers have.
+            pipe_bytes: Bytes(48 << 20),
         }
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::super::network::PROTOCOLS;
 use super::super::problem::{Problem, Source};
-use super::super::quantity::{duration, positive_duration};
+use super::super::quantity::{duration, positive_duration, size};
 use super::super::read::{At, Fields, Report};
 use super::settings::{address_or, host, log, path_or, read, section, socket_address};
 use super::{
@@ -19,12 +19,13 @@ const KEYS: [&str; 11] = [
     "version", "host", "socket", "state", "metrics", "log", "trunk", "listen", "limits",
     "timeouts", "routes",
 ];
-const LIMITS: [&str; 5] = [
+const LIMITS: [&str; 6] = [
     "connections",
     "per_route",
     "parked",
     "park_timeout",
     "udp_sessions",
+    "pipe_bytes",
 ];
 const TIMEOUTS: [&str; 6] = [
     "connect",
@@ -139,12 +140,17 @@ fn limits(fields: &mut Fields<'_>, report: &mut Report) -> ProxydLimits {
         count("udp_sessions", default.udp_sessions),
     );
     let park_timeout = wait(fields, report, "park_timeout", default.park_timeout);
+    let pipe_bytes = fields
+        .take("pipe_bytes")
+        .and_then(|at| size(&at, report, "pipe_bytes"))
+        .unwrap_or(default.pipe_bytes);
     ProxydLimits {
         connections,
         per_route,
         parked,
         park_timeout,
         udp_sessions,
+        pipe_bytes,
     }
 }
 

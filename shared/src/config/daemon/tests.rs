@@ -162,7 +162,7 @@ fn every_proxyd_key_is_read() {
     let config = proxyd(
         "version: 1\nhost: h1\nsocket: /s\nstate: /st\nmetrics: \"[::1]:2\"\nlog: {filter: warn}\n\
          trunk: {listen: \"10.0.0.1:3\", connect_timeout: 500ms}\nlisten: [\"0.0.0.0\", \"::\"]\n\
-         limits: {connections: 1, per_route: 2, parked: 3, park_timeout: 4s, udp_sessions: 5}\n\
+         limits: {connections: 1, per_route: 2, parked: 3, park_timeout: 4s, udp_sessions: 5, pipe_bytes: 6MiB}\n\
          timeouts: {connect: 1s, half_close: 2s, idle: 3s, udp_idle: 4s, keepalive: 5s, user_timeout: 6s}\n\
          routes:\n- {external: 8080, protocol: http, backend: \"10.0.0.5:80\", fast_path: off}\n\
          - {external: 8080, protocol: udp, backend: \"[fd00::1]:53\"}\n",
@@ -175,6 +175,7 @@ fn every_proxyd_key_is_read() {
         ListenOn::Addresses(vec!["0.0.0.0".parse().unwrap(), "::".parse().unwrap()])
     );
     assert_eq!(config.limits.udp_sessions, 5);
+    assert_eq!(config.limits.pipe_bytes, Bytes(6 << 20));
     assert_eq!(config.timeouts.idle, Some(Duration::from_secs(3)));
     assert_eq!(
         config.routes[0],

@@ -1,0 +1,203 @@
+//! One direction of a relay, as plain state that is polled.
+//!
+//! ```text
+//!   Empty ── source readable ──► Copied or Piped ── sink has taken all ──► Empty
+//!     └─ source at its end or broken: Stop          └─ sink broken: Stop
+//! ```
+//!
+//! Whatever is between its read and its write is in [`Load`]. Only an empty direction waits for
+//! its source, so a slow sink stops the reading; and an empty one that waits holds nothing.
+//!
+//! Readiness: a system call that would block, and a read that was shorter than its buffer, clear
+//! it, under the runtime's own check that nothing came meanwhile. A socket that has more after a
+//! short read wakes again. That saves the read that would only say so.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::task::{Context, Poll, ready};
+
+use proxyd_core::gait::Gait;
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+
+use super::{Stores, buffers, pipes};
+use crate::book::connection::{Connection, Direction};
+use crate::book::orders::Order;
+
+/// After so many bytes without a pause a direction lets others run.
+const TURN: usize = 1 << 20;
+
+/// Why a direction stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stop {
+    /// Its source has finished and everything is passed on.
+    Finished,
+    /// Its source is broken.
+    Source,
+    /// Its sink is broken.
+    Sink,
+}
+
+/// What a direction is between.
+#[derive(Clone, Copy)]
+pub(super) struct Ends<'a> {
+    pub(super) from: &'a TcpStream,
+    pub(super) to: &'a TcpStream,
+    pub(super) direction: Direction,
+    pub(super) connection: &'a Connection,
+    pub(super) stores: &'a Stores,
+}
+
+/// One direction.
+#[derive(Debug, Default)]
+pub(super) struct Pump {
+    load: Load,
+    gait: Gait,
+}
+
+#[derive(Debug, Default)]
+enum Load {
+    #[default]
+    Empty,
+    Copied {
+        buffer: buffers::Lent,
+        /// What the sink has taken.
+        taken: usize,
+        length: usize,
+    },
+    Piped(pipes::Lent),
+}
+
+impl Pump {
+    /// Passes bytes on until there is nothing to do but wait.
+    pub(super) fn poll(&mut self, ends: &Ends<'_>, cx: &mut Context<'_>) -> Poll<Stop> {
+        let mut passed = 0_usize;
+        loop {
+            let step = match &self.load {
+                Load::Empty => ready!(self.poll_fill(ends, cx)).map(|()| 0),
+                Load::Copied { .. } | Load::Piped(_) => ready!(self.poll_empty(ends, cx)),
+            };
+            match step {
+                Ok(bytes) => passed = passed.saturating_add(bytes),
+                Err(stop) => return Poll::Ready(stop),
+            }
+            if passed >= TURN {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+        }
+    }
+
+    /// Takes what the source has.
+    fn poll_fill(&mut self, ends: &Ends<'_>, cx: &mut Context<'_>) -> Poll<Result<(), Stop>> {
+        loop {
+            if ready!(ends.from.poll_read_ready(cx)).is_err() {
+                return Poll::Ready(Err(Stop::Source));
+            }
+            match self.fill(ends) {
+                Ok(0) => return Poll::Ready(Err(Stop::Finished)),
+                Ok(length) => {
+                    self.gait.took(length);
+                    return Poll::Ready(Ok(()));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => return Poll::Ready(Err(Stop::Source)),
+            }
+        }
+    }
+
+    fn fill(&mut self, ends: &Ends<'_>) -> io::Result<usize> {
+        if self.gait.wants_pipe() {
+            if let Some(pipe) = ends.stores.pipes.take() {
+                return self.splice(ends, pipe);
+            }
+            self.gait.no_pipe();
+        }
+        self.copy(ends, ends.stores.buffers.take(self.gait.room()))
+    }
+
+    fn splice(&mut self, ends: &Ends<'_>, mut pipe: pipes::Lent) -> io::Result<usize> {
+        let fill = || pipe.fill(ends.from.as_fd());
+        let length = ends.from.try_io(Interest::READABLE, fill)?;
+        if length > 0 {
+            self.load = Load::Piped(pipe);
+        }
+        Ok(length)
+    }
+
+    fn copy(&mut self, ends: &Ends<'_>, mut buffer: buffers::Lent) -> io::Result<usize> {
+        let space = buffer.space();
+        let room = space.len();
+        let mut read = 0;
+        let outcome = ends.from.try_io(Interest::READABLE, || {
+            read = rustix::io::retry_on_intr(|| rustix::io::read(ends.from, &mut *space))?;
+            // Nothing more is there: the runtime is told so, and wakes when something comes.
+            if (1..room).contains(&read) {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            Ok(())
+        });
+        match outcome {
+            Err(error) if read == 0 => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
+        if read > 0 {
+            self.load = Load::Copied {
+                buffer,
+                taken: 0,
+                length: read,
+            };
+        }
+        Ok(read)
+    }
+
+    /// Gives the sink what was taken, at least a part of it.
+    fn poll_empty(&mut self, ends: &Ends<'_>, cx: &mut Context<'_>) -> Poll<Result<usize, Stop>> {
+        loop {
+            if ends.direction == Direction::Out && is_told_goodbye(ends.connection) {
+                // The client was told that nothing comes any more: what an application says to
+                // a goodbye has no reader.
+                self.load = Load::Empty;
+                return Poll::Ready(Ok(0));
+            }
+            if ready!(ends.to.poll_write_ready(cx)).is_err() {
+                return Poll::Ready(Err(Stop::Sink));
+            }
+            match self.empty(ends.to) {
+                Ok(bytes) => {
+                    ends.connection.passed(ends.direction, bytes);
+                    return Poll::Ready(Ok(bytes));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => return Poll::Ready(Err(Stop::Sink)),
+            }
+        }
+    }
+
+    fn empty(&mut self, to: &TcpStream) -> io::Result<usize> {
+        let (written, is_empty) = match &mut self.load {
+            Load::Empty => (0, true),
+            Load::Copied {
+                buffer,
+                taken,
+                length,
+            } => {
+                let written = to.try_write(buffer.part(*taken, *length))?;
+                *taken = taken.saturating_add(written);
+                (written, *taken >= *length)
+            }
+            Load::Piped(pipe) => {
+                let written = to.try_io(Interest::WRITABLE, || pipe.empty(to.as_fd()))?;
+                (written, pipe.held() == 0)
+            }
+        };
+        if is_empty {
+            self.load = Load::Empty;
+        }
+        Ok(written)
+    }
+}
+
+fn is_told_goodbye(connection: &Connection) -> bool {
+    connection.orders.given() == Order::ClosePolitely
+}

@@ -1,0 +1,258 @@
+//! How connections end, by every way that bytes can go: what one side does, the other side sees,
+//! and no byte is missing.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use rehome_shared::api::proxy::RouteIntent;
+use socket2::SockRef;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
+
+use crate::app::raw;
+use crate::host::{Host, LIMIT, commit_verb, free_port, prepare_verb, tcp, version};
+
+/// The way of the bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// Through a buffer, directly.
+    Copied,
+    /// Through pipes, directly.
+    Spliced,
+    /// Through buffers, over another host.
+    Trunk,
+    /// Through pipes, over another host.
+    SplicedTrunk,
+}
+
+const WAYS: [Way; 4] = [Way::Copied, Way::Spliced, Way::Trunk, Way::SplicedTrunk];
+
+/// Enough that both directions take to pipes.
+const BULK: usize = 4 << 20;
+
+/// Hosts with one route, and the application behind it.
+struct Stage {
+    here: Host,
+    owner: Option<Host>,
+    application: TcpListener,
+    port: u16,
+    way: Way,
+}
+
+impl Stage {
+    async fn set(way: Way) -> Result<Self> {
+        let (here, port) = (Host::start().await?, free_port().await?);
+        let (application, target) = raw().await?;
+        let open = |target| RouteIntent::Open(target);
+        let owner = match way {
+            Way::Copied | Way::Spliced => {
+                here.set(&[], tcp(port)?, version(1, 0), open(target))
+                    .await?;
+                None
+            }
+            Way::Trunk | Way::SplicedTrunk => {
+                let owner = Host::start().await?;
+                let all = [&here, &owner];
+                owner
+                    .set(&all, tcp(port)?, version(1, 0), open(target))
+                    .await?;
+                let to = owner.as_target()?;
+                here.set(&all, tcp(port)?, version(1, 0), open(to)).await?;
+                Some(owner)
+            }
+        };
+        Ok(Self {
+            here,
+            owner,
+            application,
+            port,
+            way,
+        })
+    }
+
+    /// A client and the application's side of its connection.
+    async fn connect(&self) -> Result<(TcpStream, TcpStream)> {
+        let mut client = self.here.client(self.port).await?;
+        let (mut server, _) = timeout(LIMIT, self.application.accept()).await??;
+        // An application that resets at once was not reached, and is tried again.
+        carry(&mut client, &mut server, 1).await?;
+        if matches!(self.way, Way::Spliced | Way::SplicedTrunk) {
+            carry(&mut client, &mut server, BULK).await?;
+            carry(&mut server, &mut client, BULK).await?;
+            let metrics = self.here.metrics().await?;
+            let pipes = "rehome_proxy_pipe_bytes ";
+            let held = metrics.lines().find_map(|line| line.strip_prefix(pipes));
+            ensure!(
+                held.is_some_and(|bytes| bytes != "0"),
+                "nothing was spliced"
+            );
+        }
+        Ok((client, server))
+    }
+}
+
+fn noise(bytes: usize) -> Vec<u8> {
+    (0..=250_u8).cycle().take(bytes).collect()
+}
+
+/// Sends so many bytes and checks that they come.
+async fn carry(from: &mut TcpStream, to: &mut TcpStream, bytes: usize) -> Result<()> {
+    let sent = noise(bytes);
+    let mut came = vec![0; bytes];
+    let both = async { tokio::try_join!(from.write_all(&sent), to.read_exact(&mut came)) };
+    timeout(LIMIT, both).await??;
+    ensure!(came == sent, "the bytes are not those that were sent");
+    Ok(())
+}
+
+async fn rest(stream: &mut TcpStream) -> Result<Vec<u8>> {
+    let mut came = Vec::new();
+    timeout(LIMIT, stream.read_to_end(&mut came)).await??;
+    Ok(came)
+}
+
+/// One side says goodbye, hears all of the answer, and then the other one's goodbye.
+async fn half_close(mut first: TcpStream, mut second: TcpStream) -> Result<()> {
+    first.write_all(b"bye").await?;
+    first.shutdown().await?;
+    ensure!(rest(&mut second).await? == b"bye");
+    carry(&mut second, &mut first, 100_000).await?;
+    second.write_all(b"late").await?;
+    drop(second);
+    ensure!(rest(&mut first).await? == b"late");
+    Ok(())
+}
+
+fn reset(stream: TcpStream) -> Result<()> {
+    SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
+    drop(stream);
+    Ok(())
+}
+
+/// After a reset the other side sees an error, never a polite end.
+async fn sees_reset(mut stream: TcpStream) -> Result<()> {
+    let mut came = Vec::new();
+    let ended = timeout(LIMIT, stream.read_to_end(&mut came)).await?;
+    let kind = ended.err().map(|error| error.kind());
+    ensure!(
+        kind == Some(std::io::ErrorKind::ConnectionReset),
+        "{kind:?}"
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_end_of_one_direction_leaves_the_other_whichever_comes_first() -> Result<()> {
+    for way in WAYS {
+        let stage = Stage::set(way).await?;
+        let (client, server) = stage.connect().await?;
+        half_close(client, server).await?;
+        let (client, server) = stage.connect().await?;
+        half_close(server, client).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_reset_of_either_side_is_a_reset_for_the_other() -> Result<()> {
+    for way in WAYS {
+        let stage = Stage::set(way).await?;
+        let (client, server) = stage.connect().await?;
+        reset(client)?;
+        sees_reset(server)
+            .await
+            .with_context(|| format!("{way:?}, client"))?;
+        let (client, server) = stage.connect().await?;
+        reset(server)?;
+        sees_reset(client)
+            .await
+            .with_context(|| format!("{way:?}, server"))?;
+        // Also once the client has said goodbye and nobody reads from it any more.
+        let (mut client, mut server) = stage.connect().await?;
+        client.shutdown().await?;
+        ensure!(rest(&mut server).await?.is_empty());
+        reset(client)?;
+        let broken = timeout(LIMIT, server.ready(Interest::ERROR)).await;
+        broken.with_context(|| format!("{way:?}, client after its goodbye"))??;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_slow_reader_gets_every_byte_and_the_end() -> Result<()> {
+    for way in WAYS {
+        let stage = Stage::set(way).await?;
+        let (mut client, mut server) = stage.connect().await?;
+        let sent = noise(24 << 20);
+        let (sending, reading) = (
+            async {
+                server.write_all(&sent).await?;
+                drop(server);
+                anyhow::Ok(())
+            },
+            async {
+                let mut came = Vec::new();
+                let mut piece = vec![0; 70_001];
+                loop {
+                    let length = client.read(&mut piece).await?;
+                    came.extend_from_slice(&piece[..length]);
+                    if length == 0 {
+                        return anyhow::Ok(came);
+                    }
+                    // The buffers between them fill meanwhile.
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            },
+        );
+        let ((), came) = timeout(LIMIT, async { tokio::try_join!(sending, reading) }).await??;
+        ensure!(
+            came == sent,
+            "{way:?}: {} of {} bytes",
+            came.len(),
+            sent.len()
+        );
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn single_bytes_come_one_by_one() -> Result<()> {
+    for way in WAYS {
+        let stage = Stage::set(way).await?;
+        let (mut client, mut server) = stage.connect().await?;
+        for turn in 0..500_u32 {
+            let byte = u8::try_from(turn % 251)?;
+            client.write_u8(byte).await?;
+            ensure!(timeout(LIMIT, server.read_u8()).await?? == byte);
+            server.write_u8(!byte).await?;
+            ensure!(timeout(LIMIT, client.read_u8()).await?? == !byte);
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_was_said_before_a_goodbye_while_parked_arrives() -> Result<()> {
+    for way in [Way::Copied, Way::Trunk] {
+        let stage = Stage::set(way).await?;
+        let owner = stage.owner.as_ref().unwrap_or(&stage.here);
+        let target = owner.status(tcp(stage.port)?)?.target;
+        let target = target.context("it is open")?;
+        owner.proxy.prepare(prepare_verb(version(1, 1))).await?;
+        let mut client = stage.here.client(stage.port).await?;
+        client.write_all(b"question").await?;
+        client.shutdown().await?;
+        owner
+            .wait(tcp(stage.port)?, |route| route.parked == 1)
+            .await?;
+        let commit = commit_verb(tcp(stage.port)?, version(2, 0), target);
+        owner.proxy.commit(commit).await?;
+        let (mut server, _) = timeout(LIMIT, stage.application.accept()).await??;
+        ensure!(rest(&mut server).await? == b"question");
+        server.write_all(b"answer").await?;
+        drop(server);
+        ensure!(rest(&mut client).await? == b"answer");
+    }
+    Ok(())
+}
