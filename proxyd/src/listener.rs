@@ -5,12 +5,14 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use proxyd_core::table::{Phase, RouteTable};
 use rehome_runtime::supervise::{Criticality, Supervisor};
 use rehome_shared::api::proxy::{PortProblem, RouteKey};
-use rehome_shared::config::daemon::ListenOn;
+use rehome_shared::config::daemon::{ListenOn, ProxydTimeouts};
 use tokio::net::{TcpListener, TcpStream};
 use tracing::Instrument;
 
@@ -31,14 +33,24 @@ const CLOSE_TIME: Duration = Duration::from_secs(1);
 pub(crate) struct Listeners {
     context: Context,
     supervisor: Supervisor,
-    open: BTreeMap<RouteKey, Supervisor>,
+    open: BTreeMap<RouteKey, Port>,
     failed: BTreeMap<RouteKey, String>,
     on: ListenOn,
+    timeouts: ProxydTimeouts,
+}
+
+/// An open port.
+#[derive(Debug)]
+struct Port {
+    tasks: Supervisor,
+    /// Of a TCP port: what is set on them is set on what they accept.
+    sockets: Vec<Arc<TcpListener>>,
 }
 
 impl Listeners {
     pub(crate) fn new(context: Context, supervisor: &Supervisor) -> Self {
-        let on = context.settings().listen.clone();
+        let settings = context.settings();
+        let (on, timeouts) = (settings.listen.clone(), settings.timeouts);
         let supervisor = supervisor.group();
         Self {
             context,
@@ -46,6 +58,7 @@ impl Listeners {
             open: BTreeMap::new(),
             failed: BTreeMap::new(),
             on,
+            timeouts,
         }
     }
 
@@ -54,9 +67,13 @@ impl Listeners {
     /// # Cancel safety
     /// A dropped call leaves ports unopened until the next one.
     pub(crate) async fn reconcile(&mut self, table: &RouteTable) {
-        let on = self.context.settings().listen.clone();
-        let other_addresses = self.on != on;
-        self.on = on;
+        let settings = self.context.settings();
+        let other_addresses = self.on != settings.listen;
+        self.on = settings.listen.clone();
+        if self.timeouts != settings.timeouts {
+            self.timeouts = settings.timeouts;
+            self.tune_all();
+        }
         let wanted = |key: &RouteKey| table.route(*key).is_some_and(|r| r.phase != Phase::Closed);
         let unwanted: Vec<RouteKey> = self
             .open
@@ -65,7 +82,8 @@ impl Listeners {
             .copied()
             .collect();
         for key in unwanted {
-            if let Some(tasks) = self.open.remove(&key) {
+            if let Some(Port { tasks, sockets }) = self.open.remove(&key) {
+                drop(sockets);
                 tasks.cancel();
                 // Once the task has ended its port is free, should a later table want it.
                 tasks.idle(CLOSE_TIME).await;
@@ -90,11 +108,20 @@ impl Listeners {
         !self.failed.is_empty()
     }
 
+    /// Other times are those of connections from now on.
+    fn tune_all(&self) {
+        for socket in self.open.values().flat_map(|port| &port.sockets) {
+            if let Err(error) = tune(socket, &self.timeouts) {
+                tracing::warn!(%error, "new timeouts are not in force on an open port");
+            }
+        }
+    }
+
     fn open_one(&mut self, key: RouteKey) {
         let tasks = self.supervisor.group();
-        match start(&self.context, &tasks, &self.on, key) {
-            Ok(()) => {
-                self.open.insert(key, tasks);
+        match start(&self.context, &tasks, (&self.on, &self.timeouts), key) {
+            Ok(sockets) => {
+                self.open.insert(key, Port { tasks, sockets });
                 if self.failed.remove(&key).is_some() {
                     tracing::info!(route = %key, "listening at last");
                 }
@@ -135,17 +162,25 @@ fn try_port(on: &ListenOn, key: RouteKey) -> io::Result<()> {
     if key.is_udp() {
         listen_udp(on, key.external()).map(drop)
     } else {
-        listen_tcp(on, key.external()).map(drop)
+        listen_tcp(on, key.external(), &ProxydTimeouts::default()).map(drop)
     }
 }
 
-fn start(context: &Context, tasks: &Supervisor, on: &ListenOn, key: RouteKey) -> io::Result<()> {
+fn start(
+    context: &Context,
+    tasks: &Supervisor,
+    (on, timeouts): (&ListenOn, &ProxydTimeouts),
+    key: RouteKey,
+) -> io::Result<Vec<Arc<TcpListener>>> {
+    let mut sockets = Vec::new();
     if key.is_udp() {
         for socket in listen_udp(on, key.external())? {
             udp::listen(context, tasks, key, socket)?;
         }
     } else {
-        for listener in listen_tcp(on, key.external())? {
+        for listener in listen_tcp(on, key.external(), timeouts)? {
+            let listener = Arc::new(listener);
+            sockets.push(Arc::clone(&listener));
             let (context, stop) = (context.clone(), tasks.token().clone());
             tasks.spawn("listener", Criticality::Ordinary, async move {
                 stop.run_until_cancelled(listen(context, listener, key))
@@ -153,11 +188,11 @@ fn start(context: &Context, tasks: &Supervisor, on: &ListenOn, key: RouteKey) ->
             });
         }
     }
-    Ok(())
+    Ok(sockets)
 }
 
 /// Accepts connections of one socket.
-async fn listen(context: Context, listener: TcpListener, key: RouteKey) {
+async fn listen(context: Context, listener: Arc<TcpListener>, key: RouteKey) {
     let mut room = context.book.room();
     loop {
         // Beyond a limit nothing is accepted: the kernel's backlog holds what comes.
@@ -177,32 +212,50 @@ async fn listen(context: Context, listener: TcpListener, key: RouteKey) {
         let Ok(destination) = stream.local_addr() else {
             continue;
         };
-        // Between the look and the accept another listener may have taken the last place.
-        let held = loop {
-            room.borrow_and_update();
-            match context.book.admit(key, client, destination, Origin::Client) {
-                Ok(held) => break held,
-                Err(NotAdmitted::NoRoute) => {
-                    reset_on_drop(&stream);
-                    return;
-                }
-                Err(NotAdmitted::Full(_)) => {
-                    if room.changed().await.is_err() {
-                        return;
-                    }
-                }
+        match context.book.admit(key, client, destination, Origin::Client) {
+            Ok(held) => spawn(&context, held, stream, key),
+            // Between the look and the accept another listener took the last place.
+            Err(NotAdmitted::Full(_)) => {
+                wait_for_room(&context, key, (client, destination), stream);
             }
-        };
-        spawn(&context, held, stream, key);
+            Err(NotAdmitted::NoRoute) => {
+                reset_on_drop(&stream);
+                return;
+            }
+        }
     }
 }
 
+/// Waits for a place with a client in hand, on a task of its own: this listener may close
+/// meanwhile, and another one of the route take it up again. Each time that places run out, a
+/// listener accepts at most one client too many.
+fn wait_for_room(
+    context: &Context,
+    key: RouteKey,
+    (client, destination): (SocketAddr, SocketAddr),
+    stream: TcpStream,
+) {
+    let (inner, stop) = (context.clone(), context.connections.token().clone());
+    let waits = async move {
+        let mut room = inner.book.room();
+        loop {
+            room.borrow_and_update();
+            match inner.book.admit(key, client, destination, Origin::Client) {
+                Ok(held) => return spawn(&inner, held, stream, key),
+                Err(NotAdmitted::Full(_)) if room.changed().await.is_ok() => {}
+                Err(NotAdmitted::NoRoute | NotAdmitted::Full(_)) => return reset_on_drop(&stream),
+            }
+        }
+    };
+    let task = async move {
+        stop.run_until_cancelled(waits).await;
+    };
+    context
+        .connections
+        .spawn("waiting client", Criticality::Ordinary, task);
+}
+
 fn spawn(context: &Context, held: Held, stream: TcpStream, key: RouteKey) {
-    if tune(&stream, &context.settings().timeouts).is_err() {
-        // The client is gone already.
-        held.end(proxyd_core::tally::End::ClientGone);
-        return;
-    }
     let connection = held.connection();
     let span = tracing::debug_span!(
         "connection",

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use rehome_shared::config::daemon::{ListenOn, ProxydTimeouts};
@@ -14,9 +15,10 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_PROBES: u32 = 6;
 
 /// Sets what both legs of a connection have: no delay, keepalive, and a limit on how long
-/// bytes may stay unacknowledged.
-pub(crate) fn tune(stream: &TcpStream, timeouts: &ProxydTimeouts) -> io::Result<()> {
-    let socket = SockRef::from(stream);
+/// bytes may stay unacknowledged. What a listener has, Linux gives to all that it accepts, so no
+/// accepted connection pays for it.
+pub(crate) fn tune(socket: &impl AsFd, timeouts: &ProxydTimeouts) -> io::Result<()> {
+    let socket = SockRef::from(socket);
     socket.set_tcp_nodelay(true)?;
     let keepalive = TcpKeepalive::new()
         .with_time(timeouts.keepalive)
@@ -66,7 +68,11 @@ pub(crate) async fn connect(
 }
 
 /// The sockets of one TCP port, one per address.
-pub(crate) fn listen_tcp(on: &ListenOn, port: u16) -> io::Result<Vec<TcpListener>> {
+pub(crate) fn listen_tcp(
+    on: &ListenOn,
+    port: u16,
+    timeouts: &ProxydTimeouts,
+) -> io::Result<Vec<TcpListener>> {
     for_each_address(on, port, |address, only_v6| {
         let socket = Socket::new(
             Domain::for_address(address),
@@ -79,6 +85,7 @@ pub(crate) fn listen_tcp(on: &ListenOn, port: u16) -> io::Result<Vec<TcpListener
         socket.set_reuse_address(true)?;
         socket.set_nonblocking(true)?;
         socket.bind(&address.into())?;
+        tune(&socket, timeouts)?;
         socket.listen(BACKLOG)?;
         TcpListener::from_std(socket.into())
     })
@@ -137,4 +144,31 @@ pub(crate) fn is_exhausted(error: &io::Error) -> bool {
     [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM]
         .iter()
         .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_accepted_has_what_the_listener_has() {
+        let timeouts = ProxydTimeouts {
+            keepalive: Duration::from_secs(77),
+            user_timeout: Duration::from_secs(88),
+            ..ProxydTimeouts::default()
+        };
+        let on = ListenOn::Addresses(vec![Ipv4Addr::LOCALHOST.into()]);
+        let listener = listen_tcp(&on, 0, &timeouts).unwrap().pop().unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap());
+        let (accepted, _client) = tokio::join!(listener.accept(), client);
+        let (stream, _) = accepted.unwrap();
+        let socket = SockRef::from(&stream);
+        assert!(socket.tcp_nodelay().unwrap() && socket.keepalive().unwrap());
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), timeouts.keepalive);
+        assert_eq!(socket.tcp_keepalive_interval().unwrap(), KEEPALIVE_INTERVAL);
+        assert_eq!(
+            socket.tcp_user_timeout().unwrap(),
+            Some(timeouts.user_timeout)
+        );
+    }
 }

@@ -10,7 +10,7 @@ use proxyd_core::table::RouteTable;
 use rehome_runtime::http_server::{BindError, HttpServer};
 use rehome_runtime::supervise::{Criticality, Supervisor};
 use rehome_runtime::telemetry::{self, Readiness};
-use rehome_shared::config::daemon::{ListenOn, ProxydConfig};
+use rehome_shared::config::daemon::{ListenOn, ProxydConfig, ProxydTimeouts};
 use tokio::net::TcpListener;
 
 use crate::Proxyd;
@@ -67,9 +67,11 @@ impl Proxyd {
         let settings = descriptors::fit(Settings::from(config));
         let (store, table) = open_store(config, &metrics)?;
         let (trunk_listener, trunk) =
-            bind_trunk(config.trunk.listen).map_err(|source| StartError::Trunk {
-                address: config.trunk.listen,
-                source,
+            bind_trunk(config.trunk.listen, &settings.timeouts).map_err(|source| {
+                StartError::Trunk {
+                    address: config.trunk.listen,
+                    source,
+                }
             })?;
         let control = HttpServer::unix(&config.socket).await?;
         let http = HttpServer::tcp(config.metrics).await?;
@@ -148,13 +150,16 @@ fn open_store(config: &ProxydConfig, metrics: &Metrics) -> Result<(Store, RouteT
 }
 
 /// `[::]` takes both families, and means `0.0.0.0` on a host without IPv6.
-fn bind_trunk(address: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
+fn bind_trunk(
+    address: SocketAddr,
+    timeouts: &ProxydTimeouts,
+) -> io::Result<(TcpListener, SocketAddr)> {
     let on = if address.ip() == std::net::Ipv6Addr::UNSPECIFIED {
         ListenOn::DualStack
     } else {
         ListenOn::Addresses(vec![address.ip()])
     };
-    let listener = listen_tcp(&on, address.port())?
+    let listener = listen_tcp(&on, address.port(), timeouts)?
         .pop()
         .ok_or_else(|| io::Error::from(io::ErrorKind::AddrNotAvailable))?;
     let bound = listener.local_addr()?;

@@ -22,7 +22,7 @@ use crate::context::Context;
 use crate::dial::read_more;
 use crate::metrics::Shed;
 use crate::serve::{answer, serve};
-use crate::socket::{reset_on_drop, tune};
+use crate::socket::reset_on_drop;
 use crate::udp;
 
 /// The most that a header may take to arrive.
@@ -116,10 +116,6 @@ async fn greet(
 }
 
 async fn read_header(context: &Context, stream: &mut TcpStream) -> Option<Header> {
-    if let Err(error) = tune(stream, &context.settings().timeouts) {
-        tracing::debug!(%error, "a trunk connection ended at once");
-        return None;
-    }
     let mut bytes = Vec::new();
     let reading = async {
         loop {
