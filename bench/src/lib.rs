@@ -1,19 +1,9 @@
-//! The window of a move, part by part, beside what a user would build by hand.
+//! Comparisons with what a user would build or install instead, side by side in one run.
 //!
-//! ```text
-//! plan ──▶ run ──▶ trial ──▶ contender: rehome_move, by_hand (shell)
-//!                    │
-//!                    └─────▶ clients: probe, dirty (session)
-//!                                │
-//!          record (JSON) ◀── gap ┘
-//!             ├──▶ report (Markdown): stats
-//!             └──▶ plot (SVG)
-//! ```
-//!
-//! Every contender moves the same store with the same data under the same load between the same
-//! two lab hosts, behind a front on the third one. What is compared is measured outside of them:
-//! clients at the front note when a write was acknowledged. No test depends on a time; the tests
-//! of this package are about its arithmetic.
+//! [`window`] moves stores: a plan, a run, a record (JSON), a report (Markdown) and a plot (SVG).
+//! What is not of moves alone is beside it: the arithmetic of [`stats`], the order of [`turns`],
+//! the [`table`]s, what a plot is [`draw`]n of, and the [`machine`]. No test depends on a time;
+//! the tests of this package are about its arithmetic.
 
 #![forbid(unsafe_code)]
 #![expect(
@@ -21,19 +11,9 @@
     reason = "only JSON documents are indexed, in which what is absent is null"
 )]
 
-pub mod by_hand;
-pub mod clients;
-pub mod contender;
-pub mod gap;
+pub mod draw;
 pub mod machine;
-pub mod plan;
-pub mod plot;
-pub mod record;
-pub mod rehome_move;
-pub mod report;
-pub mod run;
-pub mod session;
-pub mod shell;
 pub mod stats;
-pub mod store;
-pub mod trial;
+pub mod table;
+pub mod turns;
+pub mod window;

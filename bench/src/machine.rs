@@ -7,21 +7,11 @@ use std::time::Duration;
 use rehome_tests::program;
 use serde::{Deserialize, Serialize};
 
-use crate::plan::Disks;
-
 /// No program takes longer to say its version.
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// Programs that take part, and how they are asked for their version. PostgreSQL's own lies in an
-/// image, from the same packages as its client.
-const PROGRAMS: [(&str, &[&str]); 6] = [
-    ("redis-server", &["--version"]),
-    ("psql", &["--version"]),
-    ("haproxy", &["-v"]),
-    ("btrfs", &["--version"]),
-    ("rsync", &["--version"]),
-    ("docker", &["--version"]),
-];
+/// A program that takes part, and how it is asked for its version.
+pub type Program<'a> = (&'a str, &'a [&'a str]);
 
 /// A machine, and what ran on it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,7 +24,8 @@ pub struct Machine {
     pub memory: u64,
     /// Its kernel.
     pub kernel: String,
-    /// The file system that the pools' files are on.
+    /// The file system that the pools' files are on; empty where a run has none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub disk: String,
     /// How busy it was when the run began: processes that run or wait, of the last minute.
     pub load: String,
@@ -47,9 +38,10 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// This one, now. What cannot be found out is called unknown.
+    /// This one, now. What cannot be found out is called unknown; of programs that say nothing,
+    /// nothing is told.
     #[must_use]
-    pub fn here(disks: Disks) -> Self {
+    pub fn here(programs: &[Program<'_>]) -> Self {
         let cpu = read("/proc/cpuinfo");
         let memory = field(&read("/proc/meminfo"), "MemTotal");
         let kibibytes = memory.split(' ').next().and_then(|word| word.parse().ok());
@@ -63,10 +55,7 @@ impl Machine {
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             memory: kibibytes.unwrap_or(0_u64) / 1024,
             kernel: said("uname", &["-sr"]),
-            disk: match disks {
-                Disks::Memory => "memory (tmpfs)".to_owned(),
-                Disks::Files => said("findmnt", &["-no", "FSTYPE,SOURCE", "-T", "/var/lib"]),
-            },
+            disk: String::new(),
             load: read("/proc/loadavg")
                 .split(' ')
                 .next()
@@ -74,7 +63,7 @@ impl Machine {
                 .to_owned(),
             date: said("date", &["-u", "+%Y-%m-%d %H:%M UTC"]),
             build: build.map_or_else(unknown, |name| name.to_string_lossy().into_owned()),
-            versions: PROGRAMS
+            versions: programs
                 .iter()
                 .map(|(name, words)| said(name, words))
                 .filter(|version| *version != unknown())
@@ -98,11 +87,13 @@ fn field(text: &str, name: &str) -> String {
     value.map_or_else(unknown, |value| value.trim().to_owned())
 }
 
-/// The first line that a program says.
-fn said(name: &str, words: &[&str]) -> String {
+/// The first line that a program says, to either stream; unknown when it says none.
+#[must_use]
+pub fn said(name: &str, words: &[&str]) -> String {
     let outcome = program::run(Command::new(name).args(words), LIMIT);
     let line = outcome.ok().and_then(|outcome| {
-        let line = outcome.stdout.lines().next()?;
+        let mut lines = outcome.stdout.lines().chain(outcome.stderr.lines());
+        let line = lines.find(|line| !line.trim().is_empty())?;
         Some(line.split_whitespace().collect::<Vec<_>>().join(" "))
     });
     line.unwrap_or_else(unknown)

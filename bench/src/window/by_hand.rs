@@ -12,11 +12,11 @@ use std::time::Instant;
 use anyhow::ensure;
 use rehome_tests::lab::Lab;
 
-use crate::contender::{DESTINATION, FRONT, Mover, SOURCE};
-use crate::plan::{Contender, Kind};
-use crate::record::{Moved, Part};
-use crate::shell::Shell;
-use crate::store::ByHand as Store;
+use crate::window::contender::{DESTINATION, FRONT, Mover, SOURCE};
+use crate::window::plan::{Contender, Kind};
+use crate::window::record::{Moved, Part};
+use crate::window::shell::Shell;
+use crate::window::store::ByHand as Store;
 
 /// Where HAProxy listens.
 const DOOR: u16 = 7100;

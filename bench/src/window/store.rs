@@ -10,7 +10,7 @@ use rehome_tests::lab::{Lab, Runtime};
 use rehome_tests::store::{POSTGRES_IMAGE, Postgres, Store as _};
 use serde_json::{Value, json};
 
-use crate::plan::{Contender, Kind};
+use crate::window::plan::{Contender, Kind};
 
 /// Redis with an append-only file that is synced every second, and not rewritten.
 const REDIS: [&str; 13] = [

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use crate::record::Moved;
+use crate::window::record::Moved;
 
 /// The host that a store begins on.
 pub const SOURCE: usize = 1;

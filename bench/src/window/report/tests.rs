@@ -2,7 +2,8 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::machine::Machine;
-use crate::record::{Moved, Seen};
+use crate::table::tests::assert_even;
+use crate::window::record::{Moved, Seen};
 
 const SCENE: Scene = Scene {
     store: Kind::Redis,
@@ -130,16 +131,7 @@ fn the_rounds_of_both_ways_of_rehome_are_listed_and_many_are_summed_up() {
 
 #[test]
 fn every_row_of_a_table_has_as_many_cells_as_its_head() {
-    let text = markdown(&record());
-    let mut columns = None;
-    for line in text.lines() {
-        let cells = line.matches('|').count();
-        if cells == 0 {
-            columns = None;
-        } else {
-            assert_eq!(cells, *columns.get_or_insert(cells), "{line}");
-        }
-    }
+    assert_even(&markdown(&record()));
 }
 
 #[test]

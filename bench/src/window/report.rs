@@ -1,8 +1,9 @@
 //! The tables of a run, in Markdown.
 
-use crate::plan::{Contender, Kind, REHOME, Scene};
-use crate::record::{Part, Record, Round, Trial};
 use crate::stats::Spread;
+use crate::table::{self, none, row, rule};
+use crate::window::plan::{Contender, Kind, REHOME, Scene};
+use crate::window::record::{Part, Record, Round, Trial};
 
 /// The tables, with where and how they were measured.
 #[must_use]
@@ -199,26 +200,15 @@ fn ended(trial: &Trial) -> String {
 }
 
 fn place(record: &Record) -> String {
-    let machine = &record.machine;
-    let memory = machine.memory / 1024;
-    format!(
-        "## Where and how\n\n\
-         - {} × {}, {memory} GiB of memory, {}; hosts, clients and disks share this one machine\n\
-         - pools of all hosts: btrfs in files on {}\n\
-         - Rehome's build: {}; load average before the run: {}\n\
-         - {}\n\
-         - `window {}`, {}, {:.0} minutes\n",
-        machine.cores,
-        machine.processor,
-        machine.kernel,
-        machine.disk,
-        machine.build,
-        machine.load,
-        machine.versions.join("\n- "),
-        record.command,
-        machine.date,
-        record.seconds / 60.0,
-    )
+    let notes = [
+        "hosts, clients and disks share this one machine".to_owned(),
+        format!(
+            "pools of all hosts: btrfs in files on {}",
+            record.machine.disk
+        ),
+    ];
+    let command = format!("window {}", record.command);
+    table::place(&record.machine, &notes, &command, record.seconds)
 }
 
 /// The lines of a table: every contender of every scene.
@@ -298,25 +288,9 @@ fn plain(spread: Option<Spread>) -> String {
     })
 }
 
-fn none() -> String {
-    "–".to_owned()
-}
-
 /// Requests as a figure. There are never as many as would lose a digit.
 fn count(requests: u64) -> f64 {
     u32::try_from(requests).map_or(f64::INFINITY, f64::from)
-}
-
-fn row(cells: &[impl AsRef<str>]) -> String {
-    let cells: Vec<String> = cells
-        .iter()
-        .map(|cell| cell.as_ref().replace('|', "\\|").replace('\n', " "))
-        .collect();
-    format!("| {} |\n", cells.join(" | "))
-}
-
-fn rule(columns: usize) -> String {
-    format!("|{}\n", "---|".repeat(columns))
 }
 
 #[cfg(test)]

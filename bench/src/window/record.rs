@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::machine::Machine;
-use crate::plan::{Contender, Kind, Scene};
 use crate::stats::Spread;
+use crate::window::plan::{Contender, Kind, Scene};
 
 /// A part of the window, in the order in which they follow each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

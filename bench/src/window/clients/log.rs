@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::gap;
-use crate::record::Seen;
+use crate::window::gap;
+use crate::window::record::Seen;
 
 /// Failures whose text is kept.
 const TEXTS: usize = 8;

@@ -8,7 +8,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::noise::Noise;
 use super::{PATIENCE, Target, VALUE};
-use crate::session::Session;
+use crate::window::session::Session;
 
 /// Values of one writer after which the room of overwritten ones is made usable again.
 const RECLAIM: u32 = 64;

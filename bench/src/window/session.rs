@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio_postgres::{Client, Config, NoTls, Statement};
 
-use crate::plan::Kind;
+use crate::window::plan::Kind;
 
 /// What PostgreSQL needs before the first word.
 const TABLES: &str = "CREATE TABLE IF NOT EXISTS words (word text PRIMARY KEY); \

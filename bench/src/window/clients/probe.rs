@@ -7,7 +7,7 @@ use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use super::{PATIENCE, Target, Way};
-use crate::session::Session;
+use crate::window::session::Session;
 
 /// From the beginning of a request on a connection of its own to that of the next one.
 const PACE: Duration = Duration::from_millis(20);

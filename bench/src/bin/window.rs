@@ -10,10 +10,20 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use clap::{Parser, ValueEnum};
-use rehome_bench::machine::Machine;
-use rehome_bench::plan::{Contender, Disks, Kind, Plan};
-use rehome_bench::record::Record;
-use rehome_bench::{plot, report, run};
+use rehome_bench::machine::{self, Machine, Program};
+use rehome_bench::window::plan::{Contender, Disks, Kind, Plan};
+use rehome_bench::window::record::Record;
+use rehome_bench::window::{plot, report, run};
+
+/// PostgreSQL's own version is that of an image, from the same packages as its client.
+const PROGRAMS: [Program<'_>; 6] = [
+    ("redis-server", &["--version"]),
+    ("psql", &["--version"]),
+    ("haproxy", &["-v"]),
+    ("btrfs", &["--version"]),
+    ("rsync", &["--version"]),
+    ("docker", &["--version"]),
+];
 
 /// Moves stores between lab hosts in several ways, in one run, and compares the windows.
 #[derive(Debug, Parser)]
@@ -107,7 +117,10 @@ fn measure(options: &Options) -> anyhow::Result<()> {
     }
     let began = Instant::now();
     let mut record = Record {
-        machine: Machine::here(options.disks),
+        machine: Machine {
+            disk: disk(options.disks),
+            ..Machine::here(&PROGRAMS)
+        },
         command: std::env::args().skip(1).collect::<Vec<_>>().join(" "),
         seconds: 0.0,
         trials: Vec::new(),
@@ -121,6 +134,14 @@ fn measure(options: &Options) -> anyhow::Result<()> {
     });
     render(&record, &out)?;
     done
+}
+
+/// Where the files of the pools are.
+fn disk(disks: Disks) -> String {
+    match disks {
+        Disks::Memory => "memory (tmpfs)".to_owned(),
+        Disks::Files => machine::said("findmnt", &["-no", "FSTYPE,SOURCE", "-T", "/var/lib"]),
+    }
 }
 
 fn render(record: &Record, out: &Path) -> anyhow::Result<()> {

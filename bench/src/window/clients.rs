@@ -22,8 +22,8 @@ use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
 use self::noise::Noise;
-use crate::plan::{Kind, Scene};
-use crate::session::Session;
+use crate::window::plan::{Kind, Scene};
+use crate::window::session::Session;
 
 /// Connections that are kept.
 const KEPT: u32 = 2;

@@ -5,6 +5,8 @@ use std::time::Duration;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
+use crate::turns;
+
 /// A store that moves.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ValueEnum,
@@ -150,20 +152,15 @@ impl Plan {
     /// Whether one more repetition fits, after so many that took so long together.
     #[must_use]
     pub fn goes_on(&self, done: u32, elapsed: Duration) -> bool {
-        let next = elapsed.checked_div(done).unwrap_or_default();
-        done < self.repetitions && (done == 0 || elapsed.saturating_add(next) <= self.limit)
+        turns::goes_on(done, self.repetitions, elapsed, self.limit)
     }
 
-    /// The contenders in the order of one round of a scene: another one begins each time, so that
-    /// none always meets the machine as the same other one left it.
+    /// The contenders in the order of one round of a scene.
     #[must_use]
     pub fn order(&self, scene: Scene, round: usize) -> Vec<Contender> {
-        let mut order = self.contenders.clone();
-        order.retain(|contender| contender.takes_part(scene));
-        if let Some(shift) = round.checked_rem(order.len()) {
-            order.rotate_left(shift);
-        }
-        order
+        let mut present = self.contenders.clone();
+        present.retain(|contender| contender.takes_part(scene));
+        turns::rotated(&present, round)
     }
 }
 
@@ -185,21 +182,6 @@ mod tests {
     }
 
     #[test]
-    fn every_contender_begins_once_in_as_many_rounds_as_there_are_contenders() {
-        let scene = plan().scenes(Kind::Redis)[0];
-        let order = |round| plan().order(scene, round);
-        let first: Vec<_> = (0..3).map(|round| order(round)[0]).collect();
-        let expected = [Contender::Rehome, Contender::Send, Contender::Rsync];
-        assert_eq!(first, expected);
-        assert_eq!(order(3), order(0));
-        let none = Plan {
-            contenders: Vec::new(),
-            ..plan()
-        };
-        assert!(none.order(scene, 1).is_empty());
-    }
-
-    #[test]
     fn nobody_is_held_back_who_writes_slowly() {
         let plan = Plan {
             contenders: vec![Contender::RehomeThrottle, Contender::Send],
@@ -209,13 +191,6 @@ mod tests {
         let there = |scene| plan.order(scene, 0).contains(&Contender::RehomeThrottle);
         let seen: Vec<_> = scenes.into_iter().map(|s| (s.rate, there(s))).collect();
         assert_eq!(seen, [(0, false), (100, true), (LARGE_RATE, false)]);
-    }
-
-    #[test]
-    fn a_repetition_begins_only_when_it_probably_fits() {
-        let after = |done, seconds| plan().goes_on(done, Duration::from_secs(seconds));
-        assert!(after(0, 1000) && after(1, 50) && after(2, 66));
-        assert!(!after(1, 51) && !after(2, 67) && !after(3, 0));
     }
 
     #[test]

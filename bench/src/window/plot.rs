@@ -1,10 +1,11 @@
 //! The plot of a run: a bar for each contender in each scene, cut into the parts of its window,
 //! and beside it the gap that clients saw.
 
-use crate::plan::{Contender, Kind, Scene};
-use crate::record::{Part, Record};
-use crate::report::part_of;
+use crate::draw::{label, line, picture, range_mark, rectangle, ticks};
 use crate::stats::Spread;
+use crate::window::plan::{Contender, Kind, Scene};
+use crate::window::record::{Part, Record};
+use crate::window::report::part_of;
 
 /// Widths and heights in pixels.
 const WIDTH: f64 = 1000.0;
@@ -40,20 +41,14 @@ pub fn svg(record: &Record) -> String {
         top += panel.height();
         body += &panel.draw();
     }
-    let mut text = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{top}\" \
-         viewBox=\"0 0 {WIDTH} {top}\" font-family=\"sans-serif\" font-size=\"12\">\n\
-         <rect width=\"{WIDTH}\" height=\"{top}\" fill=\"white\"/>\n"
-    );
-    text += &label(
+    let title = label(
         LEFT,
         24.0,
         "start",
         16,
         "The window of a move, part by part (medians)",
     );
-    text += &legend();
-    text + &body + "</svg>\n"
+    picture(WIDTH, top, &(title + &legend() + &body))
 }
 
 fn legend() -> String {
@@ -65,7 +60,7 @@ fn legend() -> String {
         text += &label(x + 17.0, y, "start", 12, part.title());
         x += 72.0;
     }
-    text += &gap_mark(x + 8.0, x + 20.0, x + 32.0, y - 4.0);
+    text += &range_mark(x + 8.0, x + 20.0, x + 32.0, y - 4.0);
     text + &label(x + 40.0, y, "start", 12, "gap that clients saw (range)")
 }
 
@@ -147,10 +142,10 @@ impl<'a> Panel<'a> {
         let top = self.top + PANEL_HEAD;
         for tick in &self.ticks {
             let x = self.x(*tick);
-            text += &line(x, top, x, bottom, "#dddddd", 1.0);
+            text += &line((x, top), (x, bottom), "#dddddd", 1.0);
             text += &label(x, bottom + 16.0, "middle", 11, &format!("{tick} s"));
         }
-        text + &line(LEFT, top, LEFT, bottom, "#333333", 1.0)
+        text + &line((LEFT, top), (LEFT, bottom), "#333333", 1.0)
     }
 
     fn bar(&self, scene: Scene, contender: Contender, y: f64) -> String {
@@ -171,7 +166,7 @@ impl<'a> Panel<'a> {
         let mut end = from;
         if let Some(gap) = gap {
             let (least, median, most) = (self.x(gap.least), self.x(gap.median), self.x(gap.most));
-            text += &gap_mark(least, median, most, y + BAR / 2.0);
+            text += &range_mark(least, median, most, y + BAR / 2.0);
             end = end.max(gap.most);
         }
         text + &label(
@@ -207,96 +202,11 @@ fn sum_of_parts(record: &Record, scene: Scene, contender: Contender) -> f64 {
     medians.sum()
 }
 
-/// The marks of an axis from nothing to at least `most`, at round distances: not more than ten.
-fn ticks(most: f64) -> Vec<f64> {
-    const STEPS: [f64; 12] = [
-        0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0,
-    ];
-    let fits = |step: &&f64| **step * 9.0 >= most;
-    let step = STEPS.iter().find(fits).copied().unwrap_or(1000.0);
-    let mut ticks = vec![0.0];
-    for number in 1..=10 {
-        let before = step * f64::from(number - 1);
-        if before >= most && number > 1 {
-            break;
-        }
-        // Without the last digits that a product of fractions has.
-        ticks.push((step * f64::from(number) * 1000.0).round() / 1000.0);
-    }
-    ticks
-}
-
-fn label(x: f64, y: f64, anchor: &str, size: u32, words: &str) -> String {
-    format!(
-        "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\" font-size=\"{size}\">{}</text>\n",
-        escape(words)
-    )
-}
-
-fn rectangle(x: f64, y: f64, width: f64, height: f64, fill: &str) -> String {
-    format!(
-        "<rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"{height:.1}\" \
-         fill=\"{fill}\"/>\n"
-    )
-}
-
-fn line(x1: f64, y1: f64, x2: f64, y2: f64, colour: &str, width: f64) -> String {
-    format!(
-        "<line x1=\"{x1:.1}\" y1=\"{y1:.1}\" x2=\"{x2:.1}\" y2=\"{y2:.1}\" \
-         stroke=\"{colour}\" stroke-width=\"{width}\"/>\n"
-    )
-}
-
-/// A diamond at the median and a line over the range.
-fn gap_mark(least: f64, median: f64, most: f64, y: f64) -> String {
-    let mut text = line(least, y, most, y, "#000000", 1.5);
-    for end in [least, most] {
-        text += &line(end, y - 4.0, end, y + 4.0, "#000000", 1.5);
-    }
-    let (left, right, up, down) = (median - 5.0, median + 5.0, y - 5.0, y + 5.0);
-    let diamond = format!(
-        "<path d=\"M{left:.1} {y:.1} L{median:.1} {up:.1} L{right:.1} {y:.1} \
-         L{median:.1} {down:.1} Z\" fill=\"white\" stroke=\"black\" stroke-width=\"1.5\"/>\n"
-    );
-    text + &diamond
-}
-
-fn escape(words: &str) -> String {
-    words
-        .replace('&', "&amp;")
-        .replace('<', "&lt;")
-        .replace('>', "&gt;")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::tests::record;
-
-    /// The values of an attribute of all elements of a kind.
-    fn attributes(svg: &str, element: &str, name: &str) -> Vec<f64> {
-        let begin = format!("<{element} ");
-        let lines = svg.lines().filter(|line| line.starts_with(&begin));
-        let value = |line: &str| {
-            let (_, rest) = line.split_once(&format!(" {name}=\""))?;
-            rest.split('"').next()?.parse().ok()
-        };
-        lines.filter_map(value).collect()
-    }
-
-    #[test]
-    fn an_axis_reaches_over_what_is_on_it_with_few_round_marks() {
-        assert_eq!(ticks(0.55), [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6]);
-        assert_eq!(
-            ticks(4.2),
-            [0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5]
-        );
-        for most in [0.0, 0.01, 0.9, 1.0, 3.7, 9.0, 60.0, 4000.0] {
-            let ticks = ticks(most);
-            assert!(ticks.len() >= 2 && ticks.len() <= 11, "{most}: {ticks:?}");
-            assert!(*ticks.last().unwrap() >= most, "{most}: {ticks:?}");
-        }
-    }
+    use crate::draw::tests::attributes;
+    use crate::window::report::tests::record;
 
     #[test]
     fn bars_are_as_long_as_their_parts_and_stay_in_the_picture() {
@@ -315,11 +225,6 @@ mod tests {
             assert!(y + height <= bottom, "{y} + {height} > {bottom}");
         }
         assert!(svg.contains("2.50 s (×2.5)"), "{svg}");
-    }
-
-    #[test]
-    fn words_cannot_break_the_picture() {
-        assert_eq!(escape("a < b & c > d"), "a &lt; b &amp; c &gt; d");
     }
 
     #[test]

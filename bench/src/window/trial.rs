@@ -7,10 +7,10 @@ use rehome_tests::load::block_on;
 use rehome_tests::store::{Postgres, Redis, Store as _};
 use tokio::runtime::Runtime;
 
-use crate::clients::{self, Clients};
-use crate::contender::Mover;
-use crate::plan::{Kind, Scene};
-use crate::record::{Moved, Seen};
+use crate::window::clients::{self, Clients};
+use crate::window::contender::Mover;
+use crate::window::plan::{Kind, Scene};
+use crate::window::record::{Moved, Seen};
 
 /// How often both kinds of probes are served before the move, and after it.
 const SERVED: usize = 50;

@@ -8,11 +8,11 @@ use anyhow::Context as _;
 use rehome_tests::lab::with_lab;
 use tokio::runtime::Runtime;
 
-use crate::by_hand::{ByHand, Hosts};
-use crate::plan::{Contender, Disks, Plan, Scene};
-use crate::record::{Moved, Seen, Trial};
-use crate::rehome_move::RehomeMove;
-use crate::{store, trial};
+use crate::window::by_hand::{ByHand, Hosts};
+use crate::window::plan::{Contender, Disks, Plan, Scene};
+use crate::window::record::{Moved, Seen, Trial};
+use crate::window::rehome_move::RehomeMove;
+use crate::window::{store, trial};
 
 /// Room for what a store writes; it is taken only as it is used.
 const POOL: &str = "24GiB";

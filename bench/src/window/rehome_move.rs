@@ -8,10 +8,10 @@ use rehome_tests::deployment::Deployment;
 use rehome_tests::lab::Lab;
 use serde_json::Value;
 
-use crate::contender::{DESTINATION, FRONT, Mover, SOURCE};
-use crate::plan::{Contender, Kind};
-use crate::record::{Moved, Part, Round};
-use crate::store;
+use crate::window::contender::{DESTINATION, FRONT, Mover, SOURCE};
+use crate::window::plan::{Contender, Kind};
+use crate::window::record::{Moved, Part, Round};
+use crate::window::store;
 
 /// The external port of the store.
 const DOOR: u16 = 7000;
