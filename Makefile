@@ -19,8 +19,14 @@ TEST_PACKAGES := $(DEMO_PACKAGES) busybox-static redis-tools:redis-cli \
 # its service, which listens on no port.
 BENCH_PACKAGES := $(DEMO_PACKAGES) busybox-static redis-tools:redis-cli haproxy:haproxy \
 	rsync:rsync socat:socat
-# Packages that are only unpacked into target/tools, because installing them starts a service.
+# What the comparison of relays needs: the others. socket-activate comes with systemd itself.
+BENCH_PROXY_PACKAGES := gcc:cc libc6-dev iproute2:ip util-linux:nsenter haproxy:haproxy \
+	systemd:systemd-socket-activate
+# Packages that are only unpacked into target/tools, because installing them starts a service. A
+# name with a slash is a file in there: the machine's own is none that will do.
 UNPACKED_PACKAGES := prometheus:promtool
+UNPACKED_BENCH_PROXY_PACKAGES := nginx:usr/sbin/nginx \
+	libnginx-mod-stream:usr/lib/nginx/modules/ngx_stream_module.so
 
 # Root makes the namespaces, mounts and loop devices of the lab; building needs no root.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E)
@@ -115,14 +121,20 @@ test-crash: deps-test ## a crash at every durable write, about 15 min; CASES=par
 		cargo test $(CARGO_FLAGS) --test matrix $(RUN_AS_ROOT) -- --nocapture
 
 .PHONY: bench
-bench: bench-window ## measure beside what one would build by hand; wants a quiet machine
+bench: bench-window bench-proxy ## measure beside what one would build or install; wants a quiet machine
 
-# Results go to bench/results. `ARGS=--quick` shows in some minutes that everything works.
+# Results of both go to bench/results. `ARGS=--quick` shows in some minutes that everything works.
 .PHONY: bench-window
 bench-window:
 	@.ci/deps $(BENCH_PACKAGES)
 	cargo build $(CARGO_FLAGS) $(PROGRAMS) --bin window --release
 	$(AS_ROOT) target/release/window $(ARGS)
+
+.PHONY: bench-proxy
+bench-proxy:
+	@.ci/deps $(BENCH_PROXY_PACKAGES) --unpack $(UNPACKED_BENCH_PROXY_PACKAGES)
+	cargo build $(CARGO_FLAGS) $(PROGRAMS) --bin proxy --release
+	envoy=$$(.ci/envoy); $(AS_ROOT) target/release/proxy $${envoy:+--envoy "$$envoy"} $(ARGS)
 
 .PHONY: install
 install: ## install a release build and the units (DESTDIR is honoured)

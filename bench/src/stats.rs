@@ -32,6 +32,21 @@ impl Spread {
     }
 }
 
+/// What so many of a thousand sorted values do not exceed; `None` of no values.
+#[must_use]
+pub fn quantile(sorted: &[u32], per_mille: usize) -> Option<u32> {
+    let rank = sorted.len().saturating_mul(per_mille).div_ceil(1000);
+    sorted.get(rank.saturating_sub(1)).copied()
+}
+
+/// A count as a figure. Beyond 2^53, which no count here reaches, the last digits are lost.
+#[must_use]
+pub fn figure(count: u64) -> f64 {
+    let (high, low) = (count >> 32, count & u64::from(u32::MAX));
+    let half = |half: u64| f64::from(u32::try_from(half).unwrap_or(u32::MAX));
+    half(high).mul_add(4_294_967_296.0, half(low))
+}
+
 #[cfg(test)]
 #[expect(clippy::float_cmp, reason = "these values are exact")]
 mod tests {
@@ -59,5 +74,23 @@ mod tests {
         let spread = |value| Spread::of([value]).unwrap();
         assert_eq!(spread(6.0).times(&spread(2.0)), Some(3.0));
         assert_eq!(spread(6.0).times(&spread(0.0)), None);
+    }
+
+    #[test]
+    fn a_quantile_is_a_value_that_was_there() {
+        let thousand: Vec<u32> = (1..=1000).collect();
+        assert_eq!(quantile(&thousand, 500), Some(500));
+        assert_eq!(quantile(&thousand, 990), Some(990));
+        assert_eq!(quantile(&thousand, 999), Some(999));
+        assert_eq!(quantile(&[7, 9], 999), Some(9));
+        assert_eq!(quantile(&[7], 1), Some(7));
+        assert_eq!(quantile(&[], 500), None);
+    }
+
+    #[test]
+    fn a_count_is_the_same_figure() {
+        assert_eq!(figure(0), 0.0);
+        assert_eq!(figure(u64::from(u32::MAX)), 4_294_967_295.0);
+        assert_eq!(figure(5_000_000_000), 5e9);
     }
 }
