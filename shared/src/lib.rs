@@ -7,6 +7,7 @@
 //! | [`config`] | the user's files: native, Fig, Compose; deployment; the daemons' own files |
 //! | [`api`] | the JSON that travels over the control sockets and between hosts |
 //! | [`trunk`] | the header of a connection from one `proxyd` to another |
+//! | [`journal`] | the bytes of the files to which both daemons append records |
 //!
 //! Nothing here does I/O: text and bytes go in, values or typed errors come out.
 
@@ -15,5 +16,6 @@
 pub mod api;
 pub mod config;
 pub mod ids;
+pub mod journal;
 pub mod trunk;
 pub mod units;

@@ -1,68 +1,24 @@
-//! The journal's bytes: one append-only file per host.
-//!
-//! ```text
-//! file   := MAGIC frame*
-//! frame  := length:u32le  sequence:u64le  payload[length]  check[8]
-//! check  := first 8 bytes of BLAKE3(previous check ‖ length ‖ sequence ‖ payload)
-//! ```
-//!
-//! The checks form a chain from the magic on, so a frame is believed only behind all its
-//! predecessors. Three endings are told apart: the file ends with a frame; the last frame is
-//! *torn* (a write that a crash cut short: it promised nothing yet, and is cut off); bytes in
-//! the middle are *corrupt* (a promise may be lost: nobody may go on by himself).
+//! The journal of a host: one append-only file of [`Record`]s, in the form of
+//! [`rehome_shared::journal`].
+
+pub use rehome_shared::journal::{Corrupt, EncodeError, MAX_PAYLOAD, Position};
+
+use rehome_shared::journal::{self, Kind};
 
 use crate::record::Record;
 
 /// The first bytes of a journal; the last one is the format's version.
 pub const MAGIC: &[u8; 8] = b"rehomeJ\x01";
 
-/// The longest payload that is ever written or believed.
-pub const MAX_PAYLOAD: usize = 4 << 20;
+const KIND: Kind = Kind::new(MAGIC);
 
-/// What a journal of any version begins with.
-const FAMILY: &[u8] = b"rehomeJ";
+/// What a journal's bytes say.
+pub type Scan = journal::Scan<Record>;
 
-const HEAD: usize = 4 + 8;
-const CHECK: usize = 8;
-
-type Check = [u8; CHECK];
-
-/// Where the next frame goes: behind which frame, with which number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Position {
-    check: Check,
-    sequence: u64,
-}
-
-impl Position {
-    /// Right behind the magic.
-    #[must_use]
-    pub fn start() -> Self {
-        Self {
-            check: chain([0; CHECK], MAGIC, &[]),
-            sequence: 1,
-        }
-    }
-
-    /// The number of the next frame.
-    #[must_use]
-    pub fn sequence(&self) -> u64 {
-        self.sequence
-    }
-}
-
-/// Why a record cannot be framed.
-#[derive(Debug, thiserror::Error)]
-pub enum EncodeError {
-    /// It does not become JSON.
-    #[error("the record cannot be written as JSON")]
-    Json(#[source] serde_json::Error),
-    /// Its JSON cannot be read back: a journal that holds it could never be opened again.
-    #[error("the record's JSON cannot be read back")]
-    Unreadable(#[source] serde_json::Error),
-    /// It is too long.
-    #[error("the record has {0} bytes, more than a journal takes")]
-    TooLong(usize),
+/// Where the first frame goes: right behind the magic.
+#[must_use]
+pub fn start() -> Position {
+    Position::start(KIND)
 }
 
 /// The frame of a record and the position behind it.
@@ -70,78 +26,7 @@ pub enum EncodeError {
 /// # Errors
 /// [`EncodeError`] when the record has no JSON form that can be read back, or is too long.
 pub fn encode(at: Position, record: &Record) -> Result<(Vec<u8>, Position), EncodeError> {
-    let payload = serde_json::to_vec(record).map_err(EncodeError::Json)?;
-    serde_json::from_slice::<Record>(&payload).map_err(EncodeError::Unreadable)?;
-    let length = u32::try_from(payload.len())
-        .ok()
-        .filter(|_| payload.len() <= MAX_PAYLOAD)
-        .ok_or(EncodeError::TooLong(payload.len()))?;
-    let mut frame = Vec::with_capacity(HEAD + payload.len() + CHECK);
-    frame.extend_from_slice(&length.to_le_bytes());
-    frame.extend_from_slice(&at.sequence.to_le_bytes());
-    let check = chain(at.check, &frame, &payload);
-    frame.extend_from_slice(&payload);
-    frame.extend_from_slice(&check);
-    Ok((
-        frame,
-        Position {
-            check,
-            sequence: at.sequence.saturating_add(1),
-        },
-    ))
-}
-
-/// What a journal's bytes say.
-#[derive(Debug)]
-pub struct Scan {
-    /// The records, oldest first.
-    pub records: Vec<Record>,
-    /// Where the next one goes.
-    pub position: Position,
-    /// How many bytes of the file are believed; what follows is a torn frame to cut off.
-    pub believed: usize,
-    /// Whether something follows.
-    pub torn: bool,
-}
-
-/// Bytes that cannot be believed and are not a torn tail.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Corrupt {
-    /// Another kind of file.
-    #[error("this is not a journal")]
-    Magic,
-    /// A journal of another version.
-    #[error("this is a journal of a version that this program does not read")]
-    Version,
-    /// Bytes in the middle changed.
-    #[error("record {sequence} at byte {offset} is damaged and others follow it")]
-    Frame {
-        /// Which record.
-        sequence: u64,
-        /// Where it begins.
-        offset: usize,
-    },
-    /// The bytes are as they were written, but say nothing that this program understands.
-    #[error("record {sequence} at byte {offset} is unknown to this version: {reason}")]
-    Unknown {
-        /// Which record.
-        sequence: u64,
-        /// Where it begins.
-        offset: usize,
-        /// What is not understood.
-        reason: String,
-    },
-}
-
-impl Corrupt {
-    /// Whether the bytes may be as somebody meant them: a newer program may read them.
-    #[must_use]
-    pub fn is_foreign(&self) -> bool {
-        match self {
-            Self::Version | Self::Unknown { .. } => true,
-            Self::Magic | Self::Frame { .. } => false,
-        }
-    }
+    journal::encode(at, record)
 }
 
 /// Reads a journal.
@@ -149,194 +34,7 @@ impl Corrupt {
 /// # Errors
 /// [`Corrupt`] when a record that others follow cannot be believed or understood.
 pub fn scan(bytes: &[u8]) -> Result<Scan, Corrupt> {
-    let mut scan = Scan {
-        records: Vec::new(),
-        position: Position::start(),
-        believed: 0,
-        torn: false,
-    };
-    if bytes.len() < MAGIC.len() && MAGIC.starts_with(bytes) {
-        scan.torn = !bytes.is_empty();
-        return Ok(scan);
-    }
-    let Some(mut rest) = bytes.strip_prefix(MAGIC) else {
-        return Err(if bytes.starts_with(FAMILY) {
-            Corrupt::Version
-        } else {
-            Corrupt::Magic
-        });
-    };
-    scan.believed = MAGIC.len();
-    while !rest.is_empty() {
-        let Some((payload, length, next)) = frame(scan.position, rest) else {
-            if ends_torn(scan.position, scan.believed, rest) {
-                scan.torn = true;
-                return Ok(scan);
-            }
-            return Err(Corrupt::Frame {
-                sequence: scan.position.sequence,
-                offset: scan.believed,
-            });
-        };
-        let record = serde_json::from_slice(payload).map_err(|error| Corrupt::Unknown {
-            sequence: scan.position.sequence,
-            offset: scan.believed,
-            reason: error.to_string(),
-        })?;
-        scan.records.push(record);
-        scan.position = next;
-        scan.believed += length;
-        rest = rest.get(length..).unwrap_or_default();
-    }
-    Ok(scan)
-}
-
-/// The first frame of `rest`, if it is whole and right: payload, length of the frame, position
-/// behind it.
-fn frame(at: Position, rest: &[u8]) -> Option<(&[u8], usize, Position)> {
-    let head = rest.get(..HEAD)?;
-    let payload_len = payload_length(rest)?;
-    let payload = rest.get(HEAD..HEAD + payload_len)?;
-    let length = HEAD + payload_len + CHECK;
-    let stored = rest.get(HEAD + payload_len..length)?;
-    let check = chain(at.check, head, payload);
-    (stored == check).then(|| {
-        (
-            payload,
-            length,
-            Position {
-                check,
-                sequence: at.sequence.saturating_add(1),
-            },
-        )
-    })
-}
-
-fn payload_length(rest: &[u8]) -> Option<usize> {
-    let length = u32::from_le_bytes(rest.get(..4)?.try_into().ok()?);
-    usize::try_from(length).ok().filter(|n| *n <= MAX_PAYLOAD)
-}
-
-/// Whether a bad frame is the last write of a crash: cut short, or with zeros that the file
-/// system left where the data never arrived, and nothing behind it. Whatever else it may be, a
-/// frame that was durable once is damaged, even where its length is, and seems to reach past the
-/// end of the file.
-fn ends_torn(at: Position, offset: usize, rest: &[u8]) -> bool {
-    if rest.iter().all(|byte| *byte == 0) {
-        return true;
-    }
-    if begins_torn(offset, rest) {
-        return !is_followed(at, rest);
-    }
-    let last = match payload_length(rest) {
-        // The length itself is cut off, or it was never a length.
-        None => rest.len() < 4,
-        // The frame reaches to the end of the file or past it.
-        Some(length) => {
-            let end = HEAD + length + CHECK;
-            rest.get(end..)
-                .is_none_or(|behind| behind.iter().all(|byte| *byte == 0))
-        }
-    };
-    last && !is_complete(offset, rest) && !has_another_length(at, rest) && !is_followed(at, rest)
-}
-
-/// What a disk writes at once.
-const SECTOR: usize = 512;
-
-/// The parts of a frame, from `from` bytes behind its beginning on, that arrive at once.
-fn sectors(offset: usize, from: usize, frame: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let first = SECTOR - (offset + from) % SECTOR;
-    let (first, others) = frame
-        .get(from..)
-        .and_then(|rest| rest.split_at_checked(first))
-        .unwrap_or((frame.get(from..).unwrap_or_default(), &[]));
-    std::iter::once(first).chain(others.chunks(SECTOR))
-}
-
-/// Whether the frame's head never arrived, and something of the sectors behind it did.
-fn begins_torn(offset: usize, rest: &[u8]) -> bool {
-    sectors(offset, 0, rest)
-        .next()
-        .is_some_and(|first| first.len() >= HEAD && first.iter().all(|byte| *byte == 0))
-}
-
-/// Whether all bytes of a frame arrived, right or wrong. What did not arrive is zero: whole
-/// sectors of it, or its end together with what the file was made longer by. A single zero among
-/// other bytes did arrive.
-fn is_complete(offset: usize, rest: &[u8]) -> bool {
-    let length = payload_length(rest).map(|length| HEAD + length + CHECK);
-    let Some((frame, behind)) = length.and_then(|length| rest.split_at_checked(length)) else {
-        return false;
-    };
-    let longer = !behind.is_empty() && frame.last() == Some(&0);
-    !longer && !sectors(offset, HEAD, frame).any(|part| part.iter().all(|byte| *byte == 0))
-}
-
-/// Whether the bytes up to the end of the file are a right frame, but for its length.
-fn has_another_length(at: Position, rest: &[u8]) -> bool {
-    let Some(length) = rest.len().checked_sub(HEAD + CHECK) else {
-        return false;
-    };
-    let Some((head, behind)) = rest.split_at_checked(HEAD) else {
-        return false;
-    };
-    let (Some((payload, check)), Ok(length)) =
-        (behind.split_at_checked(length), u32::try_from(length))
-    else {
-        return false;
-    };
-    let mut right = length.to_le_bytes().to_vec();
-    right.extend_from_slice(head.get(4..).unwrap_or_default());
-    chain(at.check, &right, payload) == check
-}
-
-/// Whether a right frame stands somewhere behind the bad one. It can be told by itself: the
-/// check that it continues is in the eight bytes before it.
-fn is_followed(at: Position, rest: &[u8]) -> bool {
-    let after = at.sequence.saturating_add(1);
-    let fits = u64::try_from(rest.len() / (HEAD + CHECK)).unwrap_or(u64::MAX);
-    rest.windows(CHECK + HEAD)
-        .enumerate()
-        .skip(HEAD)
-        .any(|(start, window)| {
-            let Some((check, head)) = window.split_first_chunk::<CHECK>() else {
-                return false;
-            };
-            let Some(sequence) = head
-                .last_chunk::<8>()
-                .map(|bytes| u64::from_le_bytes(*bytes))
-            else {
-                return false;
-            };
-            let near = (after..=after.saturating_add(fits)).contains(&sequence);
-            near && rest.get(start + CHECK..).is_some_and(|behind| {
-                frame(
-                    Position {
-                        check: *check,
-                        sequence,
-                    },
-                    behind,
-                )
-                .is_some()
-            })
-        })
-}
-
-fn chain(previous: Check, head: &[u8], payload: &[u8]) -> Check {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(&previous);
-    hasher.update(head);
-    hasher.update(payload);
-    let mut check = [0; CHECK];
-    check.copy_from_slice(
-        hasher
-            .finalize()
-            .as_bytes()
-            .first_chunk::<CHECK>()
-            .unwrap_or(&[0; CHECK]),
-    );
-    check
+    journal::scan(KIND, bytes)
 }
 
 #[cfg(test)]

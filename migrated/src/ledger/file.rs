@@ -145,7 +145,7 @@ impl Framed {
     fn new(records: &[Record]) -> Result<Self, LedgerError> {
         let mut framed = Self {
             bytes: MAGIC.to_vec(),
-            position: Position::start(),
+            position: journal::start(),
         };
         for record in records {
             let (frame, next) =

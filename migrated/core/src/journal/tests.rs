@@ -1,12 +1,11 @@
-use rehome_shared::ids::AppName;
-
-use super::{
-    CHECK, Corrupt, EncodeError, HEAD, MAGIC, MAX_PAYLOAD, Position, SECTOR, encode, scan,
-};
-use crate::record::{DestinationRecord, Record, SourceRecord};
 use rehome_shared::api::cluster::Round;
-use rehome_shared::ids::{Attempt, MigrationId};
+use rehome_shared::ids::{AppName, Attempt, MigrationId};
+use rehome_shared::journal::{self, CHECK, HEAD, SECTOR};
 use rehome_shared::units::Bytes;
+use serde_json::json;
+
+use super::{Corrupt, EncodeError, MAGIC, MAX_PAYLOAD, encode, scan, start};
+use crate::record::{DestinationRecord, Record, SourceRecord};
 
 fn records() -> Vec<Record> {
     let migration = MigrationId::try_new("01hf0000000000000000000001").unwrap();
@@ -38,7 +37,7 @@ fn records() -> Vec<Record> {
 fn write(records: &[Record]) -> (Vec<u8>, Vec<usize>) {
     let mut bytes = MAGIC.to_vec();
     let mut ends = Vec::new();
-    let mut position = Position::start();
+    let mut position = start();
     for record in records {
         let (frame, next) = encode(position, record).unwrap();
         bytes.extend(frame);
@@ -115,7 +114,7 @@ fn an_empty_file_is_an_empty_journal() {
         (read.records.len(), read.believed, read.torn),
         (0, 0, false)
     );
-    assert_eq!(read.position, Position::start());
+    assert_eq!(read.position, start());
 }
 
 #[test]
@@ -282,15 +281,9 @@ fn another_file_or_version_is_refused() {
 
 #[test]
 fn a_record_of_a_later_version_is_refused_and_named() {
-    let payload = br#"{"sealed":{"application":"db"}}"#;
-    let start = Position::start();
-    let mut file = MAGIC.to_vec();
-    let mut head = u32::try_from(payload.len()).unwrap().to_le_bytes().to_vec();
-    head.extend(1_u64.to_le_bytes());
-    let check = super::chain(start.check, &head, payload);
-    file.extend(head);
-    file.extend(payload);
-    file.extend(check);
+    let later = json!({"sealed": {"application": "db"}});
+    let (frame, _) = journal::encode(start(), &later).unwrap();
+    let file = [MAGIC.as_slice(), &frame].concat();
     match scan(&file) {
         Err(Corrupt::Unknown {
             sequence: 1,
@@ -315,7 +308,7 @@ fn what_could_not_be_read_back_is_not_written() {
         step: SourceRecord::Round(round),
     };
     assert!(matches!(
-        encode(Position::start(), &record),
+        encode(start(), &record),
         Err(EncodeError::Unreadable(_))
     ));
 }
@@ -329,7 +322,7 @@ fn a_record_that_is_too_long_is_not_written() {
         step: SourceRecord::Aborted { reason },
     };
     assert!(matches!(
-        encode(Position::start(), &record),
+        encode(start(), &record),
         Err(EncodeError::TooLong(_))
     ));
 }

@@ -1,6 +1,6 @@
 //! Journals that real histories wrote, cut anywhere and with a bit flipped anywhere.
 
-use migrated_core::journal::{self, Corrupt, MAGIC, Position};
+use migrated_core::journal::{self, Corrupt, MAGIC};
 use migrated_core::record::Record;
 use proptest::prelude::*;
 
@@ -23,7 +23,7 @@ fn journals() -> impl Strategy<Value = Vec<(Vec<u8>, Vec<Record>, Vec<usize>)>> 
 }
 
 fn ends(records: &[Record]) -> Vec<usize> {
-    let mut position = Position::start();
+    let mut position = journal::start();
     let mut length = MAGIC.len();
     records
         .iter()

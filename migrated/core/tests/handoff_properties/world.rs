@@ -149,7 +149,7 @@ impl World {
     pub(crate) fn new(mutant: Option<Mutant>) -> Self {
         let host = Host {
             disk: MAGIC.to_vec(),
-            position: Position::start(),
+            position: journal::start(),
             records: Vec::new(),
             registry: Registry::default(),
             up: true,
@@ -407,7 +407,7 @@ fn end_of(records: &[Record]) -> Position {
 
 fn write(records: &[Record]) -> (Vec<u8>, Position) {
     let mut bytes = MAGIC.to_vec();
-    let mut position = Position::start();
+    let mut position = journal::start();
     for record in records {
         let (frame, next) = journal::encode(position, record).unwrap();
         bytes.extend(frame);

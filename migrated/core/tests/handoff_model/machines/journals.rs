@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use migrated_core::journal::{self, MAGIC, Position};
+use migrated_core::journal::{self, MAGIC};
 use migrated_core::record::Record;
 use migrated_core::registry::{Registry, Role};
 
@@ -183,7 +183,7 @@ impl Journals {
 
 fn check_replay(records: &[&Record], registry: &Registry) -> Result<(), String> {
     let mut bytes = MAGIC.to_vec();
-    let mut position = Position::start();
+    let mut position = journal::start();
     for record in records {
         let (frame, next) = journal::encode(position, record).map_err(|e| e.to_string())?;
         bytes.extend(frame);
