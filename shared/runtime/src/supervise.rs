@@ -1,6 +1,6 @@
 //! Tasks with a name, an owner and an orderly end.
 //!
-//! A [`Supervisor`] is one `CancellationToken`, one `TaskTracker` and the memory of what went
+//! A [`Supervisor`] is one `CancellationToken`, a count of tasks and the memory of what went
 //! wrong first. Every task of a program is spawned here, so that none outlives the program's
 //! stop unseen. A task hears of the stop through [`Supervisor::token`]; one that does not end
 //! within the grace is dropped.
@@ -8,17 +8,23 @@
 //! A *group* ([`Supervisor::group`]) is a part that can be stopped and waited for by itself,
 //! for example the connections of one listener. Stopping the whole stops its groups.
 
+mod light;
+mod running;
+
 use std::any::Any;
 use std::fmt;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tracing::Instrument;
+
+use light::Light;
+use running::Running;
 
 /// How long dropped tasks get to disappear: they only run their destructors.
 const DROP_TIME: Duration = Duration::from_secs(1);
@@ -72,16 +78,48 @@ struct Shared {
     stop: CancellationToken,
     /// Drops those that did not.
     drop_now: CancellationToken,
-    tracker: TaskTracker,
-    /// The trackers of the supervisors above: they wait for this one's tasks too.
-    above: Vec<TaskTracker>,
+    /// Those of groups included.
+    running: Running,
+    /// The supervisor that this one is a group of: it waits for this one's tasks too.
+    above: Option<Arc<Shared>>,
+    light: Mutex<Light>,
     root: Arc<Root>,
+}
+
+impl Shared {
+    fn enter(&self) {
+        self.running.enter();
+        self.above.iter().for_each(|above| above.enter());
+    }
+
+    fn leave(&self) {
+        self.running.leave();
+        self.above.iter().for_each(|above| above.leave());
+    }
+}
+
+/// A task that runs. Dropped with it, after its future.
+struct Member(Arc<Shared>);
+
+impl Member {
+    fn enter(shared: &Arc<Shared>) -> Self {
+        shared.enter();
+        Self(Arc::clone(shared))
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        self.0.leave();
+    }
 }
 
 /// What a supervisor and all its groups share.
 struct Root {
     stop: CancellationToken,
     failure: OnceLock<Failure>,
+    /// Who has tasks that are not dropped by a token.
+    light: Mutex<Vec<Weak<Shared>>>,
 }
 
 impl Supervisor {
@@ -93,11 +131,13 @@ impl Supervisor {
             shared: Arc::new(Shared {
                 stop: stop.clone(),
                 drop_now: CancellationToken::new(),
-                tracker: TaskTracker::new(),
-                above: Vec::new(),
+                running: Running::default(),
+                above: None,
+                light: Mutex::default(),
                 root: Arc::new(Root {
                     stop,
                     failure: OnceLock::new(),
+                    light: Mutex::default(),
                 }),
             }),
         }
@@ -106,14 +146,13 @@ impl Supervisor {
     /// A part that can be stopped by itself and stops with this one.
     #[must_use]
     pub fn group(&self) -> Self {
-        let mut above = self.shared.above.clone();
-        above.push(self.shared.tracker.clone());
         Self {
             shared: Arc::new(Shared {
                 stop: self.shared.stop.child_token(),
                 drop_now: self.shared.drop_now.child_token(),
-                tracker: TaskTracker::new(),
-                above,
+                running: Running::default(),
+                above: Some(Arc::clone(&self.shared)),
+                light: Mutex::default(),
                 root: Arc::clone(&self.shared.root),
             }),
         }
@@ -128,29 +167,30 @@ impl Supervisor {
     /// How many tasks run now, groups included.
     #[must_use]
     pub fn running(&self) -> usize {
-        self.shared.tracker.len()
+        self.shared.running.count()
     }
 
-    /// Starts a task. Cheap enough for one task per connection; the caller limits their number.
+    /// Starts a task; the caller limits their number. There is [`Supervisor::spawn_light`] for one
+    /// task per connection.
     ///
     /// The future is dropped when it has not ended by the end of the stop's grace.
     pub fn spawn<F>(&self, name: &'static str, criticality: Criticality, future: F)
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let shared = Arc::clone(&self.shared);
-        let above: Vec<_> = shared.above.iter().map(TaskTracker::token).collect();
+        let member = Member::enter(&self.shared);
         let task = async move {
+            let shared = &member.0;
             let guarded = AssertUnwindSafe(future).catch_unwind();
             // `None`: dropped at the end of a grace, which is not the task's fault.
             if let Some(end) = shared.drop_now.run_until_cancelled(guarded).await {
                 shared.root.note_end(name, criticality, end);
             }
-            drop(above);
+            drop(member);
         };
         let span = tracing::debug_span!("task", task = name);
-        // The handle is not needed: the end is noted above, and the tracker owns the task.
-        drop(self.shared.tracker.spawn(task.instrument(span)));
+        // The handle is not needed: the end is noted above.
+        drop(start(task.instrument(span)));
     }
 
     /// Waits until the program is to stop: by [`Supervisor::cancel`], a signal, or the end of a
@@ -180,12 +220,8 @@ impl Supervisor {
     /// # Cancel safety
     /// Cancel safe.
     pub async fn idle(&self, limit: Duration) -> bool {
-        self.shared.tracker.close();
-        let idle = tokio::time::timeout(limit, self.shared.tracker.wait())
-            .await
-            .is_ok();
-        self.shared.tracker.reopen();
-        idle
+        let none = self.shared.running.none();
+        tokio::time::timeout(limit, none).await.is_ok()
     }
 
     /// Asks every task to end, waits for them up to `grace`, then drops those that remain.
@@ -199,6 +235,7 @@ impl Supervisor {
         }
         let left = self.running();
         self.shared.drop_now.cancel();
+        self.shared.root.drop_light();
         if !self.idle(DROP_TIME).await {
             tracing::error!(
                 tasks = self.running(),
@@ -207,6 +244,14 @@ impl Supervisor {
         }
         Stop::Dropped(left)
     }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "this is where every task gets its owner"
+)]
+fn start(task: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
+    tokio::spawn(task).abort_handle()
 }
 
 impl Root {

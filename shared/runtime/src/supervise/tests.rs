@@ -117,6 +117,58 @@ async fn thousands_of_short_tasks_are_all_waited_for() {
     assert_eq!(done.load(Ordering::SeqCst), 5000);
 }
 
+#[tokio::test]
+async fn light_tasks_are_counted_waited_for_and_may_panic() {
+    let supervisor = Supervisor::new();
+    let group = supervisor.group();
+    let done = Arc::new(AtomicUsize::new(0));
+    for number in 0..5000 {
+        let done = Arc::clone(&done);
+        group.spawn_light("connection", async move {
+            tokio::task::yield_now().await;
+            assert!(number % 100 != 0, "boom");
+            done.fetch_add(1, Ordering::SeqCst);
+        });
+    }
+    assert!(supervisor.idle(SOON).await);
+    assert_eq!(done.load(Ordering::SeqCst), 4950);
+    assert_eq!((supervisor.running(), group.running()), (0, 0));
+    assert!(group.shared.light.lock().unwrap().is_empty());
+    assert_eq!(supervisor.failure(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn light_tasks_that_ignore_the_stop_are_dropped_with_whoever_stops() {
+    let supervisor = Supervisor::new();
+    let (first, second) = (supervisor.group(), supervisor.group().group());
+    let dropped = Arc::new(AtomicUsize::new(0));
+    for group in [&first, &second, &second] {
+        let guard = OnDrop(Arc::clone(&dropped));
+        group.spawn_light("deaf", async move {
+            let _guard = guard;
+            pending::<()>().await;
+        });
+    }
+    assert_eq!(supervisor.running(), 3);
+    assert_eq!(first.stop(SOON).await, Stop::Dropped(1));
+    assert_eq!(
+        (dropped.load(Ordering::SeqCst), supervisor.running()),
+        (1, 2)
+    );
+    assert_eq!(supervisor.stop(SOON).await, Stop::Dropped(2));
+    assert_eq!(
+        (dropped.load(Ordering::SeqCst), supervisor.running()),
+        (3, 0)
+    );
+    let guard = OnDrop(Arc::clone(&dropped));
+    second.spawn_light("late", async move {
+        let _guard = guard;
+        pending::<()>().await;
+    });
+    assert!(supervisor.idle(SOON).await);
+    assert_eq!(dropped.load(Ordering::SeqCst), 4);
+}
+
 struct OnDrop(Arc<AtomicUsize>);
 
 impl Drop for OnDrop {
