@@ -9,29 +9,34 @@
 
 pub(crate) mod active;
 pub(crate) mod connection;
+mod group;
 pub(crate) mod held;
 mod lane;
+pub(crate) mod news;
 pub(crate) mod orders;
-mod status;
+pub(crate) mod status;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
 
 use proxyd_core::limits::{Full, Limits, Load, admit};
-use proxyd_core::table::{Applied, Phase, Route, RouteTable};
+use proxyd_core::table::{Applied, Changes, Phase, Route, RouteTable};
 use proxyd_core::tally::Tally;
 use proxyd_core::way::Arrival;
 use rehome_shared::api::proxy::RouteKey;
 use rehome_shared::ids::{AppName, HostAddr};
 use tokio::sync::watch;
 
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, RouteMeters};
 use connection::Connection;
-use held::Held;
-use lane::Lane;
+use group::Groups;
+use held::{Held, Hold};
+use lane::{Counts, Lane};
+use news::{Board, News};
 use orders::Order;
 
 /// Where a connection came in.
@@ -40,7 +45,7 @@ pub(crate) enum Origin {
     /// On the external port.
     Client,
     /// Over the trunk, from another host.
-    Trunk(Arrival),
+    Trunk(Box<Arrival>),
 }
 
 /// Why a connection cannot be taken in now.
@@ -55,19 +60,24 @@ pub(crate) enum NotAdmitted {
 /// The shared state of the data plane.
 pub(crate) struct Book {
     inner: Mutex<Inner>,
-    /// Counts the tables that were published.
-    revision: watch::Sender<u64>,
     /// Ticks when a listener that waits for room should look again.
     room: watch::Sender<()>,
     pub(crate) metrics: Arc<Metrics>,
 }
 
 struct Inner {
-    table: RouteTable,
+    host: Option<HostAddr>,
+    /// By route, with what the keeper's table says of it.
     lanes: BTreeMap<RouteKey, Lane>,
-    connections: HashMap<u64, Arc<Connection>>,
-    tallies: HashMap<AppName, Tally>,
+    /// What is left of routes that are gone.
+    outlived: HashMap<RouteKey, Counts>,
+    groups: Groups,
+    news: Board,
     limits: Limits,
+    /// How many there are.
+    connections: u64,
+    /// How many of them are relayed.
+    relayed: u64,
     last_id: u64,
     /// Somebody was not admitted since the last tick of `room`.
     starved: bool,
@@ -77,47 +87,47 @@ impl Book {
     pub(crate) fn new(limits: Limits, metrics: Arc<Metrics>) -> Arc<Self> {
         Arc::new(Self {
             inner: Mutex::new(Inner {
-                table: RouteTable::default(),
+                host: None,
                 lanes: BTreeMap::new(),
-                connections: HashMap::new(),
-                tallies: HashMap::new(),
+                outlived: HashMap::new(),
+                groups: Groups::default(),
+                news: Board::default(),
                 limits,
+                connections: 0,
+                relayed: 0,
                 last_id: 0,
                 starved: false,
             }),
-            revision: watch::Sender::new(0),
             room: watch::Sender::new(()),
             metrics,
         })
     }
 
-    /// A copy of the table in force.
-    pub(crate) fn table(&self) -> RouteTable {
-        self.lock().table.clone()
-    }
-
     /// This host, as `migrated` named it.
     pub(crate) fn host(&self) -> Option<HostAddr> {
-        self.lock().table.host().cloned()
+        self.lock().host.clone()
     }
 
     /// One route, as it is now.
-    pub(crate) fn route(&self, key: RouteKey) -> Option<Route> {
-        self.lock().table.route(key).cloned()
+    pub(crate) fn route(&self, key: RouteKey) -> Option<Arc<Route>> {
+        let inner = self.lock();
+        inner.lanes.get(&key).map(|lane| Arc::clone(&lane.route))
     }
 
     /// Whether a route's gate holds what comes.
     pub(crate) fn is_parked(&self, key: RouteKey) -> bool {
-        let inner = self.lock();
-        inner
-            .table
-            .route(key)
-            .is_some_and(|route| matches!(route.phase, Phase::Parked(_)))
+        let route = self.route(key);
+        route.is_some_and(|route| matches!(route.phase, Phase::Parked(_)))
     }
 
-    /// Tells of every published table.
-    pub(crate) fn revisions(&self) -> watch::Receiver<u64> {
-        self.revision.subscribe()
+    /// Whether a gate of the application holds what comes.
+    pub(crate) fn parks(&self, application: &AppName) -> bool {
+        self.lock().parks(application)
+    }
+
+    /// Tells of every change of a route from now on, known or not.
+    pub(crate) fn news(&self, key: RouteKey) -> News {
+        self.lock().news.of(key)
     }
 
     /// Tells when there may be room again.
@@ -125,63 +135,52 @@ impl Book {
         self.room.subscribe()
     }
 
+    /// The meters of a route. Those of one that is gone are seen by nobody.
+    pub(crate) fn meters(&self, key: RouteKey) -> Arc<RouteMeters> {
+        let mut inner = self.lock();
+        inner
+            .lanes
+            .get_mut(&key)
+            .map(Lane::meters)
+            .unwrap_or_default()
+    }
+
     pub(crate) fn set_limits(&self, limits: Limits) {
         self.lock().limits = limits;
         self.room.send_replace(());
     }
 
-    /// Puts a table in force and lets those go who may go now.
-    pub(crate) fn publish(&self, table: RouteTable) {
+    /// Puts what changed of a table in force and lets those go who may go now.
+    pub(crate) fn publish(&self, table: &RouteTable, changes: &Changes) {
         let mut inner = self.lock();
-        let before = std::mem::replace(&mut inner.table, table);
-        let Inner {
-            table,
-            lanes,
-            connections,
-            tallies,
-            ..
-        } = &mut *inner;
-        lanes.retain(|key, _| table.route(*key).is_some());
-        tallies.retain(|application, _| table.of(application).next().is_some());
-        for (key, route) in table.routes() {
-            let lane = lanes.entry(*key).or_insert_with(|| {
-                // A route that comes back finds the connections that outlived it.
-                let alive = connections.values().filter(|c| c.route == *key);
-                Lane::new(*key, &self.metrics).with(alive.map(|c| c.stage()))
-            });
-            let same = before.route(*key).is_some_and(|old| old.leads_as(route));
-            if !same {
-                lane.line.forgive();
-                lane.call(route);
+        if changes.cluster {
+            inner.host = table.host().cloned();
+        }
+        for key in changes.keys() {
+            match table.route(key) {
+                Some(route) => inner.lead(key, route),
+                None => inner.close(key),
             }
+            inner.news.tell(key);
         }
-        let gone = before
-            .routes()
-            .keys()
-            .filter(|key| table.route(**key).is_none());
-        for key in gone {
-            self.metrics.forget(*key);
-        }
-        self.metrics.show_routes(table);
-        drop(inner);
-        self.revision
-            .send_modify(|count| *count = count.wrapping_add(1));
-        self.room.send_replace(());
+        // Other limits may let more in.
+        self.tell_room(inner);
     }
 
     /// Begins a new count for an application: its gate was prepared.
     pub(crate) fn begin_tally(&self, application: &AppName) {
         let mut inner = self.lock();
         let held = inner.parked_of(application);
-        let mut tally = Tally::default();
-        (0..held).for_each(|_| tally.parked());
-        inner.tallies.insert(application.clone(), tally);
+        if let Some(group) = inner.groups.find(Some(application)) {
+            group.tally = Tally::default();
+            (0..held).for_each(|_| group.tally.parked());
+        }
     }
 
     /// Remembers why a route's port cannot be listened on, or that it can.
     pub(crate) fn set_listen_error(&self, key: RouteKey, error: Option<String>) {
         if let Some(lane) = self.lock().lanes.get_mut(&key) {
-            lane.listen_error = error;
+            lane.listen_error = error.map(Into::into);
         }
     }
 
@@ -200,49 +199,54 @@ impl Book {
     ) -> Result<Held, NotAdmitted> {
         let mut inner = self.lock();
         inner.may_admit(key)?;
-        let (Some(route), Some(lane)) =
-            (inner.table.route(key).cloned(), inner.lanes.get_mut(&key))
-        else {
-            return Err(NotAdmitted::NoRoute);
-        };
-        lane.held = lane.held.saturating_add(1);
-        let meters = Arc::clone(&lane.meters);
         inner.last_id = inner.last_id.saturating_add(1);
         let id = inner.last_id;
-        let application = route.application().cloned();
-        let connection = Arc::new(Connection::new(
-            id,
-            key,
-            application,
-            client,
-            destination,
-            meters,
-        ));
-        inner.connections.insert(id, Arc::clone(&connection));
+        let Some(lane) = inner.lanes.get_mut(&key) else {
+            return Err(NotAdmitted::NoRoute);
+        };
+        lane.counts.held = lane.counts.held.saturating_add(1);
+        let by = (key, Arc::clone(&lane.route));
+        let connection = Connection::new(id, by, client, destination, lane.meters());
+        let connection = Arc::new(connection);
+        inner.connections = inner.connections.saturating_add(1);
+        inner.groups.add(&connection);
+        let mut hold = Hold::new(connection, origin);
+        let first = hold.step(&mut inner);
         drop(inner);
-        Ok(Held::new(Arc::clone(self), connection, origin))
+        Ok(Held::new(Arc::clone(self), hold, first))
     }
 
-    /// How many connections match.
-    pub(crate) fn count(&self, pick: impl Fn(&Connection) -> bool) -> u64 {
+    /// How many connections of an application match.
+    pub(crate) fn count(&self, application: &AppName, pick: impl Fn(&Connection) -> bool) -> u64 {
         let inner = self.lock();
-        let picked = inner
-            .connections
-            .values()
-            .filter(|connection| pick(connection));
-        u64::try_from(picked.count()).unwrap_or(u64::MAX)
+        let group = inner.groups.get(application);
+        let connections = group
+            .into_iter()
+            .flat_map(|group| group.connections.values());
+        let picked = connections.filter(|connection| pick(connection)).count();
+        u64::try_from(picked).unwrap_or(u64::MAX)
     }
 
-    /// Gives an order to every connection that matches; returns how many there were.
-    pub(crate) fn order(&self, order: Order, pick: impl Fn(&Connection) -> bool) -> usize {
+    /// Gives an order to every connection of an application that matches; returns how many there
+    /// were.
+    pub(crate) fn order(
+        &self,
+        application: &AppName,
+        order: Order,
+        pick: impl Fn(&Connection) -> bool,
+    ) -> usize {
         let inner = self.lock();
-        let picked = inner
-            .connections
-            .values()
-            .filter(|connection| pick(connection));
-        picked
-            .map(|connection| connection.orders.give(order))
-            .count()
+        let group = inner.groups.get(application);
+        let connections = group
+            .into_iter()
+            .flat_map(|group| group.connections.values());
+        give(order, connections, pick)
+    }
+
+    /// Gives an order to every connection that matches.
+    pub(crate) fn order_all(&self, order: Order, pick: impl Fn(&Connection) -> bool) {
+        let inner = self.lock();
+        give(order, inner.groups.connections(), pick);
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -260,40 +264,95 @@ impl Book {
     }
 }
 
+fn give<'a>(
+    order: Order,
+    to: impl Iterator<Item = &'a Arc<Connection>>,
+    pick: impl Fn(&Connection) -> bool,
+) -> usize {
+    let picked = to.filter(|connection| pick(connection));
+    picked
+        .map(|connection| connection.orders.give(order))
+        .count()
+}
+
 impl Inner {
+    /// A route is this one now.
+    fn lead(&mut self, key: RouteKey, route: &Arc<Route>) {
+        let Some(lane) = self.lanes.get_mut(&key) else {
+            let counts = self.outlived.remove(&key).unwrap_or_default();
+            self.groups.give(key, route.application());
+            self.lanes.insert(key, Lane::new(Arc::clone(route), counts));
+            return;
+        };
+        let before = std::mem::replace(&mut lane.route, Arc::clone(route));
+        if !before.leads_as(route) {
+            lane.line.forgive();
+            lane.call();
+        }
+        if before.application() != route.application() {
+            self.groups.take(key, before.application());
+            self.groups.give(key, route.application());
+        }
+    }
+
+    /// A route is no more. Who waits in its line hears of it by the loss of its caller.
+    fn close(&mut self, key: RouteKey) {
+        let Some(lane) = self.lanes.remove(&key) else {
+            return;
+        };
+        self.groups.take(key, lane.route.application());
+        if !lane.counts.is_none() {
+            self.outlived.insert(key, lane.counts);
+        }
+    }
+
     fn may_admit(&mut self, key: RouteKey) -> Result<(), NotAdmitted> {
-        let (Some(route), Some(lane)) = (self.table.route(key), self.lanes.get(&key)) else {
+        let Some(lane) = self.lanes.get(&key) else {
             return Err(NotAdmitted::NoRoute);
         };
         let load = Load {
-            route_held: lane.held,
-            route_active: lane.active,
-            all: u64::try_from(self.connections.len()).unwrap_or(u64::MAX),
+            route_held: lane.counts.held,
+            route_active: lane.counts.active,
+            all: self.connections,
         };
-        admit(&self.limits, &route.limits, &load).map_err(|full| {
+        admit(&self.limits, &lane.route.limits, &load).map_err(|full| {
             self.starved = true;
             NotAdmitted::Full(full)
         })
     }
 
+    /// Changes the counts of a route, also of one that is gone.
+    fn count(&mut self, key: RouteKey, change: impl FnOnce(&mut Counts)) {
+        if let Some(lane) = self.lanes.get_mut(&key) {
+            change(&mut lane.counts);
+        } else if let Some(counts) = self.outlived.get_mut(&key) {
+            change(counts);
+            if counts.is_none() {
+                self.outlived.remove(&key);
+            }
+        }
+    }
+
+    /// Takes a connection out, and notes how it ended.
+    fn forget(&mut self, connection: &Connection, note: impl FnOnce(&mut Tally)) {
+        self.groups.remove(connection, note);
+        self.connections = self.connections.saturating_sub(1);
+    }
+
+    fn lanes_of(&self, application: &AppName) -> impl Iterator<Item = &Lane> {
+        let group = self.groups.get(application);
+        let keys = group.into_iter().flat_map(|group| &group.routes);
+        keys.filter_map(move |key| self.lanes.get(key))
+    }
+
+    fn parks(&self, application: &AppName) -> bool {
+        let mut lanes = self.lanes_of(application);
+        lanes.any(|lane| matches!(lane.route.phase, Phase::Parked(_)))
+    }
+
     fn parked_of(&self, application: &AppName) -> u64 {
-        let keys = self.table.of(application).map(|(key, _)| key);
-        keys.filter_map(|key| self.lanes.get(&key))
-            .map(|lane| lane.parked)
-            .sum()
-    }
-
-    fn tally(&mut self, connection: &Connection) -> Option<&mut Tally> {
-        let application = connection.application.clone()?;
-        Some(self.tallies.entry(application).or_default())
-    }
-
-    fn oldest_park(&self, application: &AppName, now: Instant) -> std::time::Duration {
-        let parked = self.connections.values().filter_map(|connection| {
-            (connection.application.as_ref() == Some(application))
-                .then(|| connection.parked_for(now))?
-        });
-        parked.max().unwrap_or_default()
+        let lanes = self.lanes_of(application);
+        lanes.map(|lane| lane.counts.parked).sum()
     }
 }
 
@@ -303,21 +362,26 @@ impl fmt::Debug for Book {
     }
 }
 
-/// Says what a change of the table did, once, where people look.
+/// Says what became of a new desired set, once, where people look.
 pub(crate) fn log_applied(applied: &Applied) {
-    if applied.changed() {
-        tracing::info!(
-            added = applied.added.len(),
-            removed = applied.removed.len(),
-            updated = applied.updated.len(),
-            "routes changed"
-        );
-    }
+    log_changes(&applied.changes);
     for stale in &applied.stale {
         let (key, offered, current) = (stale.key, stale.offered, stale.current);
         tracing::debug!(route = %key, %offered, %current, "a route that is not new was ignored");
     }
     for key in &applied.taken {
         tracing::warn!(route = %key, "the port belongs to a route of the configuration file");
+    }
+}
+
+/// Says which routes changed, in number.
+pub(crate) fn log_changes(changes: &Changes) {
+    if changes.keys().next().is_some() {
+        tracing::info!(
+            added = changes.added.len(),
+            removed = changes.removed.len(),
+            updated = changes.updated.len(),
+            "routes changed"
+        );
     }
 }

@@ -1,5 +1,6 @@
 //! What every part of the data plane shares.
 
+use std::ops::Deref;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -12,31 +13,45 @@ use crate::relay::Stores;
 use crate::settings::Settings;
 use crate::udp::Room;
 
-/// The shared parts. Clones share.
+/// The shared parts. Clones share: every connection has one.
 #[derive(Debug, Clone)]
-pub(crate) struct Context {
+pub(crate) struct Context(Arc<Parts>);
+
+/// What a [`Context`] leads to.
+#[derive(Debug)]
+pub(crate) struct Parts {
     pub(crate) book: Arc<Book>,
     pub(crate) peers: Peers,
     pub(crate) stores: Stores,
     pub(crate) udp_room: Room,
     /// Owns one task per connection.
     pub(crate) connections: Supervisor,
-    settings: Arc<ArcSwap<Settings>>,
+    settings: ArcSwap<Settings>,
+}
+
+impl Deref for Context {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
 }
 
 impl Context {
     pub(crate) fn new(book: Arc<Book>, settings: Settings, supervisor: &Supervisor) -> Self {
         let shown = book.metrics.pipe_bytes.clone();
-        Self {
+        Self(Arc::new(Parts {
             book,
             peers: Peers::default(),
             stores: Stores::new(settings.pipe_bytes, shown),
             udp_room: Room::new(settings.udp_sessions),
             connections: supervisor.group(),
-            settings: Arc::new(ArcSwap::from_pointee(settings)),
-        }
+            settings: ArcSwap::from_pointee(settings),
+        }))
     }
+}
 
+impl Parts {
     pub(crate) fn settings(&self) -> Arc<Settings> {
         self.settings.load_full()
     }

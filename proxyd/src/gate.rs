@@ -31,10 +31,10 @@ pub(crate) async fn drain(
     let started = Instant::now();
     loop {
         let left = deadline.saturating_sub(started.elapsed());
-        book.order(Order::ClosePolitely, |connection| {
-            relays(connection, application) && is_to_be_closed(connection, idle_after, left)
+        book.order(application, Order::ClosePolitely, |connection| {
+            relays(connection) && is_to_be_closed(connection, idle_after, left)
         });
-        let left = book.count(|connection| relays(connection, application));
+        let left = book.count(application, relays);
         match verdict(left, started.elapsed(), deadline) {
             Verdict::Drained | Verdict::Deadline => return book.counts(application),
             Verdict::Again(after) => sleep(after).await,
@@ -51,7 +51,7 @@ pub(crate) async fn freeze(book: &Book, application: &AppName) -> GateCounts {
     const AT_MOST: Duration = Duration::from_secs(5);
     let started = Instant::now();
     loop {
-        let left = book.order(Order::Cut, |connection| relays(connection, application));
+        let left = book.order(application, Order::Cut, relays);
         if left == 0 || started.elapsed() >= AT_MOST {
             return book.counts(application);
         }
@@ -59,10 +59,8 @@ pub(crate) async fn freeze(book: &Book, application: &AppName) -> GateCounts {
     }
 }
 
-fn relays(connection: &Connection, application: &AppName) -> bool {
-    connection.stage() == Stage::Relaying
-        && connection.is_local()
-        && connection.application.as_ref() == Some(application)
+fn relays(connection: &Connection) -> bool {
+    connection.stage() == Stage::Relaying && connection.is_local()
 }
 
 /// Whether a connection is idle and was not told goodbye yet, with so much left of the drain.

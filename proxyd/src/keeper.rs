@@ -1,16 +1,17 @@
 //! The one task that changes routes.
 //!
 //! Requests queue here, so a verb and a new desired set never race, and a client that hangs up
-//! in the middle leaves nothing half done. Each change is kept on disk, then published, then
-//! the listeners follow. When the disk refuses, the change takes effect all the same and the
+//! in the middle leaves nothing half done. The table is the keeper's; each change of it is kept on
+//! disk, then published, then the listeners follow, each by what changed and not by all of the
+//! table. When the disk refuses, the change takes effect all the same and the
 //! write is tried again: after a crash this proxy would know an older route, whose application
 //! is gone, and would park; refusing the change would stop traffic for certain.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use proxyd_core::gate::{Change, GateError};
-use proxyd_core::table::RouteTable;
+use proxyd_core::gate::GateError;
+use proxyd_core::table::{Changes, RouteTable};
 use rehome_runtime::report::Report;
 use rehome_runtime::telemetry::Readiness;
 use rehome_shared::api::proxy::{
@@ -21,11 +22,11 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use crate::book::log_applied;
+use crate::book::{log_applied, log_changes};
 use crate::context::Context;
 use crate::listener::Listeners;
 use crate::settings::Settings;
-use crate::store::Store;
+use crate::store::{KeepError, Store};
 
 /// How often ports that could not be had, unkept routes and leases are looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -89,14 +90,23 @@ impl Desk {
 #[derive(Debug)]
 pub(crate) struct Keeper {
     context: Context,
+    table: RouteTable,
     listeners: Listeners,
     store: Store,
     readiness: Readiness,
     requests: mpsc::Receiver<Request>,
     /// The table on disk is older than the one in force.
     unkept: bool,
-    /// When `migrated` last spoke of a gate that is parked.
-    heard: BTreeMap<AppName, Instant>,
+    /// Of the gates that were prepared and are parked.
+    leases: BTreeMap<AppName, Lease>,
+}
+
+/// The lease of a gate.
+#[derive(Debug)]
+struct Lease {
+    length: Duration,
+    /// When `migrated` last spoke of the gate.
+    heard: Instant,
 }
 
 impl Keeper {
@@ -107,15 +117,15 @@ impl Keeper {
         readiness: Readiness,
     ) -> (Self, Desk) {
         let (sender, requests) = mpsc::channel(QUEUE);
-        let heard = BTreeMap::new();
         let keeper = Self {
             context,
+            table: RouteTable::default(),
             listeners,
             store,
             readiness,
             requests,
             unkept: false,
-            heard,
+            leases: BTreeMap::new(),
         };
         (keeper, Desk(sender))
     }
@@ -124,9 +134,11 @@ impl Keeper {
     ///
     /// # Cancel safety
     /// Dropping it leaves ports unopened.
-    pub(crate) async fn begin(&mut self, mut table: RouteTable) {
-        log_applied(&table.apply_file(&self.context.settings().routes));
-        self.put_in_force(&table).await;
+    pub(crate) async fn begin(&mut self, table: RouteTable) {
+        self.table = table;
+        log_changes(&self.table.apply_file(&self.context.settings().routes));
+        let all = Changes::all_of(&self.table);
+        self.put_in_force(&all).await;
     }
 
     /// Serves requests until the stop.
@@ -155,9 +167,7 @@ impl Keeper {
             Request::Set(desired, answer) => drop(answer.send(self.set(&desired).await)),
             Request::Gate(verb, answer) => drop(answer.send(self.gate(&verb).await)),
             Request::CheckPorts(ports, answer) => {
-                let problems = self
-                    .listeners
-                    .check(&ports.keys, &self.context.book.table());
+                let problems = self.listeners.check(&ports.keys, &self.table);
                 drop(answer.send(CheckPortsReply { problems }));
             }
             Request::Configure(settings, answer) => {
@@ -168,78 +178,86 @@ impl Keeper {
     }
 
     async fn set(&mut self, desired: &SetRoutes) -> RoutesReply {
-        let before = self.context.book.table();
-        let mut table = before.clone();
-        let applied = table.apply(desired);
+        let applied = self.table.apply(desired);
         log_applied(&applied);
         for route in &desired.routes {
             self.hear(&route.application);
         }
-        let gates = |table: &RouteTable, application| {
-            table
-                .gate(application)
-                .is_some_and(|view| view.gate == Gate::Parked)
-        };
-        for application in desired.routes.iter().map(|route| &route.application) {
-            if gates(&table, application) && !gates(&before, application) {
-                self.context.book.begin_tally(application);
+        let book = &self.context.book;
+        for application in &applied.changes.applications {
+            let parked = self.gate_of(application) == Some(Gate::Parked);
+            // The book does not know of the change yet.
+            if parked && !book.parks(application) {
+                book.begin_tally(application);
             }
         }
-        if table != before {
-            self.change(table).await;
+        if !applied.changes.is_empty() {
+            self.change(&applied.changes).await;
         } else if self.listeners.has_failures() {
-            self.listeners.reconcile(&table).await;
+            self.listeners
+                .reconcile(&self.table, &applied.changes)
+                .await;
         }
         self.context.book.routes()
     }
 
     async fn gate(&mut self, verb: &GateVerb) -> Result<(), GateError> {
-        let mut table = self.context.book.table();
         let application = verb.application();
-        let was = table.gate(application).map(|view| view.gate);
-        let change = match verb {
-            GateVerb::Prepare(verb) => table.prepare(verb)?,
+        let was = self.gate_of(application);
+        let changes = match verb {
+            GateVerb::Prepare(verb) => self.table.prepare(verb)?,
             GateVerb::Check(verb) => {
-                table.check_prepared(verb)?;
-                Change::Same
+                self.table.check_prepared(verb)?;
+                Changes::default()
             }
-            GateVerb::Commit(verb) => table.commit(verb)?,
-            GateVerb::Rollback(verb) => table.rollback(verb)?,
+            GateVerb::Commit(verb) => self.table.commit(verb)?,
+            GateVerb::Rollback(verb) => self.table.rollback(verb)?,
         };
         self.hear(application);
         if matches!(verb, GateVerb::Prepare(_)) && was != Some(Gate::Parked) {
             self.context.book.begin_tally(application);
         }
-        if change == Change::Changed {
-            let gate = table.gate(application);
+        if !changes.is_empty() {
+            let gate = self.table.gate(application);
             tracing::info!(%application, ?gate, "gate changed");
-            self.change(table).await;
+            self.change(&changes).await;
         }
         Ok(())
     }
 
+    fn gate_of(&self, application: &AppName) -> Option<Gate> {
+        self.table.gate(application).map(|view| view.gate)
+    }
+
     async fn configure(&mut self, settings: Settings) {
-        let mut table = self.context.book.table();
-        let applied = table.apply_file(&settings.routes);
-        log_applied(&applied);
+        let changes = self.table.apply_file(&settings.routes);
+        log_changes(&changes);
         self.context.set_settings(settings);
-        self.put_in_force(&table).await;
+        self.change(&changes).await;
     }
 
-    /// Keeps a table and puts it in force.
-    async fn change(&mut self, table: RouteTable) {
-        self.keep(&table).await;
-        self.put_in_force(&table).await;
+    /// Keeps a change of the table and puts it in force.
+    async fn change(&mut self, changes: &Changes) {
+        if self.unkept || changes.cluster || !changes.applications.is_empty() {
+            let kept = self.store.append(&self.table, changes).await;
+            self.note_kept(kept);
+        }
+        self.put_in_force(changes).await;
     }
 
-    async fn put_in_force(&mut self, table: &RouteTable) {
-        self.context.peers.set(table.peers());
-        self.context.book.publish(table.clone());
-        self.listeners.reconcile(table).await;
+    async fn put_in_force(&mut self, changes: &Changes) {
+        if changes.cluster {
+            self.context.peers.set(self.table.peers());
+        }
+        self.context.book.publish(&self.table, changes);
+        for application in &changes.applications {
+            self.follow_lease(application);
+        }
+        self.listeners.reconcile(&self.table, changes).await;
     }
 
-    async fn keep(&mut self, table: &RouteTable) {
-        match self.store.save(table).await {
+    fn note_kept(&mut self, kept: Result<(), KeepError>) {
+        match kept {
             Ok(()) => {
                 if std::mem::take(&mut self.unkept) {
                     tracing::info!("the routes are kept on disk again");
@@ -258,39 +276,45 @@ impl Keeper {
     }
 
     fn hear(&mut self, application: &AppName) {
-        self.heard.insert(application.clone(), Instant::now());
+        if let Some(lease) = self.leases.get_mut(application) {
+            lease.heard = Instant::now();
+        }
+    }
+
+    /// Knows the lease of a gate after a change. A new one begins now, also after a restart.
+    fn follow_lease(&mut self, application: &AppName) {
+        match self.table.gate(application).and_then(|view| view.lease) {
+            Some(length) => {
+                let heard = Instant::now();
+                let lease = Lease { length, heard };
+                let known = self.leases.entry(application.clone()).or_insert(lease);
+                known.length = length;
+            }
+            None => {
+                self.leases.remove(application);
+            }
+        }
     }
 
     async fn look(&mut self) {
-        let table = self.context.book.table();
         if self.unkept {
-            self.keep(&table).await;
+            let kept = self.store.rewrite(&self.table).await;
+            self.note_kept(kept);
         }
+        self.store.shorten(&self.table).await;
         if self.listeners.has_failures() {
-            self.listeners.reconcile(&table).await;
+            let nothing = Changes::default();
+            self.listeners.reconcile(&self.table, &nothing).await;
         }
-        self.check_leases(&table);
+        self.check_leases();
     }
 
     /// A lease that ran out is a question, never an answer: the gate stays parked.
-    fn check_leases(&mut self, table: &RouteTable) {
+    fn check_leases(&mut self) {
         let now = Instant::now();
-        let applications: std::collections::BTreeSet<_> = table
-            .routes()
-            .values()
-            .filter_map(|route| route.application())
-            .cloned()
-            .collect();
-        self.heard
-            .retain(|application, _| applications.contains(application));
-        for application in applications {
-            let Some(lease) = table.gate(&application).and_then(|view| view.lease) else {
-                continue;
-            };
-            // After a restart the lease begins anew.
-            let heard = self.heard.entry(application.clone()).or_insert(now);
-            if now.saturating_duration_since(*heard) >= lease {
-                *heard = now;
+        for (application, lease) in &mut self.leases {
+            if now.saturating_duration_since(lease.heard) >= lease.length {
+                lease.heard = now;
                 self.context.book.metrics.leases_expired.inc();
                 tracing::warn!(%application, "nobody spoke of a parked gate for its whole lease");
             }

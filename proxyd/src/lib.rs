@@ -237,16 +237,16 @@ impl Proxyd {
         let book = &self.context.book;
         let relays =
             |c: &book::connection::Connection| c.stage() == book::connection::Stage::Relaying;
-        book.order(Order::Stop, |connection| !relays(connection));
+        book.order_all(Order::Stop, |connection| !relays(connection));
         let started = std::time::Instant::now();
         while book.active() > 0 && started.elapsed() < grace {
             let left = grace.saturating_sub(started.elapsed());
-            book.order(Order::ClosePolitely, |c| {
+            book.order_all(Order::ClosePolitely, |c| {
                 relays(c) && gate::is_to_be_closed(c, gate::IDLE_AFTER, left)
             });
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        book.order(Order::Stop, |_| true);
+        book.order_all(Order::Stop, |_| true);
     }
 
     async fn gate(&self, verb: GateVerb) -> Result<(), VerbError> {

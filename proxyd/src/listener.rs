@@ -3,13 +3,13 @@
 //! A port that cannot be had is reported on its route and tried again; the others do not
 //! notice. A closed gate has no listener: its clients are refused by the kernel.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use proxyd_core::table::{Phase, RouteTable};
+use proxyd_core::table::{Changes, Phase, RouteTable};
 use rehome_runtime::supervise::{Criticality, Supervisor};
 use rehome_shared::api::proxy::{PortProblem, RouteKey};
 use rehome_shared::config::daemon::{ListenOn, ProxydTimeouts};
@@ -62,11 +62,13 @@ impl Listeners {
         }
     }
 
-    /// Opens and closes so that exactly the routes of the table that are not closed listen.
+    /// After a change: opens and closes so that exactly the routes of the table that are not
+    /// closed listen. Only what changed is looked at, and what could not be had the last time;
+    /// everything, when the addresses are others.
     ///
     /// # Cancel safety
     /// A dropped call leaves ports unopened until the next one.
-    pub(crate) async fn reconcile(&mut self, table: &RouteTable) {
+    pub(crate) async fn reconcile(&mut self, table: &RouteTable, changes: &Changes) {
         let settings = self.context.settings();
         let other_addresses = self.on != settings.listen;
         self.on = settings.listen.clone();
@@ -75,10 +77,17 @@ impl Listeners {
             self.tune_all();
         }
         let wanted = |key: &RouteKey| table.route(*key).is_some_and(|r| r.phase != Phase::Closed);
-        let unwanted: Vec<RouteKey> = self
-            .open
-            .keys()
-            .filter(|key| other_addresses || !wanted(key))
+        let keys: BTreeSet<RouteKey> = if other_addresses {
+            let open = self.open.keys().copied();
+            open.chain(table.routes().keys().copied()).collect()
+        } else {
+            let failed = self.failed.keys().copied();
+            changes.keys().chain(failed).collect()
+        };
+        let is_open = |key: &RouteKey| self.open.contains_key(key);
+        let unwanted: Vec<RouteKey> = keys
+            .iter()
+            .filter(|key| is_open(key) && (other_addresses || !wanted(key)))
             .copied()
             .collect();
         for key in unwanted {
@@ -90,14 +99,10 @@ impl Listeners {
             }
         }
         self.failed.retain(|key, _| wanted(key));
-        let missing: Vec<RouteKey> = table
-            .routes()
-            .keys()
-            .filter(|key| wanted(key) && !self.open.contains_key(key))
-            .copied()
-            .collect();
-        for key in missing {
-            self.open_one(key);
+        for key in keys.into_iter().filter(wanted) {
+            if !self.open.contains_key(&key) {
+                self.open_one(key);
+            }
         }
         let failures = i64::try_from(self.failed.len()).unwrap_or(i64::MAX);
         self.context.book.metrics.listen_failures.set(failures);
@@ -263,9 +268,6 @@ fn spawn(context: &Context, held: Held, stream: TcpStream, key: RouteKey) {
         route = %key,
         client.addr = %connection.client
     );
-    let inner = context.clone();
-    let task = async move { serve(&inner, held, stream).await }.instrument(span);
-    context
-        .connections
-        .spawn("connection", Criticality::Ordinary, task);
+    let task = serve(context.clone(), held, stream).instrument(span);
+    context.connections.spawn_light("connection", task);
 }

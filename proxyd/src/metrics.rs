@@ -1,6 +1,9 @@
 //! What Prometheus sees of the data plane. Labels are bounded: routes, ends, limits.
+//! [`RouteMetrics`] shows the routes; all else is in [`Metrics`].
 
-use std::sync::OnceLock;
+mod routes;
+
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -9,36 +12,10 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use proxyd_core::limits::Full;
-use proxyd_core::table::{Owner, Phase, RouteTable};
 use proxyd_core::tally::End;
-use rehome_shared::api::proxy::{RouteKey, Target};
 
 use crate::book::connection::Connection;
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct RouteLabel {
-    route: String,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ResultLabels {
-    route: String,
-    result: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct DirectionLabels {
-    route: String,
-    direction: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct InfoLabels {
-    route: String,
-    host: String,
-    gate: &'static str,
-    epoch: u64,
-}
+pub(crate) use routes::RouteMetrics;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ReasonLabel {
@@ -50,16 +27,28 @@ struct ReloadLabel {
     result: &'static str,
 }
 
-/// The counters of one route, looked up once.
-#[derive(Debug)]
+/// What a route's connections add up to. What they are now is counted by the book.
+#[derive(Debug, Default)]
 pub(crate) struct RouteMeters {
     pub(crate) bytes_in: Counter,
     pub(crate) bytes_out: Counter,
-    pub(crate) active: Gauge,
-    pub(crate) parked: Gauge,
-    /// By the place of each end in [`End::ALL`], from its first one on: most ends never happen,
-    /// and each would be a line of its own for every route.
-    ends: [OnceLock<Counter>; End::ALL.len()],
+    /// By the place of each end in [`End::ALL`].
+    ends: [AtomicU64; End::ALL.len()],
+}
+
+impl RouteMeters {
+    fn count_end(&self, end: End) {
+        let mut ends = End::ALL.iter().zip(&self.ends);
+        if let Some((_, count)) = ends.find(|(of, _)| **of == end) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// How many connections ended, and how.
+    fn ends(&self) -> impl Iterator<Item = (End, u64)> {
+        let counts = self.ends.iter().map(|count| count.load(Ordering::Relaxed));
+        End::ALL.into_iter().zip(counts)
+    }
 }
 
 /// Why the proxy did less than it was asked.
@@ -95,11 +84,6 @@ impl Shed {
 /// All metrics of the data plane.
 #[derive(Debug)]
 pub(crate) struct Metrics {
-    connections: Family<ResultLabels, Counter>,
-    active: Family<RouteLabel, Gauge>,
-    parked: Family<RouteLabel, Gauge>,
-    bytes: Family<DirectionLabels, Counter>,
-    info: Family<InfoLabels, Gauge>,
     shed: Family<ReasonLabel, Counter>,
     reloads: Family<ReloadLabel, Counter>,
     pub(crate) park_seconds: Histogram,
@@ -117,11 +101,6 @@ impl Metrics {
     /// Registers everything.
     pub(crate) fn new(registry: &mut Registry) -> Self {
         let metrics = Self {
-            connections: Family::default(),
-            active: Family::default(),
-            parked: Family::default(),
-            bytes: Family::default(),
-            info: Family::default(),
             shed: Family::default(),
             reloads: Family::default(),
             park_seconds: Histogram::new([
@@ -148,11 +127,6 @@ impl Metrics {
 
     #[rustfmt::skip]
     fn register(&self, to: &mut Registry) {
-        to.register("proxy_connections", "Connections that ended, by how", self.connections.clone());
-        to.register("proxy_connections_active", "Connections whose bytes flow", self.active.clone());
-        to.register("proxy_connections_parked", "Connections that wait for their application", self.parked.clone());
-        to.register("proxy_bytes", "Bytes passed on; in is from clients", self.bytes.clone());
-        to.register("route_info", "What each route leads to; always 1", self.info.clone());
         to.register("proxy_shed", "Times that the proxy held back or turned away, by reason", self.shed.clone());
         to.register("config_reloads", "Reloads of the configuration file, by result", self.reloads.clone());
         to.register("proxy_park_seconds", "How long parked connections were held", self.park_seconds.clone());
@@ -166,87 +140,8 @@ impl Metrics {
         to.register("proxy_udp_sessions", "UDP clients remembered now", self.udp_sessions.clone());
     }
 
-    /// The meters of a route.
-    pub(crate) fn route(&self, key: RouteKey) -> RouteMeters {
-        let route = key.to_string();
-        let bytes = |direction| {
-            let labels = DirectionLabels {
-                route: route.clone(),
-                direction,
-            };
-            self.bytes.get_or_create(&labels).clone()
-        };
-        let label = RouteLabel {
-            route: route.clone(),
-        };
-        RouteMeters {
-            bytes_in: bytes("in"),
-            bytes_out: bytes("out"),
-            active: self.active.get_or_create(&label).clone(),
-            parked: self.parked.get_or_create(&label).clone(),
-            ends: Default::default(),
-        }
-    }
-
-    fn count_end(&self, connection: &Connection, end: End) {
-        let labels = || ResultLabels {
-            route: connection.route.to_string(),
-            result: end.as_str(),
-        };
-        let count = || self.connections.get_or_create(&labels()).clone();
-        let mut ends = End::ALL.iter().zip(&connection.meters.ends);
-        if let Some((_, counter)) = ends.find(|(of, _)| **of == end) {
-            counter.get_or_init(count).inc();
-        }
-    }
-
-    /// Removes what was shown of a route that is gone.
-    pub(crate) fn forget(&self, key: RouteKey) {
-        let label = RouteLabel {
-            route: key.to_string(),
-        };
-        self.active.remove(&label);
-        self.parked.remove(&label);
-        for direction in ["in", "out"] {
-            self.bytes.remove(&DirectionLabels {
-                route: label.route.clone(),
-                direction,
-            });
-        }
-        for end in End::ALL {
-            let route = label.route.clone();
-            self.connections.remove(&ResultLabels {
-                route,
-                result: end.as_str(),
-            });
-        }
-    }
-
-    /// Shows the routes of a table and no others.
-    pub(crate) fn show_routes(&self, table: &RouteTable) {
-        self.info.clear();
-        for (key, route) in table.routes() {
-            let host = match (&route.phase, &route.owner) {
-                (Phase::Open(Target::Remote { host, .. }), _) => host.to_string(),
-                (Phase::Open(Target::Local { .. }), Owner::Application(_)) => {
-                    table.host().map(ToString::to_string).unwrap_or_default()
-                }
-                (Phase::Open(Target::Local { .. }) | Phase::Parked(_) | Phase::Closed, _) => {
-                    String::new()
-                }
-            };
-            let labels = InfoLabels {
-                route: key.to_string(),
-                host,
-                gate: route.phase.gate().as_str(),
-                epoch: route.version.epoch.0,
-            };
-            self.info.get_or_create(&labels).set(1);
-        }
-    }
-
     /// Counts an end and writes the line of the access log.
-    pub(crate) fn connection_ended(&self, connection: &Connection, end: End) {
+    pub(crate) fn connection_ended(connection: &Connection, end: End) {
         let (bytes_in, bytes_out) = connection.bytes();
         tracing::debug!(
             connection.id = connection.id,
@@ -258,7 +153,7 @@ impl Metrics {
             seconds = connection.accepted.elapsed().as_secs_f64(),
             "connection ended"
         );
-        self.count_end(connection, end);
+        connection.meters.count_end(end);
     }
 
     /// Counts that less was done than asked.

@@ -11,52 +11,65 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use rehome_shared::ids::HostAddr;
 use tokio::net::lookup_host;
+use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-
-use crate::book::Book;
 
 /// How long a resolved name is believed.
 const REFRESH: Duration = Duration::from_secs(30);
 const LOOKUP: Duration = Duration::from_secs(5);
 
 /// The allowed addresses. Clones share.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Peers(Arc<ArcSwap<HashSet<IpAddr>>>);
+#[derive(Debug, Clone)]
+pub(crate) struct Peers {
+    allowed: Arc<ArcSwap<HashSet<IpAddr>>>,
+    /// As `migrated` named them.
+    named: watch::Sender<BTreeSet<HostAddr>>,
+}
+
+impl Default for Peers {
+    fn default() -> Self {
+        Self {
+            allowed: Arc::default(),
+            named: watch::Sender::new(BTreeSet::new()),
+        }
+    }
+}
 
 impl Peers {
     pub(crate) fn contains(&self, address: IpAddr) -> bool {
-        self.0.load().contains(&address.to_canonical())
+        self.allowed.load().contains(&address.to_canonical())
     }
 
     /// Takes over the peers that are addresses, and keeps what names had led to.
     pub(crate) fn set(&self, peers: &BTreeSet<HostAddr>) {
         let names = peers.iter().any(|peer| literal(peer).is_none());
         let known = if names {
-            self.0.load_full()
+            self.allowed.load_full()
         } else {
             Arc::default()
         };
         let literals = peers.iter().filter_map(literal);
-        self.0
+        self.allowed
             .store(Arc::new(literals.chain(known.iter().copied()).collect()));
+        self.named.send_replace(peers.clone());
     }
 
     /// Resolves names until the stop.
     ///
     /// # Cancel safety
     /// Cancel safe.
-    pub(crate) async fn keep_resolved(self, book: Arc<Book>, stop: CancellationToken) {
-        let mut revisions = book.revisions();
+    pub(crate) async fn keep_resolved(self, stop: CancellationToken) {
+        let mut named = self.named.subscribe();
         let work = async {
             loop {
-                let peers = book.table().peers().clone();
+                let peers = named.borrow_and_update().clone();
                 if peers.iter().any(|peer| literal(peer).is_none()) {
                     let resolved = resolve(&peers).await;
-                    self.0.store(Arc::new(resolved));
+                    self.allowed.store(Arc::new(resolved));
                 }
                 // Either way it is time to look again.
-                drop(timeout(REFRESH, revisions.changed()).await);
+                drop(timeout(REFRESH, named.changed()).await);
             }
         };
         stop.run_until_cancelled(work).await;

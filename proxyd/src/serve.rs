@@ -41,34 +41,43 @@ enum Failed {
 ///
 /// # Cancel safety
 /// Dropping it closes the connection and takes it out of the book.
-pub(crate) async fn serve(context: &Context, held: Held, mut client: TcpStream) {
+pub(crate) async fn serve(context: Context, held: Held, mut client: TcpStream) {
+    // Boxed: what it takes to reach an application is large, and not held while bytes flow.
+    if let Some((active, upstream)) = Box::pin(begin(&context, held, &mut client)).await {
+        let end = carry(&context, &active, client, upstream).await;
+        active.end(end);
+    }
+}
+
+/// Reaches the application, or turns the connection away.
+async fn begin(
+    context: &Context,
+    held: Held,
+    client: &mut TcpStream,
+) -> Option<(Active, TcpStream)> {
     let from_trunk = held.is_from_trunk();
     let mut held = Some(held);
-    // Boxed: what it takes to reach an application is large, and not held while bytes flow.
-    let reached = Box::pin(reach(context, &mut held, &client)).await;
-    match reached {
+    match reach(context, &mut held, client).await {
         Ok((active, upstream)) => {
-            let answered = !from_trunk || answer(&mut client, &Answer::Connected).await;
-            let end = if answered {
-                carry(context, &active, client, upstream).await
-            } else {
-                End::ClientReset
-            };
-            active.end(end);
+            if !from_trunk || answer(client, &Answer::Connected).await {
+                return Some((active, upstream));
+            }
+            active.end(End::ClientReset);
         }
         Err(failed) => {
             let (end, reply) = verdict(failed);
             if from_trunk && end != End::ClientGone {
                 // A sender that is gone needs no answer.
-                let _sent = answer(&mut client, &reply).await;
+                let _sent = answer(client, &reply).await;
             } else if end == End::Refused || end == End::ConnectFailed {
-                reset_on_drop(&client);
+                reset_on_drop(client);
             }
             if let Some(held) = held {
                 held.end(end);
             }
         }
     }
+    None
 }
 
 async fn carry(context: &Context, active: &Active, client: TcpStream, upstream: TcpStream) -> End {
@@ -142,9 +151,9 @@ async fn reach(
         let Some(held) = slot.as_mut() else {
             return Err(Failed::End(End::Stopped));
         };
-        let mut news = held.book().revisions();
+        let step = held.step();
         let deadline = held.deadline(context.settings().timeouts.connect);
-        let attempt = match held.step() {
+        let attempt = match step {
             Step::Try(attempt) => attempt,
             Step::Leave(leave) => return Err(Failed::Leave(leave)),
             Step::Wait(called) => {
@@ -152,7 +161,7 @@ async fn reach(
                 waited(held, client, deadline, called).await?;
                 continue;
             }
-            Step::WaitForNews => {
+            Step::WaitForNews(mut news) => {
                 let news = async { drop(news.changed().await) };
                 waited(held, client, deadline, news).await?;
                 continue;
@@ -177,11 +186,10 @@ async fn reach(
     }
 }
 
-/// After a failed try: waits for the next one. A new table ends the pause early.
+/// After a failed try: waits for the next one. A change of the route ends the pause early.
 async fn pause(held: &mut Held, client: &TcpStream, deadline: Instant) -> Result<(), Failed> {
-    let mut news = held.book().revisions();
     match held.failed() {
-        Pause::For(pause) => {
+        Pause::For(pause, mut news) => {
             let over = async {
                 // Both only wait.
                 tokio::select! {
@@ -215,7 +223,7 @@ async fn waited(
 }
 
 fn timed_out(held: &Held) -> End {
-    if held.connection().application.is_some() {
+    if held.connection().application().is_some() {
         End::ParkTimeout
     } else {
         End::ConnectFailed
@@ -251,14 +259,14 @@ async fn try_once(
     attempt: &Attempt,
     deadline: Instant,
 ) -> Result<Option<TcpStream>, Failed> {
-    match &attempt.target {
-        Target::Local { addr } => {
+    match attempt.by.phase.target() {
+        Some(Target::Local { addr }) => {
             held.connection().set_upstream(Upstream::Local(*addr));
             let settings = context.settings();
             let left = deadline.saturating_duration_since(Instant::now());
             let longest = settings.timeouts.connect.min(left);
             // A target of the file may be far away: it gets one long try instead of short ones.
-            let failures = if attempt.may_move {
+            let failures = if attempt.by.may_move() {
                 attempt.failures
             } else {
                 u32::MAX
@@ -268,10 +276,13 @@ async fn try_once(
                 .inspect_err(|error| tracing::debug!(%error, "application not reached"))
                 .ok())
         }
-        Target::Remote { trunk, .. } => {
+        Some(Target::Remote { trunk, .. }) => {
             let deadline = deadline + ANSWER_MARGIN;
-            through_trunk(context, held, client, (trunk, attempt.version), deadline).await
+            let by = (trunk.as_str(), attempt.by.version);
+            through_trunk(context, held, client, by, deadline).await
         }
+        // Nobody is sent where nothing is.
+        None => Ok(None),
     }
 }
 
@@ -347,7 +358,7 @@ fn header(context: &Context, held: &Held, version: RouteVersion, hops: u8) -> Op
         client: connection.client,
         destination: connection.destination,
         route: connection.route,
-        application: connection.application.clone()?,
+        application: connection.application()?.clone(),
         hops,
         sender,
         version,

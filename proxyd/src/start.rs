@@ -20,7 +20,7 @@ use crate::control;
 use crate::descriptors;
 use crate::keeper::Keeper;
 use crate::listener::Listeners;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, RouteMetrics};
 use crate::settings::Settings;
 use crate::socket::listen_tcp;
 use crate::store::{Found, Store};
@@ -76,7 +76,9 @@ impl Proxyd {
         let control = HttpServer::unix(&config.socket).await?;
         let http = HttpServer::tcp(config.metrics).await?;
 
-        let context = Context::new(Book::new(settings.limits, metrics), settings, supervisor);
+        let book = Book::new(settings.limits, metrics);
+        registry.register_collector(Box::new(RouteMetrics(Arc::clone(&book))));
+        let context = Context::new(book, settings, supervisor);
         let readiness = Readiness::new();
         let listeners = Listeners::new(context.clone(), supervisor);
         let (mut keeper, desk) = Keeper::new(context.clone(), listeners, store, readiness.clone());
@@ -95,10 +97,7 @@ impl Proxyd {
             "trunk listener",
             trunk::run(context.clone(), trunk_listener),
         );
-        let peers = context
-            .peers
-            .clone()
-            .keep_resolved(Arc::clone(&context.book), stop.clone());
+        let peers = context.peers.clone().keep_resolved(stop.clone());
         spawn.critical("peers", peers);
         let routes = control::router(proxy.clone());
         spawn.critical("control", control.serve(routes, supervisor.clone()));
@@ -125,7 +124,7 @@ fn open_store(config: &ProxydConfig, metrics: &Metrics) -> Result<(Store, RouteT
         path: config.state.clone(),
         source,
     };
-    let store = Store::open(&config.state).map_err(fail)?;
+    let mut store = Store::open(&config.state).map_err(fail)?;
     let table = match store.load().map_err(fail)? {
         Found::Routes(table) => {
             tracing::info!(

@@ -1,15 +1,41 @@
-//! The routes on disk: written whole before they take effect, read at start.
+//! The routes on disk: a journal to which each change is appended before it takes effect, and
+//! which is read at start.
+//!
+//! A change costs what it changes, however many routes there are. When the file has grown to many
+//! times what the table needs, or after anything went wrong with it, it is written anew and
+//! replaces the old one whole. A crash at any moment leaves all changes that took effect.
+
+mod log;
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use proxyd_core::saved::Saved;
-use proxyd_core::table::RouteTable;
+use proxyd_core::saved::{KIND, Record, Saved};
+use proxyd_core::table::{Changes, RouteTable};
+use rehome_runtime::report::Report;
 use rehome_runtime::store::{self, LoadError, SaveError};
+use rehome_shared::journal::{self, EncodeError};
+
+use log::Log;
 
 const FILE: &str = "routes";
+
+/// Why something is not kept.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum KeepError {
+    #[error("cannot write down what changed of the routes")]
+    Encode(#[source] EncodeError),
+    #[error("cannot append to {path}", path = .path.display())]
+    Append {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error(transparent)]
+    Replace(#[from] SaveError),
+}
 
 /// What was found on disk.
 #[derive(Debug)]
@@ -28,9 +54,11 @@ pub(crate) enum Found {
 }
 
 /// The file of kept routes.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Store {
     path: PathBuf,
+    /// The file as this process left it. Without it the next change writes all anew.
+    log: Option<Log>,
 }
 
 impl Store {
@@ -39,35 +67,137 @@ impl Store {
         fs::create_dir_all(directory)?;
         let path = directory.join(FILE);
         store::remove_leftovers(&path)?;
-        Ok(Self { path })
+        Ok(Self { path, log: None })
     }
 
     /// Reads what is kept. A damaged file is moved aside, so that the next start does not
     /// stumble over it and a person can look at it. Blocks.
-    pub(crate) fn load(&self) -> io::Result<Found> {
-        let reason = match store::load_blocking::<Saved>(&self.path) {
-            Ok(saved) => match RouteTable::try_from(saved) {
-                Ok(table) => return Ok(Found::Routes(table)),
-                Err(error) => error.to_string(),
-            },
-            Err(LoadError::Absent { .. }) => return Ok(Found::Nothing),
-            Err(LoadError::Corrupt { reason, .. }) => reason,
-            Err(LoadError::Io { source, .. }) => return Err(source),
+    pub(crate) fn load(&mut self) -> io::Result<Found> {
+        let bytes = match fs::read(&self.path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
+            Err(error) => return Err(error),
         };
+        let found = if KIND.began(&bytes) {
+            self.read(&bytes)
+        } else {
+            self.read_in_one_piece()?
+        };
+        match found {
+            Ok(table) => Ok(Found::Routes(table)),
+            Err(reason) => {
+                let moved_to = self.move_aside()?;
+                Ok(Found::Corrupt { reason, moved_to })
+            }
+        }
+    }
+
+    fn read(&mut self, bytes: &[u8]) -> Result<RouteTable, String> {
+        let scan = journal::scan::<Record>(KIND, bytes).map_err(|error| error.to_string())?;
+        let mut table = RouteTable::default();
+        for record in scan.records {
+            table.replay(record);
+        }
+        if scan.torn {
+            tracing::warn!(
+                believed = scan.believed,
+                length = bytes.len(),
+                "the last change of the kept routes was cut short by a crash and had not taken effect"
+            );
+        } else {
+            self.log = Log::reopen(&self.path, scan.position, bytes.len()).ok();
+        }
+        Ok(table)
+    }
+
+    /// The form of the file before it became a journal.
+    fn read_in_one_piece(&self) -> io::Result<Result<RouteTable, String>> {
+        match store::load_blocking::<Saved>(&self.path) {
+            Ok(saved) => Ok(RouteTable::try_from(saved).map_err(|error| error.to_string())),
+            Err(LoadError::Corrupt { reason, .. }) => Ok(Err(reason)),
+            Err(LoadError::Io { source, .. }) => Err(source),
+            Err(absent @ LoadError::Absent { .. }) => Err(io::Error::other(absent)),
+        }
+    }
+
+    fn move_aside(&self) -> io::Result<PathBuf> {
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default()
             .as_nanos();
         let moved_to = self.path.with_extension(format!("corrupt.{now}"));
         fs::rename(&self.path, &moved_to)?;
-        Ok(Found::Corrupt { reason, moved_to })
+        Ok(moved_to)
     }
 
-    /// Keeps a table.
+    /// Keeps what changed of a table. After a failure all of it is written the next time.
+    ///
+    /// # Cancel safety
+    /// Not cancel safe: the change may be kept or not.
+    pub(crate) async fn append(
+        &mut self,
+        table: &RouteTable,
+        changes: &Changes,
+    ) -> Result<(), KeepError> {
+        let path = self.path.clone();
+        let Some(mut log) = self.log.take().filter(Log::is_as_it_was_left) else {
+            return self.rewrite(table).await;
+        };
+        let records: Vec<Record> = table.records_of(changes).collect();
+        let appended = blocking(&self.path, move || {
+            log.append(&path, &records)?;
+            Ok(log)
+        });
+        self.log = Some(appended.await?);
+        Ok(())
+    }
+
+    /// Keeps a whole table, in place of whatever is there.
     ///
     /// # Cancel safety
     /// The file then has its old or its new content, whole.
-    pub(crate) async fn save(&self, table: &RouteTable) -> Result<(), SaveError> {
-        store::save(&self.path, &Saved::from(table)).await
+    pub(crate) async fn rewrite(&mut self, table: &RouteTable) -> Result<(), KeepError> {
+        // A clone shares the routes; what takes time is done where it holds nobody up.
+        let (path, table) = (self.path.clone(), table.clone());
+        self.log = Some(blocking(&self.path, move || Log::write(&path, &table)).await?);
+        Ok(())
+    }
+
+    /// Writes the file anew when that makes it much shorter. Failing is no harm: the long one
+    /// goes on.
+    ///
+    /// # Cancel safety
+    /// The file then has its old or its new content, whole.
+    pub(crate) async fn shorten(&mut self, table: &RouteTable) {
+        let Some(before) = self.log.as_ref().and_then(Log::is_long) else {
+            return;
+        };
+        match self.rewrite(table).await {
+            Ok(()) => tracing::debug!(before, "the file of kept routes was written anew"),
+            Err(error) => {
+                let error = Report(&error).to_string();
+                tracing::warn!(error, "the file of kept routes cannot be written anew");
+                if let Some(log) = &mut self.log {
+                    log.bear_with();
+                }
+            }
+        }
     }
 }
+
+/// Does what takes time where it holds no connection up.
+async fn blocking<T: Send + 'static>(
+    path: &Path,
+    work: impl FnOnce() -> Result<T, KeepError> + Send + 'static,
+) -> Result<T, KeepError> {
+    let path = path.to_owned();
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|error| {
+            let source = error.into();
+            Err(KeepError::Append { path, source })
+        })
+}
+
+#[cfg(test)]
+mod tests;

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proxyd_core::way::Arrival;
-use rehome_runtime::supervise::Criticality;
 use rehome_shared::trunk::{Answer, Decoded, Header, Refusal};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -17,6 +16,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tracing::Instrument;
 
 use crate::accept::accept;
+use crate::book::held::Held;
 use crate::book::{NotAdmitted, Origin};
 use crate::context::Context;
 use crate::dial::read_more;
@@ -53,62 +53,74 @@ pub(crate) async fn run(context: Context, listener: TcpListener) {
                 reset_on_drop(&stream);
                 continue;
             }
-            let (inner, unknown) = (context.clone(), Arc::clone(&unknown));
             let span = tracing::debug_span!("trunk", peer.addr = %peer);
-            let task = async move { greet(inner, stream, permit, &unknown).await }.instrument(span);
-            context
-                .connections
-                .spawn("trunk connection", Criticality::Ordinary, task);
+            let task = greet(context.clone(), stream, permit, Arc::clone(&unknown));
+            let task = task.instrument(span);
+            context.connections.spawn_light("trunk connection", task);
         }
     };
     stop.run_until_cancelled(work).await;
 }
 
-/// Reads the header and takes the connection in.
 async fn greet(
     context: Context,
+    stream: TcpStream,
+    permit: OwnedSemaphorePermit,
+    unknown: Arc<Semaphore>,
+) {
+    // Boxed: what it takes to begin is not held while bytes flow.
+    let taken_in = Box::pin(take_in(&context, stream, permit, unknown)).await;
+    if let Some((held, stream)) = taken_in {
+        serve(context, held, stream).await;
+    }
+}
+
+/// Reads the header and takes the connection in. None, when it is over or was served.
+async fn take_in(
+    context: &Context,
     mut stream: TcpStream,
     permit: OwnedSemaphorePermit,
-    unknown: &Semaphore,
-) {
-    let Some(header) = read_header(&context, &mut stream).await else {
-        return;
-    };
+    unknown: Arc<Semaphore>,
+) -> Option<(Held, TcpStream)> {
+    let header = read_header(context, &mut stream).await?;
     drop(permit);
     let mut waits = None;
     let until = Instant::now() + context.settings().unknown_route;
-    let mut revisions = context.book.revisions();
+    let mut news = None;
     let arrival = Arrival {
         application: header.application.clone(),
         known: header.version,
         hops: header.hops,
     };
     if header.route.is_udp() {
-        return udp::from_trunk(&context, stream, &header, &arrival).await;
+        udp::from_trunk(context, stream, &header, &arrival).await;
+        return None;
     }
     loop {
-        let origin = Origin::Trunk(arrival.clone());
+        let origin = Origin::Trunk(Box::new(arrival.clone()));
         let book = &context.book;
         let destination = SocketAddr::new(header.destination.ip(), header.route.external());
         match book.admit(header.route, header.client, destination, origin) {
-            Ok(held) => {
-                drop(waits);
-                return serve(&context, held, stream).await;
-            }
+            Ok(held) => return Some((held, stream)),
             Err(NotAdmitted::Full(full)) => {
                 book.metrics.shed(Shed::Limit(full));
                 let _sent = answer(&mut stream, &Answer::Refused(Refusal::Full)).await;
-                return;
+                return None;
             }
             // The sender may have heard of a route before this host does.
             Err(NotAdmitted::NoRoute) => {
+                let Some(news) = &mut news else {
+                    // It may have come before there was somebody to hear of it.
+                    news = Some(book.news(header.route));
+                    continue;
+                };
                 waits = waits.or_else(|| unknown.try_acquire().ok());
                 let told = waits.is_some()
-                    && matches!(timeout_at(until, revisions.changed()).await, Ok(Ok(())));
+                    && matches!(timeout_at(until, news.changed()).await, Ok(Ok(())));
                 if !told {
                     let refusal = Answer::Refused(Refusal::UnknownRoute);
                     let _sent = answer(&mut stream, &refusal).await;
-                    return;
+                    return None;
                 }
             }
         }

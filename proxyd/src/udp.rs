@@ -114,7 +114,7 @@ struct Listener {
 impl Listener {
     async fn run(mut self) {
         let mut buffer = vec![0; LARGEST];
-        let mut news = self.context.book.revisions();
+        let mut news = self.context.book.news(self.key);
         let mut sweep = tokio::time::interval(SWEEP);
         loop {
             // Every arm is cancel safe; a datagram that was not received is still in the socket.

@@ -13,12 +13,13 @@
 //! a gate again after its handoff ended nor open it before. The end of a lease is no
 //! transition: only `migrated` knows the truth, so the gate stays parked.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use rehome_shared::api::proxy::{Commit, CommitTarget, Gate, GateRef, Prepare, RouteKey, Target};
 use rehome_shared::ids::{AppName, RouteVersion};
 
-use crate::table::{Phase, Route, RouteTable};
+use crate::table::{Changes, Phase, RouteTable};
 
 /// A verb that does not fit the gate.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -82,16 +83,6 @@ impl GateError {
     }
 }
 
-/// What a verb did to the table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[must_use]
-pub enum Change {
-    /// The table is another one: keep it, then act on it.
-    Changed,
-    /// The gate was like that already.
-    Same,
-}
-
 /// A gate, as its routes show it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GateView {
@@ -129,8 +120,8 @@ impl RouteTable {
     /// Holds new connections from now on. Routes that are closed stay closed.
     ///
     /// # Errors
-    /// [`GateError`] when the gate is unknown or newer.
-    pub fn prepare(&mut self, verb: &Prepare) -> Result<Change, GateError> {
+    /// [`GateError`] when the gate is unknown or newer; nothing is changed then.
+    pub fn prepare(&mut self, verb: &Prepare) -> Result<Changes, GateError> {
         let view = self.view(&verb.application)?;
         let ended = self
             .resolved
@@ -139,19 +130,13 @@ impl RouteTable {
         if verb.version < view.version || ended {
             return Err(stale(&verb.application, verb.version, view));
         }
-        let before = self.routes.clone();
-        for route in self.of_mut(&verb.application) {
+        Ok(self.edit(&verb.application, |_, route| {
             route.version = verb.version;
             route.limits = verb.limits;
             if route.phase != Phase::Closed {
                 route.phase = Phase::Parked(route.phase.park(Some(verb.lease)));
             }
-        }
-        Ok(if self.routes == before {
-            Change::Same
-        } else {
-            Change::Changed
-        })
+        }))
     }
 
     /// Checks that a drain or a freeze means the handoff that is going on, or one that has led
@@ -181,32 +166,33 @@ impl RouteTable {
     /// Leads somewhere else and opens.
     ///
     /// # Errors
-    /// [`GateError`] when the version is not larger, or the targets are not those of the routes.
-    pub fn commit(&mut self, verb: &Commit) -> Result<Change, GateError> {
+    /// [`GateError`] when the version is not larger, or the targets are not those of the routes;
+    /// nothing is changed then.
+    pub fn commit(&mut self, verb: &Commit) -> Result<Changes, GateError> {
         let view = self.view(&verb.application)?;
-        self.check_targets(verb)?;
+        let targets = self.checked_targets(verb)?;
         if verb.version == view.version && self.already_leads(verb) {
-            return Ok(Change::Same);
+            return Ok(Changes::default());
         }
         if verb.version <= view.version {
             return Err(stale(&verb.application, verb.version, view));
         }
-        for CommitTarget { key, target } in &verb.targets {
-            if let Some(route) = self.routes.get_mut(key) {
+        let mut changes = self.edit(&verb.application, |key, route| {
+            if let Some(target) = targets.get(&key) {
                 route.version = verb.version;
-                route.phase = Phase::Open(target.clone());
+                route.phase = Phase::Open(Target::clone(target));
             }
-        }
-        self.resolved.insert(verb.application.clone(), verb.version);
-        Ok(Change::Changed)
+        });
+        self.resolve(&verb.application, verb.version, &mut changes);
+        Ok(changes)
     }
 
     /// Opens to the old target. On a gate that was never prepared it changes nothing but the
     /// version, so that a `prepare` which comes after its own rollback is stale.
     ///
     /// # Errors
-    /// [`GateError`] when the gate is newer, or has no old target.
-    pub fn rollback(&mut self, verb: &GateRef) -> Result<Change, GateError> {
+    /// [`GateError`] when the gate is newer, or has no old target; nothing is changed then.
+    pub fn rollback(&mut self, verb: &GateRef) -> Result<Changes, GateError> {
         let view = self.view(&verb.application)?;
         if verb.version < view.version {
             return Err(stale(&verb.application, verb.version, view));
@@ -217,35 +203,16 @@ impl RouteTable {
         if stuck {
             return Err(GateError::NoWayBack(verb.application.clone()));
         }
-        let before = self.routes.clone();
-        for route in self.of_mut(&verb.application) {
+        let mut changes = self.edit(&verb.application, |_, route| {
             route.version = verb.version;
             if let Phase::Parked(parked) = &route.phase
                 && let Some(target) = parked.before.clone()
             {
                 route.phase = Phase::Open(target);
             }
-        }
-        let known = self.resolved.insert(verb.application.clone(), verb.version);
-        let same = self.routes == before && known == Some(verb.version);
-        Ok(if same { Change::Same } else { Change::Changed })
-    }
-
-    /// The routes of an application.
-    pub fn of<'a>(
-        &'a self,
-        application: &'a AppName,
-    ) -> impl Iterator<Item = (RouteKey, &'a Route)> {
-        self.routes
-            .iter()
-            .filter(move |(_, route)| route.application() == Some(application))
-            .map(|(key, route)| (*key, route))
-    }
-
-    fn of_mut(&mut self, application: &AppName) -> impl Iterator<Item = &mut Route> {
-        self.routes
-            .values_mut()
-            .filter(move |route| route.application() == Some(application))
+        });
+        self.resolve(&verb.application, verb.version, &mut changes);
+        Ok(changes)
     }
 
     /// Whether every route leads to another host.
@@ -259,23 +226,27 @@ impl RouteTable {
             .ok_or_else(|| GateError::Unknown(application.clone()))
     }
 
-    fn check_targets(&self, verb: &Commit) -> Result<(), GateError> {
+    /// The targets of a commit by route: one for each route of the application, and no others.
+    fn checked_targets<'a>(
+        &self,
+        verb: &'a Commit,
+    ) -> Result<BTreeMap<RouteKey, &'a Target>, GateError> {
         let application = &verb.application;
-        for (key, _) in self.of(application) {
-            if !verb.targets.iter().any(|target| target.key == key) {
-                return Err(GateError::NoTarget {
-                    application: application.clone(),
-                    key,
-                });
-            }
+        let targets = verb.targets.iter();
+        let targets: BTreeMap<RouteKey, &Target> = targets.map(|t| (t.key, &t.target)).collect();
+        if let Some((key, _)) = self
+            .of(application)
+            .find(|(key, _)| !targets.contains_key(key))
+        {
+            let application = application.clone();
+            return Err(GateError::NoTarget { application, key });
         }
-        for CommitTarget { key, .. } in &verb.targets {
-            if self.route(*key).and_then(Route::application) != Some(application) {
-                let (application, key) = (application.clone(), *key);
-                return Err(GateError::ForeignRoute { application, key });
-            }
+        let owner = |key: &RouteKey| self.route(*key).and_then(|route| route.application());
+        if let Some(key) = targets.keys().find(|key| owner(key) != Some(application)) {
+            let (application, key) = (application.clone(), *key);
+            return Err(GateError::ForeignRoute { application, key });
         }
-        Ok(())
+        Ok(targets)
     }
 
     fn already_leads(&self, verb: &Commit) -> bool {

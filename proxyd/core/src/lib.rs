@@ -11,7 +11,7 @@
 //! | [`gait`] | by which means a relay moves its next bytes |
 //! | [`drain`] | which connections a drain closes and when it is over |
 //! | [`tally`] | what the verbs count |
-//! | [`saved`] | the table as it is kept on disk |
+//! | [`saved`] | the table as it is kept on disk: a journal of what changed |
 //!
 //! Two rules hold whatever is called in whatever order: a route's version never goes back,
 //! and a verb that is repeated changes nothing.

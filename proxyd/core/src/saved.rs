@@ -2,7 +2,13 @@
 //!
 //! A parked gate comes back parked: what happened meanwhile is for `migrated` to say. Routes
 //! of the configuration file are not kept; the file has them.
+//!
+//! What is written are [`Record`]s, appended as the table changes. [`Saved`] is the whole table in
+//! one piece, which was the form on disk before; it is still read.
 
+mod record;
+
+use std::sync::Arc;
 use std::time::Duration;
 
 use rehome_shared::api::proxy::{ParkLimits, RouteKey, Target};
@@ -11,10 +17,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::table::{Owner, Parked, Phase, Route, RouteTable};
 
-/// The form that this version writes.
+pub use record::{KIND, KeptRoute, Record};
+
+/// The only form of a table in one piece.
 const FORM: u32 = 1;
 
-/// A kept table.
+/// A table in one piece.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Saved {
@@ -64,21 +72,37 @@ struct SavedResolution {
     version: RouteVersion,
 }
 
+impl From<&Phase> for SavedPhase {
+    fn from(phase: &Phase) -> Self {
+        match phase {
+            Phase::Open(target) => Self::Open(target.clone()),
+            Phase::Parked(Parked { before, lease }) => Self::Parked {
+                before: before.clone(),
+                lease: *lease,
+            },
+            Phase::Closed => Self::Closed,
+        }
+    }
+}
+
+impl From<SavedPhase> for Phase {
+    fn from(phase: SavedPhase) -> Self {
+        match phase {
+            SavedPhase::Open(target) => Self::Open(target),
+            SavedPhase::Parked { before, lease } => Self::Parked(Parked { before, lease }),
+            SavedPhase::Closed => Self::Closed,
+        }
+    }
+}
+
 impl From<&RouteTable> for Saved {
     fn from(table: &RouteTable) -> Self {
-        let keep = |(key, route): (&RouteKey, &Route)| {
+        let keep = |(key, route): (&RouteKey, &Arc<Route>)| {
             Some(SavedRoute {
                 key: *key,
                 application: route.application()?.clone(),
                 version: route.version,
-                phase: match &route.phase {
-                    Phase::Open(target) => SavedPhase::Open(target.clone()),
-                    Phase::Parked(Parked { before, lease }) => SavedPhase::Parked {
-                        before: before.clone(),
-                        lease: *lease,
-                    },
-                    Phase::Closed => SavedPhase::Closed,
-                },
+                phase: (&route.phase).into(),
                 limits: route.limits,
             })
         };
@@ -90,7 +114,7 @@ impl From<&RouteTable> for Saved {
             form: FORM,
             host: table.host.clone(),
             peers: table.peers.iter().cloned().collect(),
-            routes: table.routes.iter().filter_map(keep).collect(),
+            routes: table.routes().iter().filter_map(keep).collect(),
             resolved: table.resolved.iter().map(resolution).collect(),
         }
     }
@@ -106,12 +130,12 @@ impl TryFrom<Saved> for RouteTable {
         let mut table = Self {
             host: saved.host,
             peers: saved.peers.into_iter().collect(),
-            routes: std::collections::BTreeMap::new(),
             resolved: saved
                 .resolved
                 .into_iter()
                 .map(|r| (r.application, r.version))
                 .collect(),
+            ..Self::default()
         };
         for SavedRoute {
             key,
@@ -121,18 +145,13 @@ impl TryFrom<Saved> for RouteTable {
             limits,
         } in saved.routes
         {
-            let phase = match phase {
-                SavedPhase::Open(target) => Phase::Open(target),
-                SavedPhase::Parked { before, lease } => Phase::Parked(Parked { before, lease }),
-                SavedPhase::Closed => Phase::Closed,
-            };
             let route = Route {
                 owner: Owner::Application(application),
                 version,
-                phase,
+                phase: phase.into(),
                 limits,
             };
-            if table.routes.insert(key, route).is_some() {
+            if table.routes.put(key, route).is_some() {
                 return Err(SavedError::Twice(key));
             }
         }

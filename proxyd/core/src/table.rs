@@ -5,16 +5,22 @@
 //! changes only to a larger version; an equal version that says something else is as stale as
 //! a smaller one. Routes of the configuration file have no version and belong to the file.
 
+mod changes;
+mod routes;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rehome_shared::api::proxy::{
     Gate, ParkLimits, RouteIntent, RouteKey, RouteSpec, SetRoutes, Target,
 };
 use rehome_shared::ids::{AppName, HostAddr, RouteVersion};
+
+pub use changes::Changes;
+use routes::Routes;
 
 /// Who says what a route is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -149,36 +155,27 @@ pub struct Stale {
     pub current: RouteVersion,
 }
 
-/// What a new desired set changed. Only the routes named here are touched.
+/// What became of a new desired set.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[must_use]
 pub struct Applied {
-    /// Routes that were not there before.
-    pub added: Vec<RouteKey>,
-    /// Routes that are no more.
-    pub removed: Vec<RouteKey>,
-    /// Routes that changed.
-    pub updated: Vec<RouteKey>,
+    /// What it changed.
+    pub changes: Changes,
     /// Routes that were offered too late and stayed as they are.
     pub stale: Vec<Stale>,
     /// Routes that the configuration file has taken.
     pub taken: Vec<RouteKey>,
 }
 
-impl Applied {
-    /// Whether the table is another one now.
-    #[must_use]
-    pub fn changed(&self) -> bool {
-        !(self.added.is_empty() && self.removed.is_empty() && self.updated.is_empty())
-    }
-}
-
 /// All routes of one `proxyd`.
+///
+/// A change costs what it changes, but for a new desired set, which costs as much as the set and
+/// the table. A clone shares the routes.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct RouteTable {
     pub(crate) host: Option<HostAddr>,
     pub(crate) peers: BTreeSet<HostAddr>,
-    pub(crate) routes: BTreeMap<RouteKey, Route>,
+    pub(crate) routes: Routes,
     /// The version at which an application's last handoff ended here.
     pub(crate) resolved: BTreeMap<AppName, RouteVersion>,
 }
@@ -198,45 +195,50 @@ impl RouteTable {
 
     /// Every route.
     #[must_use]
-    pub fn routes(&self) -> &BTreeMap<RouteKey, Route> {
-        &self.routes
+    pub fn routes(&self) -> &BTreeMap<RouteKey, Arc<Route>> {
+        self.routes.by_key()
     }
 
     /// One route.
     #[must_use]
-    pub fn route(&self, key: RouteKey) -> Option<&Route> {
-        self.routes.get(&key)
+    pub fn route(&self, key: RouteKey) -> Option<&Arc<Route>> {
+        self.routes.get(key)
+    }
+
+    /// The routes of an application.
+    pub fn of(&self, application: &AppName) -> impl Iterator<Item = (RouteKey, &Route)> {
+        self.routes
+            .of(application)
+            .map(|(key, route)| (key, route.as_ref()))
+    }
+
+    /// The applications of which something is known: routes, or how a handoff ended.
+    pub fn applications(&self) -> impl Iterator<Item = &AppName> {
+        let only_resolved = self.resolved.keys();
+        let only_resolved = only_resolved.filter(move |name| !self.routes.has(name));
+        self.routes.applications().chain(only_resolved)
     }
 
     /// Takes over a desired set: newer routes replace older ones, absent ones go.
     pub fn apply(&mut self, desired: &SetRoutes) -> Applied {
         let mut applied = Applied::default();
-        self.host = Some(desired.host.clone());
-        self.peers = desired.peers.iter().cloned().collect();
+        applied.changes.cluster = self.meet(desired);
         let wanted: BTreeSet<RouteKey> = desired.routes.iter().map(|r| r.key).collect();
-        self.routes.retain(|key, route| {
-            let keep = route.owner == Owner::File || wanted.contains(key);
-            if !keep {
-                applied.removed.push(*key);
-            }
-            keep
+        self.retain(&mut applied.changes, |key, route| {
+            route.owner == Owner::File || wanted.contains(&key)
         });
         for spec in &desired.routes {
             self.offer(spec, &mut applied);
         }
-        self.forget_gone_applications();
+        self.forget_gone_applications(&mut applied.changes);
         applied
     }
 
     /// Takes over the routes of the configuration file; those of `migrated` give way.
-    pub fn apply_file(&mut self, routes: &BTreeMap<RouteKey, (Target, ParkLimits)>) -> Applied {
-        let mut applied = Applied::default();
-        self.routes.retain(|key, route| {
-            let keep = route.owner != Owner::File || routes.contains_key(key);
-            if !keep {
-                applied.removed.push(*key);
-            }
-            keep
+    pub fn apply_file(&mut self, routes: &BTreeMap<RouteKey, (Target, ParkLimits)>) -> Changes {
+        let mut changes = Changes::default();
+        self.retain(&mut changes, |key, route| {
+            route.owner != Owner::File || routes.contains_key(&key)
         });
         for (key, (target, limits)) in routes {
             let route = Route {
@@ -245,58 +247,117 @@ impl RouteTable {
                 phase: Phase::Open(target.clone()),
                 limits: *limits,
             };
-            match self.routes.insert(*key, route.clone()) {
-                None => applied.added.push(*key),
-                Some(before) if before != route => applied.updated.push(*key),
-                Some(_) => {}
+            self.set(*key, route, &mut changes);
+        }
+        changes
+    }
+
+    /// Changes each route of an application.
+    pub(crate) fn edit(
+        &mut self,
+        application: &AppName,
+        mut edit: impl FnMut(RouteKey, &mut Route),
+    ) -> Changes {
+        let mut changes = Changes::default();
+        let routes: Vec<(RouteKey, Route)> = self
+            .of(application)
+            .map(|(key, route)| (key, route.clone()))
+            .collect();
+        for (key, mut route) in routes {
+            edit(key, &mut route);
+            self.set(key, route, &mut changes);
+        }
+        changes
+    }
+
+    /// Notes the version at which a handoff ended.
+    pub(crate) fn resolve(&mut self, application: &AppName, at: RouteVersion, to: &mut Changes) {
+        if self.resolved.insert(application.clone(), at) != Some(at) {
+            to.touch(application);
+        }
+    }
+
+    /// Learns who this host and its peers are; whether that is news.
+    fn meet(&mut self, desired: &SetRoutes) -> bool {
+        let peers: BTreeSet<HostAddr> = desired.peers.iter().cloned().collect();
+        let news = self.host.as_ref() != Some(&desired.host) || self.peers != peers;
+        self.host = Some(desired.host.clone());
+        self.peers = peers;
+        news
+    }
+
+    fn set(&mut self, key: RouteKey, route: Route, changes: &mut Changes) {
+        if self.routes.get(key).is_some_and(|now| **now == route) {
+            return;
+        }
+        if let Some(application) = route.application() {
+            changes.touch(application);
+        }
+        match self.routes.put(key, route) {
+            None => changes.added.push(key),
+            Some(before) => {
+                if let Some(application) = before.application() {
+                    changes.touch(application);
+                }
+                changes.updated.push(key);
             }
         }
-        applied
+    }
+
+    fn retain(&mut self, changes: &mut Changes, keep: impl Fn(RouteKey, &Route) -> bool) {
+        let all = self.routes.by_key().iter();
+        let gone = all.filter(|(key, route)| !keep(**key, route));
+        let gone: Vec<RouteKey> = gone.map(|(key, _)| *key).collect();
+        for key in gone {
+            if let Some(application) = self.routes.take(key).as_ref().and_then(|r| r.application())
+            {
+                changes.touch(application);
+            }
+            changes.removed.push(key);
+        }
     }
 
     fn offer(&mut self, spec: &RouteSpec, applied: &mut Applied) {
-        let Some(route) = self.routes.get_mut(&spec.key) else {
-            self.routes.insert(spec.key, fresh(spec));
-            applied.added.push(spec.key);
-            return;
+        let Some(now) = self.routes.get(spec.key) else {
+            return self.set(spec.key, fresh(spec), &mut applied.changes);
         };
-        match &route.owner {
-            Owner::File => applied.taken.push(spec.key),
+        let next = match &now.owner {
+            Owner::File => return applied.taken.push(spec.key),
             // Versions of different applications say nothing about each other.
-            Owner::Application(name) if *name != spec.application => {
-                *route = fresh(spec);
-                applied.updated.push(spec.key);
+            Owner::Application(name) if *name != spec.application => fresh(spec),
+            Owner::Application(_) if spec.version > now.version => Route {
+                owner: now.owner.clone(),
+                version: spec.version,
+                phase: now.phase.towards(&spec.intent),
+                limits: spec.limits,
+            },
+            Owner::Application(_)
+                if spec.version < now.version || !now.phase.agrees(&spec.intent) =>
+            {
+                return applied.stale.push(Stale {
+                    key: spec.key,
+                    offered: spec.version,
+                    current: now.version,
+                });
             }
-            Owner::Application(_) if spec.version > route.version => {
-                route.phase = route.phase.towards(&spec.intent);
-                route.version = spec.version;
-                route.limits = spec.limits;
-                applied.updated.push(spec.key);
-            }
-            Owner::Application(_) => {
-                let same = spec.version == route.version && route.phase.agrees(&spec.intent);
-                if !same {
-                    let (offered, current) = (spec.version, route.version);
-                    applied.stale.push(Stale {
-                        key: spec.key,
-                        offered,
-                        current,
-                    });
-                } else if route.limits != spec.limits {
-                    route.limits = spec.limits;
-                    applied.updated.push(spec.key);
-                }
-            }
-        }
+            Owner::Application(_) if now.limits == spec.limits => return,
+            Owner::Application(_) => Route {
+                limits: spec.limits,
+                ..Route::clone(now)
+            },
+        };
+        self.set(spec.key, next, &mut applied.changes);
     }
 
-    fn forget_gone_applications(&mut self) {
-        let live: BTreeSet<&AppName> = self
-            .routes
-            .values()
-            .filter_map(Route::application)
-            .collect();
-        self.resolved.retain(|name, _| live.contains(name));
+    fn forget_gone_applications(&mut self, changes: &mut Changes) {
+        let routes = &self.routes;
+        self.resolved.retain(|application, _| {
+            let live = routes.has(application);
+            if !live {
+                changes.touch(application);
+            }
+            live
+        });
     }
 }
 

@@ -13,9 +13,9 @@ use crate::table::{Phase, Route};
 
 /// What becomes of a client's connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Way {
+pub enum Way<'a> {
     /// Try this target.
-    Go(Target),
+    Go(&'a Target),
     /// Hold it.
     Hold,
     /// Turn it away.
@@ -24,9 +24,9 @@ pub enum Way {
 
 /// The way of a client's connection.
 #[must_use]
-pub fn for_client(route: &Route) -> Way {
+pub fn for_client(route: &Route) -> Way<'_> {
     match &route.phase {
-        Phase::Open(target) => Way::Go(target.clone()),
+        Phase::Open(target) => Way::Go(target),
         Phase::Parked(_) => Way::Hold,
         Phase::Closed => Way::Refuse,
     }

@@ -6,6 +6,7 @@ use proxyd_core::tally::End;
 
 use super::Book;
 use super::connection::Connection;
+use crate::metrics::Metrics;
 
 /// A relayed connection.
 #[derive(Debug)]
@@ -40,20 +41,16 @@ impl Drop for Active {
     fn drop(&mut self) {
         // Without a verdict the task was dropped, which happens only when the proxy stops.
         let end = self.end.unwrap_or(End::Stopped);
-        let mut guard = self.book.lock();
-        let inner = &mut *guard;
-        inner.connections.remove(&self.connection.id);
-        if let Some(lane) = inner.lanes.get_mut(&self.connection.route) {
-            lane.active = lane.active.saturating_sub(1);
+        let mut inner = self.book.lock();
+        inner.relayed = inner.relayed.saturating_sub(1);
+        inner.count(self.connection.route, |counts| {
+            counts.active = counts.active.saturating_sub(1);
             if self.from_trunk {
-                lane.from_trunk = lane.from_trunk.saturating_sub(1);
+                counts.from_trunk = counts.from_trunk.saturating_sub(1);
             }
-            lane.show();
-        }
-        if let Some(tally) = inner.tally(&self.connection) {
-            tally.relay_ended(end);
-        }
-        self.book.tell_room(guard);
-        self.book.metrics.connection_ended(&self.connection, end);
+        });
+        inner.forget(&self.connection, |tally| tally.relay_ended(end));
+        self.book.tell_room(inner);
+        Metrics::connection_ended(&self.connection, end);
     }
 }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use proxyd_core::table::Route;
 use rehome_shared::api::proxy::{ConnectionInfo, RouteKey};
 use rehome_shared::ids::AppName;
 
@@ -42,7 +43,8 @@ pub(crate) enum Upstream {
 pub(crate) struct Connection {
     pub(crate) id: u64,
     pub(crate) route: RouteKey,
-    pub(crate) application: Option<AppName>,
+    /// The route as it was when the connection came.
+    by: Arc<Route>,
     pub(crate) client: SocketAddr,
     pub(crate) destination: SocketAddr,
     pub(crate) accepted: Instant,
@@ -61,8 +63,7 @@ pub(crate) struct Connection {
 impl Connection {
     pub(crate) fn new(
         id: u64,
-        route: RouteKey,
-        application: Option<AppName>,
+        (route, by): (RouteKey, Arc<Route>),
         client: SocketAddr,
         destination: SocketAddr,
         meters: Arc<RouteMeters>,
@@ -70,7 +71,7 @@ impl Connection {
         Self {
             id,
             route,
-            application,
+            by,
             client,
             destination,
             accepted: Instant::now(),
@@ -83,6 +84,11 @@ impl Connection {
             orders: Orders::default(),
             meters,
         }
+    }
+
+    /// Whose it is, unless it came by a route of the file.
+    pub(crate) fn application(&self) -> Option<&AppName> {
+        self.by.application()
     }
 
     pub(crate) fn stage(&self) -> Stage {

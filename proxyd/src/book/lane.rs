@@ -5,49 +5,54 @@ use std::sync::Arc;
 
 use proxyd_core::line::{Flow, Line, Ticket};
 use proxyd_core::table::{Phase, Route};
-use rehome_shared::api::proxy::RouteKey;
 use tokio::sync::oneshot;
 
-use super::connection::Stage;
-use crate::metrics::{Metrics, RouteMeters};
+use crate::metrics::RouteMeters;
 
+/// The connections of a route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Counts {
+    /// Not yet relayed.
+    pub(crate) held: u64,
+    /// Of the held ones, those that wait for the gate or for the application.
+    pub(crate) parked: u64,
+    pub(crate) active: u64,
+    pub(crate) from_trunk: u64,
+}
+
+impl Counts {
+    pub(super) fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+#[derive(Debug)]
 pub(super) struct Lane {
+    pub(super) route: Arc<Route>,
     pub(super) line: Line,
     /// How to call those who wait in the line.
     pub(super) callers: HashMap<Ticket, oneshot::Sender<()>>,
-    pub(super) held: u64,
-    /// Of the held ones, those that wait for the gate or for the application.
-    pub(super) parked: u64,
-    pub(super) active: u64,
-    pub(super) from_trunk: u64,
-    pub(super) listen_error: Option<String>,
-    pub(super) meters: Arc<RouteMeters>,
+    pub(super) counts: Counts,
+    pub(super) listen_error: Option<Arc<str>>,
+    /// Made for the first connection: most of many routes never have one.
+    pub(super) meters: Option<Arc<RouteMeters>>,
 }
 
 impl Lane {
-    pub(super) fn new(key: RouteKey, metrics: &Metrics) -> Self {
+    /// A lane; a route that comes back finds the connections that outlived it.
+    pub(super) fn new(route: Arc<Route>, counts: Counts) -> Self {
         Self {
+            route,
             line: Line::default(),
             callers: HashMap::new(),
-            held: 0,
-            parked: 0,
-            active: 0,
-            from_trunk: 0,
+            counts,
             listen_error: None,
-            meters: Arc::new(metrics.route(key)),
+            meters: None,
         }
     }
 
-    /// Counts connections that are there already.
-    pub(super) fn with(mut self, alive: impl Iterator<Item = Stage>) -> Self {
-        for stage in alive {
-            let count = match stage {
-                Stage::Relaying => &mut self.active,
-                Stage::Connecting | Stage::Parked => &mut self.held,
-            };
-            *count = count.saturating_add(1);
-        }
-        self
+    pub(super) fn meters(&mut self) -> Arc<RouteMeters> {
+        Arc::clone(self.meters.get_or_insert_default())
     }
 
     /// Waits in the line until called.
@@ -63,8 +68,9 @@ impl Lane {
     }
 
     /// Calls those who may try now.
-    pub(super) fn call(&mut self, route: &Route) {
-        while let Some(ticket) = self.line.next(flow(route)) {
+    pub(super) fn call(&mut self) {
+        let flow = self.flow();
+        while let Some(ticket) = self.line.next(flow) {
             let called = self
                 .callers
                 .remove(&ticket)
@@ -75,20 +81,11 @@ impl Lane {
         }
     }
 
-    pub(super) fn show(&self) {
-        self.meters
-            .active
-            .set(i64::try_from(self.active).unwrap_or(i64::MAX));
-        self.meters
-            .parked
-            .set(i64::try_from(self.parked).unwrap_or(i64::MAX));
-    }
-}
-
-/// A closed gate lets its line move too: each one is then turned away.
-pub(super) fn flow(route: &Route) -> Flow {
-    match route.phase {
-        Phase::Open(_) | Phase::Closed => Flow::May,
-        Phase::Parked(_) => Flow::MustNot,
+    /// A closed gate lets its line move too: each one is then turned away.
+    pub(super) fn flow(&self) -> Flow {
+        match self.route.phase {
+            Phase::Open(_) | Phase::Closed => Flow::May,
+            Phase::Parked(_) => Flow::MustNot,
+        }
     }
 }

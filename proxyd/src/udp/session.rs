@@ -10,10 +10,11 @@ use rehome_shared::api::proxy::{RouteKey, Target};
 use rehome_shared::ids::RouteVersion;
 use rehome_shared::trunk::{Answer, Header, Refusal};
 use tokio::net::{TcpStream, UdpSocket};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::link::{Activity, Link, Sink, Source, pass};
+use crate::book::news::News;
 use crate::context::Context;
 use crate::dial;
 use crate::metrics::RouteMeters;
@@ -29,7 +30,7 @@ pub(super) struct Session {
     client: SocketAddr,
     destination: SocketAddr,
     activity: Activity,
-    meters: RouteMeters,
+    meters: Arc<RouteMeters>,
 }
 
 impl Session {
@@ -39,7 +40,7 @@ impl Session {
         client: SocketAddr,
         destination: SocketAddr,
     ) -> Self {
-        let meters = context.book.metrics.route(key);
+        let meters = context.book.meters(key);
         Self {
             context,
             key,
@@ -66,7 +67,7 @@ impl Session {
 
     /// Goes wherever the route leads, for as long as there is a route.
     async fn follow(&self, client: &mut Link) {
-        let mut news = self.context.book.revisions();
+        let mut news = self.context.book.news(self.key);
         loop {
             news.borrow_and_update();
             let Some(route) = self.context.book.route(self.key) else {
@@ -75,11 +76,11 @@ impl Session {
             let upstream = match way::for_client(&route) {
                 Way::Refuse => return,
                 Way::Hold => None,
-                Way::Go(Target::Local { addr }) => connect(addr).await.ok().map(Link::from),
+                Way::Go(Target::Local { addr }) => connect(*addr).await.ok().map(Link::from),
                 Way::Go(Target::Remote { trunk, .. }) => {
-                    // A new table may lead elsewhere while the owner still thinks.
+                    // The route may lead elsewhere while the owner still thinks.
                     tokio::select! {
-                        reached = self.through_trunk(trunk, route.version) => reached.map(Link::from),
+                        reached = self.through_trunk(trunk.clone(), route.version) => reached.map(Link::from),
                         _changed = news.changed() => continue,
                     }
                 }
@@ -159,12 +160,12 @@ pub(crate) async fn from_trunk(
         let _sent = answer(&mut stream, &Answer::Refused(Refusal::Full)).await;
         return;
     };
-    let mut news = context.book.revisions();
+    let mut news = context.book.news(header.route);
     let deadline = Instant::now() + context.settings().unknown_route;
     let (route, addr) = loop {
         news.borrow_and_update();
         let route = context.book.route(header.route);
-        let refusal = match way::for_trunk(route.as_ref(), arrival) {
+        let refusal = match way::for_trunk(route.as_deref(), arrival) {
             TrunkWay::Go(addr) => match route {
                 Some(route) => break (route, addr),
                 None => Answer::Refused(Refusal::UnknownRoute),
@@ -196,7 +197,7 @@ pub(crate) async fn from_trunk(
         return;
     }
     let (mut sender, mut application) = (Link::from(stream), Link::from(socket));
-    let (activity, meters) = (Activity::new(), context.book.metrics.route(header.route));
+    let (activity, meters) = (Activity::new(), context.book.meters(header.route));
     let idle = context.settings().timeouts.udp_idle;
     // The losers are dropped with both ends; datagrams under way may be lost.
     tokio::select! {
@@ -212,7 +213,7 @@ async fn leads_elsewhere(
     context: &Context,
     key: RouteKey,
     route: &proxyd_core::table::Route,
-    news: &mut watch::Receiver<u64>,
+    news: &mut News,
 ) {
     loop {
         if context

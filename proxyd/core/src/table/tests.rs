@@ -1,10 +1,11 @@
 //! Whatever is called in whatever order: versions never go back, and a verb twice is a verb once.
 
+mod changes;
+
 use std::time::Duration;
 
-use crate::gate::Change;
 use crate::saved::Saved;
-use crate::table::RouteTable;
+use crate::table::{Changes, RouteTable};
 use proptest::prelude::*;
 use rehome_shared::api::proxy::{
     Commit, CommitTarget, Gate, GateRef, ParkLimits, Prepare, RouteIntent, RouteKey, RouteSpec,
@@ -116,21 +117,23 @@ fn call() -> impl Strategy<Value = Call> {
     ]
 }
 
-fn run(table: &mut RouteTable, call: &Call) -> bool {
+/// Nothing, when the call is refused.
+fn run(table: &mut RouteTable, call: &Call) -> Changes {
     match call {
         Call::Put(routes) => {
             let host = HostAddr::try_new("10.0.0.1").unwrap();
+            let routes = routes.clone();
             let peers = vec![];
-            let applied = table.apply(&SetRoutes {
+            let desired = SetRoutes {
                 host,
                 peers,
-                routes: routes.clone(),
-            });
-            applied.changed()
+                routes,
+            };
+            table.apply(&desired).changes
         }
-        Call::Prepare(verb) => table.prepare(verb) == Ok(Change::Changed),
-        Call::Commit(verb) => table.commit(verb) == Ok(Change::Changed),
-        Call::Rollback(verb) => table.rollback(verb) == Ok(Change::Changed),
+        Call::Prepare(verb) => table.prepare(verb).unwrap_or_default(),
+        Call::Commit(verb) => table.commit(verb).unwrap_or_default(),
+        Call::Rollback(verb) => table.rollback(verb).unwrap_or_default(),
     }
 }
 
@@ -142,7 +145,7 @@ proptest! {
         let mut table = RouteTable::default();
         for call in &calls {
             let before = table.clone();
-            run(&mut table, call);
+            let _changes = run(&mut table, call);
             for (key, old) in before.routes() {
                 let Some(new) = table.route(*key) else { continue };
                 prop_assert!(new.version >= old.version, "{key} after {call:?}");
@@ -160,10 +163,11 @@ proptest! {
     fn a_verb_twice_is_a_verb_once(calls in prop::collection::vec(call(), 1..40)) {
         let mut table = RouteTable::default();
         for call in &calls {
-            run(&mut table, call);
+            let _changes = run(&mut table, call);
             let once = table.clone();
-            run(&mut table, call);
+            let twice = run(&mut table, call);
             prop_assert_eq!(&once, &table, "{:?}", call);
+            prop_assert!(twice.is_empty(), "{:?}", call);
         }
     }
 
@@ -173,7 +177,7 @@ proptest! {
         for call in &calls {
             let before = table.clone();
             let refused = match call {
-                Call::Put(_) => { run(&mut table, call); false }
+                Call::Put(_) => { let _changes = run(&mut table, call); false }
                 Call::Prepare(verb) => table.prepare(verb).is_err(),
                 Call::Commit(verb) => table.commit(verb).is_err(),
                 Call::Rollback(verb) => table.rollback(verb).is_err(),
@@ -188,7 +192,7 @@ proptest! {
     fn a_table_survives_the_disk(calls in prop::collection::vec(call(), 1..20)) {
         let mut table = RouteTable::default();
         for call in &calls {
-            run(&mut table, call);
+            let _changes = run(&mut table, call);
         }
         let text = serde_json::to_string(&Saved::from(&table)).unwrap();
         let saved: Saved = serde_json::from_str(&text).unwrap();
@@ -202,7 +206,7 @@ proptest! {
     ) {
         let mut table = RouteTable::default();
         for call in &calls {
-            run(&mut table, call);
+            let _changes = run(&mut table, call);
         }
         let application = AppName::try_new("db").unwrap();
         if table.rollback(&GateRef { application: application.clone(), version: at }).is_ok() {
