@@ -6,7 +6,8 @@ use std::time::Duration;
 use http::Method;
 use rehome_runtime::http_client::{ClientError, HttpClient};
 use rehome_shared::api::proxy::{
-    CheckPorts, CheckPortsReply, Drain, GateCounts, GateRef, Prepare, RoutesReply, SetRoutes,
+    CheckPorts, CheckPortsReply, Drain, GateCounts, GateRef, MAX_BODY, Prepare, RoutesReply,
+    SetRoutes,
 };
 
 /// `proxyd` answers from memory, but for a drain; a host under load may be slow all the same.
@@ -23,7 +24,7 @@ impl Proxy {
     #[must_use]
     pub fn new(socket: &Path) -> Self {
         Self {
-            client: HttpClient::unix(socket),
+            client: HttpClient::unix(socket).with_answer_limit(MAX_BODY),
         }
     }
 

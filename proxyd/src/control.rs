@@ -1,13 +1,13 @@
 //! The control API on the Unix socket: `rehome_shared::api::proxy` as HTTP.
 
-use axum::extract::{Query, State};
+use axum::extract::{DefaultBodyLimit, Query, State};
 use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use http::StatusCode;
 use rehome_runtime::http_server::ErrorResponse;
 use rehome_shared::api::proxy::{
-    CheckPorts, CheckPortsReply, Commit, ConnectionsReply, Drain, GateCounts, GateRef, Prepare,
-    RouteKey, RoutesReply, SetRoutes,
+    CheckPorts, CheckPortsReply, Commit, ConnectionsReply, Drain, GateCounts, GateRef, MAX_BODY,
+    Prepare, RouteKey, RoutesReply, SetRoutes,
 };
 use serde::Deserialize;
 
@@ -26,6 +26,7 @@ pub(crate) fn router(proxy: Proxyd) -> Router {
         .route("/v1/gates/rollback", post(rollback))
         .route("/v1/connections", get(connections))
         .route("/v1/ports/check", post(check_ports))
+        .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(proxy)
 }
 

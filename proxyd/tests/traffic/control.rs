@@ -8,11 +8,12 @@ use anyhow::{Context, Result, ensure};
 use http::{Method, StatusCode};
 use rehome_runtime::http_client::HttpClient;
 use rehome_shared::api::proxy::{
-    CheckPorts, CheckPortsReply, ConnectionsReply, GateCounts, RoutesReply, SetRoutes,
+    CheckPorts, CheckPortsReply, ConnectionsReply, GateCounts, RouteIntent, RouteSpec, RoutesReply,
+    SetRoutes,
 };
 
 use crate::app::App;
-use crate::host::{Host, LIMIT, ask, free_port, get, prepare_verb, tcp, version};
+use crate::host::{Host, LIMIT, ask, free_port, get, park_limits, prepare_verb, tcp, version};
 
 #[tokio::test]
 async fn the_api_is_spoken_on_a_socket_for_root_alone() -> Result<()> {
@@ -64,6 +65,31 @@ async fn the_api_is_spoken_on_a_socket_for_root_alone() -> Result<()> {
         .request_json(Method::PUT, "/v1/routes", Some(&empty), LIMIT)
         .await?;
     ensure!(routes.routes.is_empty());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_set_of_very_many_routes_fits_in_a_request() -> Result<()> {
+    let host = Host::start().await?;
+    let spec = |port| -> Result<RouteSpec> {
+        Ok(RouteSpec {
+            key: tcp(port)?,
+            application: format!("application-with-a-long-name-{port}").parse()?,
+            version: version(1, 0),
+            intent: RouteIntent::Closed,
+            limits: park_limits(),
+        })
+    };
+    let desired = SetRoutes {
+        host: host.name()?,
+        peers: vec![],
+        routes: (1..=20_000).map(spec).collect::<Result<_>>()?,
+    };
+    let http = HttpClient::unix(&host.config.socket);
+    let routes: RoutesReply = http
+        .request_json(Method::PUT, "/v1/routes", Some(&desired), LIMIT)
+        .await?;
+    ensure!(routes.routes.len() == 20_000);
     Ok(())
 }
 

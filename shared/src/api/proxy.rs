@@ -27,6 +27,9 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{AppName, HostAddr, InvalidId, Protocol, RouteVersion};
 use crate::units::seconds;
 
+/// The longest body of a request or an answer: it holds all the routes that there can be.
+pub const MAX_BODY: usize = 64 << 20;
+
 /// A route's identity: an external port and its transport. Written `5432/tcp`.
 ///
 /// `http` ports are TCP listeners, so [`Protocol::Http`] never occurs in a key.
