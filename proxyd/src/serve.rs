@@ -364,3 +364,19 @@ fn header(context: &Context, held: &Held, version: RouteVersion, hops: u8) -> Op
         version,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::book::connection::Connection;
+
+    /// What a connection holds for as long as it lives: its task, and what the book knows of it.
+    #[test]
+    fn an_idle_connection_holds_little() {
+        fn size<F: Future>(_: fn(Context, Held, TcpStream) -> F) -> usize {
+            size_of::<F>()
+        }
+        let (task, book) = (size(serve), size_of::<Connection>());
+        assert!(task <= 1600 && book <= 256, "{task}, {book}");
+    }
+}

@@ -93,19 +93,17 @@ impl Store {
     }
 
     fn read(&mut self, bytes: &[u8]) -> Result<RouteTable, String> {
-        let scan = journal::scan::<Record>(KIND, bytes).map_err(|error| error.to_string())?;
         let mut table = RouteTable::default();
-        for record in scan.records {
-            table.replay(record);
-        }
-        if scan.torn {
+        let end = journal::read(KIND, bytes, |record: Record| table.replay(record))
+            .map_err(|error| error.to_string())?;
+        if end.torn {
             tracing::warn!(
-                believed = scan.believed,
+                believed = end.believed,
                 length = bytes.len(),
                 "the last change of the kept routes was cut short by a crash and had not taken effect"
             );
         } else {
-            self.log = Log::reopen(&self.path, scan.position, bytes.len()).ok();
+            self.log = Log::reopen(&self.path, end.position, bytes.len()).ok();
         }
         Ok(table)
     }

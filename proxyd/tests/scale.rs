@@ -10,11 +10,13 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use http::Method;
 use proxyd::Proxyd;
+use rehome_runtime::http_client::HttpClient;
 use rehome_runtime::supervise::{Stop, Supervisor};
 use rehome_shared::api::proxy::{
-    Commit, CommitTarget, GateRef, ParkLimits, Prepare, RouteIntent, RouteKey, RouteSpec,
-    SetRoutes, Target,
+    Commit, CommitTarget, GateRef, MAX_BODY, ParkLimits, Prepare, RouteIntent, RouteKey, RouteSpec,
+    RouteStatus, RoutesReply, SetRoutes, Target,
 };
 use rehome_shared::config::daemon::{
     ListenOn, Log, ProxydConfig, ProxydLimits, ProxydTimeouts, Trunk,
@@ -32,159 +34,131 @@ const AT_ONCE: usize = 10_000;
 /// How much more a single flip may take among so many more routes. A scan would take 100 times.
 const RATIO: u32 = 5;
 
-/// What was measured with a table.
-struct Figures {
+/// A proxy, and what was measured with its table.
+struct Measured {
+    proxy: Proxyd,
+    supervisor: Supervisor,
+    config: ProxydConfig,
+    directory: tempfile::TempDir,
+    desired: SetRoutes,
     set: Duration,
-    /// The median of a prepare and a commit of one application.
-    flip: Duration,
-    /// Setting the whole table with so many routes changed.
-    flip_many: Duration,
-    load: Duration,
-    /// What the program holds right after a start, in KiB.
-    memory: u64,
-    metrics: Duration,
+    /// A prepare, a freeze and a commit of one application, each time.
+    flips: Vec<Duration>,
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flip_among_100_000_routes_costs_what_it_costs_among_1000() -> Result<()> {
-    let few = measure(FEW).await?;
-    let many = measure(MANY).await?;
-    show(FEW, &few);
-    show(MANY, &many);
-    let most = few.flip * RATIO;
+    let (mut few, mut many) = (Measured::start(FEW).await?, Measured::start(MANY).await?);
+    // By turns, so that what else the machine does concerns both.
+    for generation in 1..=FLIPS {
+        few.flip(generation).await?;
+        many.flip(generation).await?;
+    }
+    let (flip_few, flip_many) = (few.finish().await?, many.finish().await?);
     ensure!(
-        many.flip <= most,
-        "a flip took {:?}, and {:?}",
-        few.flip,
-        many.flip
+        flip_many <= flip_few * RATIO,
+        "a flip took {flip_few:?}, and {flip_many:?}"
     );
     Ok(())
 }
 
-#[expect(clippy::print_stdout, reason = "the figures are for people to see")]
-fn show(routes: usize, figures: &Figures) {
-    let Figures {
-        set,
-        flip,
-        flip_many,
-        load,
-        memory,
-        metrics,
-    } = figures;
-    let many = AT_ONCE.min(routes);
-    println!(
-        "{routes:>7} routes: set {set:?}, flip one {flip:?}, flip {many} {flip_many:?}, \
-         start {load:?}, metrics {metrics:?}, memory {memory} KiB"
-    );
-}
-
-async fn measure(routes: usize) -> Result<Figures> {
-    let directory = tempfile::tempdir()?;
-    let config = config(directory.path(), routes)?;
-    let supervisor = Supervisor::new();
-    let proxy = Proxyd::start(&config, &supervisor).await?;
-
-    let mut desired = desired(routes)?;
-    let started = Instant::now();
-    let reply = proxy.set_routes(desired.clone()).await?;
-    let set = started.elapsed();
-    ensure!(
-        reply.routes.len() == routes,
-        "{} routes",
-        reply.routes.len()
-    );
-    drop(reply);
-
-    let flip = flip_one(&proxy, desired.routes.first().context("no route")?.key).await?;
-
-    let changed = AT_ONCE.min(routes);
-    for route in desired.routes.iter_mut().rev().take(changed) {
-        route.version = version(2, 0);
+impl Measured {
+    async fn start(routes: usize) -> Result<Self> {
+        let directory = tempfile::tempdir()?;
+        let config = config(directory.path(), routes)?;
+        let supervisor = Supervisor::new();
+        let proxy = Proxyd::start(&config, &supervisor).await?;
+        let desired = desired(routes)?;
+        let started = Instant::now();
+        let reply = proxy.set_routes(desired.clone()).await?;
+        let set = started.elapsed();
+        ensure!(reply.routes.len() == routes, "{}", reply.routes.len());
+        Ok(Self {
+            proxy,
+            supervisor,
+            config,
+            directory,
+            desired,
+            set,
+            flips: Vec::new(),
+        })
     }
-    let started = Instant::now();
-    proxy.set_routes(desired.clone()).await?;
-    let flip_many = started.elapsed();
 
-    let started = Instant::now();
-    let text = scrape(&proxy).await?;
-    let metrics = started.elapsed();
-    let lines = text
-        .lines()
-        .filter(|line| line.starts_with("rehome_route_info{"))
-        .count();
-    ensure!(lines == routes, "{lines} routes are shown");
-    let before = known(&proxy);
-    stop(&proxy, &supervisor).await?;
-    drop(proxy);
-
-    let supervisor = Supervisor::new();
-    let started = Instant::now();
-    let proxy = Proxyd::start(&config, &supervisor).await?;
-    let load = started.elapsed();
-    ensure!(known(&proxy) == before, "the start found other routes");
-    stop(&proxy, &supervisor).await?;
-    let memory = memory_of_the_program(directory.path(), &config).await?;
-    Ok(Figures {
-        set,
-        flip,
-        flip_many,
-        load,
-        memory,
-        metrics,
-    })
-}
-
-/// The median of a prepare and a commit.
-async fn flip_one(proxy: &Proxyd, key: RouteKey) -> Result<Duration> {
-    let application = name(0)?;
-    let mut took = Vec::new();
-    for generation in 1..=FLIPS {
+    async fn flip(&mut self, generation: u64) -> Result<()> {
+        let application = name(0)?;
         let verb = Prepare {
             application: application.clone(),
             version: version(1, 2 * generation),
             lease: Duration::from_secs(30),
             limits: limits(),
         };
-        let commit = Commit {
+        let gate = GateRef {
             application: application.clone(),
+            version: version(1, 2 * generation),
+        };
+        let to = CommitTarget {
+            key: self.desired.routes.first().context("no route")?.key,
+            target: target(generation),
+        };
+        let commit = Commit {
+            application,
             version: version(1, 2 * generation + 1),
-            targets: vec![CommitTarget {
-                key,
-                target: target(generation),
-            }],
+            targets: vec![to],
         };
         let started = Instant::now();
-        proxy.prepare(verb).await?;
-        proxy
-            .freeze(GateRef {
-                application: application.clone(),
-                version: version(1, 2 * generation),
-            })
-            .await?;
-        proxy.commit(commit).await?;
-        took.push(started.elapsed());
+        self.proxy.prepare(verb).await?;
+        self.proxy.freeze(gate).await?;
+        self.proxy.commit(commit).await?;
+        self.flips.push(started.elapsed());
+        Ok(())
     }
-    took.sort_unstable();
-    took.get(took.len() / 2)
-        .copied()
-        .context("nothing was measured")
+
+    /// Measures the rest, shows all and returns the median of the flips.
+    #[expect(clippy::print_stdout, reason = "the figures are for people to see")]
+    async fn finish(mut self) -> Result<Duration> {
+        let routes = self.desired.routes.len();
+        let changed = AT_ONCE.min(routes);
+        for route in self.desired.routes.iter_mut().rev().take(changed) {
+            route.version = version(2, 0);
+        }
+        let started = Instant::now();
+        self.proxy.set_routes(self.desired.clone()).await?;
+        let flip_many = started.elapsed();
+
+        let started = Instant::now();
+        let page = self.proxy.metrics_addr().context("no metrics")?;
+        let text = get(page, "/metrics").await?;
+        let metrics = started.elapsed();
+        let lines = text.lines();
+        let lines = lines.filter(|line| line.starts_with("rehome_route_info{"));
+        ensure!(lines.count() == routes, "not all routes are shown");
+
+        let before = known(self.proxy.routes());
+        stop(&self.proxy, &self.supervisor).await?;
+        let (start, memory, after) = program(self.directory.path(), &self.config).await?;
+        ensure!(known(after) == before, "the program found other routes");
+
+        self.flips.sort_unstable();
+        let flip = self.flips.get(self.flips.len() / 2);
+        let flip = *flip.context("nothing was measured")?;
+        let set = self.set;
+        println!(
+            "{routes:>7} routes: set {set:?}, flip one {flip:?}, flip {changed} {flip_many:?}, \
+             metrics {metrics:?}, start {start:?}, memory of the program {memory} KiB"
+        );
+        Ok(flip)
+    }
 }
 
-/// What a proxy knows of its routes, as text.
-fn known(proxy: &Proxyd) -> BTreeSet<String> {
-    let routes = proxy.routes().routes.into_iter();
-    routes
-        .map(|route| {
-            format!(
-                "{} {} {} {:?}",
-                route.key, route.application, route.version, route.gate
-            )
-        })
-        .collect()
-}
-
-async fn scrape(proxy: &Proxyd) -> Result<String> {
-    get(proxy.metrics_addr().context("no metrics")?, "/metrics").await
+/// What is known of routes, as text.
+fn known(reply: RoutesReply) -> BTreeSet<String> {
+    let routes = reply.routes.into_iter();
+    let text = |route: RouteStatus| {
+        let (key, application, version, target) =
+            (route.key, route.application, route.version, route.target);
+        format!("{key} {application} {version} {target:?}")
+    };
+    routes.map(text).collect()
 }
 
 async fn get(address: SocketAddr, path: &str) -> Result<String> {
@@ -206,8 +180,9 @@ impl Drop for Running {
     }
 }
 
-/// Starts the program itself on the routes that are kept, and looks at its memory.
-async fn memory_of_the_program(directory: &Path, config: &ProxydConfig) -> Result<u64> {
+/// Starts the program itself on the routes that are kept: how long that takes, what memory it
+/// has then, in KiB, and which routes it found.
+async fn program(directory: &Path, config: &ProxydConfig) -> Result<(Duration, u64, RoutesReply)> {
     let ip = config.metrics.ip();
     let port = || -> Result<u16> { Ok(std::net::TcpListener::bind((ip, 0))?.local_addr()?.port()) };
     let page = SocketAddr::new(ip, port()?);
@@ -231,7 +206,14 @@ async fn memory_of_the_program(directory: &Path, config: &ProxydConfig) -> Resul
         );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    resident(running.0.id())
+    let (start, memory) = (started.elapsed(), resident(running.0.id())?);
+    let http = HttpClient::unix(&config.socket).with_answer_limit(MAX_BODY);
+    let none: Option<&()> = None;
+    let limit = Duration::from_mins(1);
+    let found = http
+        .request_json(Method::GET, "/v1/routes", none, limit)
+        .await?;
+    Ok((start, memory, found))
 }
 
 async fn stop(proxy: &Proxyd, supervisor: &Supervisor) -> Result<()> {

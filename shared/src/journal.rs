@@ -133,6 +133,17 @@ pub struct Scan<R> {
     pub torn: bool,
 }
 
+/// How a journal's bytes end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct End {
+    /// Where the next record goes.
+    pub position: Position,
+    /// How many bytes of the file are believed; what follows is a torn frame to cut off.
+    pub believed: usize,
+    /// Whether something follows.
+    pub torn: bool,
+}
+
 /// Bytes that cannot be believed and are not a torn tail.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Corrupt {
@@ -178,15 +189,38 @@ impl Corrupt {
 /// # Errors
 /// [`Corrupt`] when a record that others follow cannot be believed or understood.
 pub fn scan<R: DeserializeOwned>(kind: Kind, bytes: &[u8]) -> Result<Scan<R>, Corrupt> {
-    let mut scan = Scan {
-        records: Vec::new(),
+    let mut records = Vec::new();
+    let End {
+        position,
+        believed,
+        torn,
+    } = read(kind, bytes, |record| records.push(record))?;
+    Ok(Scan {
+        records,
+        position,
+        believed,
+        torn,
+    })
+}
+
+/// Reads a journal, one record after the other, the oldest first.
+///
+/// # Errors
+/// [`Corrupt`] when a record that others follow cannot be believed or understood. What was taken
+/// before it is then of no use.
+pub fn read<R: DeserializeOwned>(
+    kind: Kind,
+    bytes: &[u8],
+    mut take: impl FnMut(R),
+) -> Result<End, Corrupt> {
+    let mut end = End {
         position: Position::start(kind),
         believed: 0,
         torn: false,
     };
     if bytes.len() < kind.magic.len() && kind.magic.starts_with(bytes) {
-        scan.torn = !bytes.is_empty();
-        return Ok(scan);
+        end.torn = !bytes.is_empty();
+        return Ok(end);
     }
     let Some(mut rest) = bytes.strip_prefix(kind.magic) else {
         return Err(if kind.began(bytes) {
@@ -195,29 +229,28 @@ pub fn scan<R: DeserializeOwned>(kind: Kind, bytes: &[u8]) -> Result<Scan<R>, Co
             Corrupt::Magic
         });
     };
-    scan.believed = kind.magic.len();
+    end.believed = kind.magic.len();
     while !rest.is_empty() {
-        let Some((payload, length, next)) = frame(scan.position, rest) else {
-            if ends_torn(scan.position, scan.believed, rest) {
-                scan.torn = true;
-                return Ok(scan);
-            }
-            return Err(Corrupt::Frame {
-                sequence: scan.position.sequence,
-                offset: scan.believed,
-            });
+        let (sequence, offset) = (end.position.sequence, end.believed);
+        let Some((payload, length, next)) = frame(end.position, rest) else {
+            end.torn = ends_torn(end.position, offset, rest);
+            return end
+                .torn
+                .then_some(end)
+                .ok_or(Corrupt::Frame { sequence, offset });
         };
-        let record = serde_json::from_slice(payload).map_err(|error| Corrupt::Unknown {
-            sequence: scan.position.sequence,
-            offset: scan.believed,
-            reason: error.to_string(),
-        })?;
-        scan.records.push(record);
-        scan.position = next;
-        scan.believed += length;
+        take(
+            serde_json::from_slice(payload).map_err(|error| Corrupt::Unknown {
+                sequence,
+                offset,
+                reason: error.to_string(),
+            })?,
+        );
+        end.position = next;
+        end.believed += length;
         rest = rest.get(length..).unwrap_or_default();
     }
-    Ok(scan)
+    Ok(end)
 }
 
 /// The first frame of `rest`, if it is whole and right: payload, length of the frame, position
