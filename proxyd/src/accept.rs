@@ -11,7 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::sleep;
 
 use crate::metrics::{Metrics, Shed};
-use crate::socket::is_exhausted;
+use crate::socket::{canonical, is_exhausted};
 
 /// The next connection. Waits out errors.
 ///
@@ -21,12 +21,7 @@ pub(crate) async fn accept(metrics: &Metrics, listener: &TcpListener) -> (TcpStr
     let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_secs(1));
     loop {
         match listener.accept().await {
-            Ok((stream, peer)) => {
-                return (
-                    stream,
-                    SocketAddr::new(peer.ip().to_canonical(), peer.port()),
-                );
-            }
+            Ok((stream, peer)) => return (stream, canonical(peer)),
             Err(error) if is_exhausted(&error) => {
                 metrics.shed(Shed::Descriptors);
                 if once_a_second() {

@@ -216,6 +216,12 @@ impl Book {
         Ok(Held::new(Arc::clone(self), hold, first))
     }
 
+    /// How many connections of a route wait to reach their application.
+    pub(crate) fn held(&self, key: RouteKey) -> u64 {
+        let inner = self.lock();
+        inner.lanes.get(&key).map_or(0, |lane| lane.counts.held)
+    }
+
     /// How many connections of an application match.
     pub(crate) fn count(&self, application: &AppName, pick: impl Fn(&Connection) -> bool) -> u64 {
         let inner = self.lock();

@@ -7,7 +7,7 @@ use http::StatusCode;
 use rehome_runtime::http_server::ErrorResponse;
 use rehome_shared::api::proxy::{
     CheckPorts, CheckPortsReply, Commit, ConnectionsReply, Drain, GateCounts, GateRef, MAX_BODY,
-    Prepare, RouteKey, RoutesReply, SetRoutes,
+    Prepare, ReloadReply, RouteKey, RoutesReply, SetRoutes,
 };
 use serde::Deserialize;
 
@@ -26,6 +26,7 @@ pub(crate) fn router(proxy: Proxyd) -> Router {
         .route("/v1/gates/rollback", post(rollback))
         .route("/v1/connections", get(connections))
         .route("/v1/ports/check", post(check_ports))
+        .route("/v1/reload", post(reload))
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(proxy)
 }
@@ -79,6 +80,10 @@ async fn check_ports(
     Json(body): Json<CheckPorts>,
 ) -> Answer<CheckPortsReply> {
     Ok(Json(proxy.check_ports(body).await?))
+}
+
+async fn reload(State(proxy): State<Proxyd>) -> Answer<ReloadReply> {
+    Ok(Json(proxy.reload().await?))
 }
 
 impl From<VerbError> for ErrorResponse {

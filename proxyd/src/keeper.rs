@@ -15,7 +15,8 @@ use proxyd_core::table::{Changes, RouteTable};
 use rehome_runtime::report::Report;
 use rehome_runtime::telemetry::Readiness;
 use rehome_shared::api::proxy::{
-    CheckPorts, CheckPortsReply, Commit, Gate, GateRef, Prepare, RoutesReply, SetRoutes,
+    CheckPorts, CheckPortsReply, Commit, Gate, GateRef, PortProblem, Prepare, RoutesReply,
+    SetRoutes,
 };
 use rehome_shared::ids::AppName;
 use tokio::sync::{mpsc, oneshot};
@@ -38,13 +39,26 @@ const QUEUE: usize = 64;
 #[error("the proxy is stopping")]
 pub struct Stopping;
 
+/// Ports of the configuration file that cannot be had; nothing has changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}", said(.0))]
+pub struct PortsTaken(pub Vec<PortProblem>);
+
+fn said(problems: &[PortProblem]) -> String {
+    let reasons: Vec<&str> = problems.iter().map(|p| p.reason.as_str()).collect();
+    reasons.join("\n")
+}
+
 /// A change that the keeper is asked for.
 #[derive(Debug)]
 pub(crate) enum Request {
     Set(SetRoutes, oneshot::Sender<RoutesReply>),
     Gate(GateVerb, oneshot::Sender<Result<(), GateError>>),
     CheckPorts(CheckPorts, oneshot::Sender<CheckPortsReply>),
-    Configure(Box<Settings>, oneshot::Sender<()>),
+    Configure(
+        Box<Settings>,
+        oneshot::Sender<Result<Vec<PortProblem>, PortsTaken>>,
+    ),
 }
 
 /// A verb that changes or checks a gate.
@@ -171,8 +185,7 @@ impl Keeper {
                 drop(answer.send(CheckPortsReply { problems }));
             }
             Request::Configure(settings, answer) => {
-                self.configure(*settings).await;
-                let _unheard = answer.send(());
+                drop(answer.send(self.configure(*settings).await));
             }
         }
     }
@@ -229,23 +242,43 @@ impl Keeper {
         self.table.gate(application).map(|view| view.gate)
     }
 
-    async fn configure(&mut self, settings: Settings) {
-        let changes = self.table.apply_file(&settings.routes);
+    /// Takes over another configuration, or nothing of it. Returns the ports that are missing all
+    /// the same, which the file does not answer for.
+    async fn configure(&mut self, settings: Settings) -> Result<Vec<PortProblem>, PortsTaken> {
+        let mut table = self.table.clone();
+        let changes = table.apply_file(&settings.routes);
+        let sockets = self.listeners.prepare(&table, &changes, &settings);
+        let sockets = sockets.map_err(PortsTaken)?;
+        // Nothing can fail from here on.
         log_changes(&changes);
+        self.table = table;
+        self.listeners.take_leave(&sockets).await;
         self.context.set_settings(settings);
-        self.change(&changes).await;
+        self.keep(&changes).await;
+        self.publish(&changes);
+        self.listeners.finish(sockets).await;
+        Ok(self.listeners.failures())
     }
 
     /// Keeps a change of the table and puts it in force.
     async fn change(&mut self, changes: &Changes) {
+        self.keep(changes).await;
+        self.put_in_force(changes).await;
+    }
+
+    async fn keep(&mut self, changes: &Changes) {
         if self.unkept || changes.cluster || !changes.applications.is_empty() {
             let kept = self.store.append(&self.table, changes).await;
             self.note_kept(kept);
         }
-        self.put_in_force(changes).await;
     }
 
     async fn put_in_force(&mut self, changes: &Changes) {
+        self.publish(changes);
+        self.listeners.reconcile(&self.table, changes).await;
+    }
+
+    fn publish(&mut self, changes: &Changes) {
         if changes.cluster {
             self.context.peers.set(self.table.peers());
         }
@@ -253,7 +286,6 @@ impl Keeper {
         for application in &changes.applications {
             self.follow_lease(application);
         }
-        self.listeners.reconcile(&self.table, changes).await;
     }
 
     fn note_kept(&mut self, kept: Result<(), KeepError>) {

@@ -31,6 +31,7 @@ mod listener;
 mod metrics;
 mod peers;
 mod relay;
+mod reload;
 mod serve;
 mod settings;
 mod socket;
@@ -40,22 +41,25 @@ mod trunk;
 mod udp;
 
 use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use proxyd_core::gate::GateError;
 use rehome_shared::api::proxy::{
-    CheckPorts, CheckPortsReply, Commit, ConnectionsReply, Drain, GateCounts, GateRef, Prepare,
-    RouteKey, RoutesReply, SetRoutes,
+    CheckPorts, CheckPortsReply, Commit, ConnectionsReply, Drain, GateCounts, GateRef, PortProblem,
+    Prepare, ReloadReply, RouteKey, RoutesReply, SetRoutes,
 };
 use rehome_shared::config::daemon::ProxydConfig;
 use rehome_shared::ids::AppName;
+use tokio::sync::{mpsc, oneshot};
 
 use book::orders::Order;
 use context::Context;
 use keeper::{Desk, GateVerb, Request};
 use settings::Settings;
 
-pub use keeper::Stopping;
+pub use keeper::{PortsTaken, Stopping};
+pub use reload::{ConfigError, ReloadError, Reloader, load};
 pub use start::StartError;
 
 /// Why a verb was not carried out.
@@ -76,6 +80,8 @@ pub struct Proxyd {
     desk: Desk,
     trunk: SocketAddr,
     metrics: Option<SocketAddr>,
+    /// Where the file is read again, once somebody does that.
+    reloads: Arc<OnceLock<mpsc::Sender<reload::Ask>>>,
 }
 
 impl Proxyd {
@@ -207,20 +213,38 @@ impl Proxyd {
     }
 
     /// Takes over another configuration: routes of the file, addresses, limits and timeouts.
-    /// Connections go on. Sockets, state directory and trunk need a restart.
+    /// Connections go on. Sockets, state directory and trunk need a restart. Returns the ports
+    /// that this host cannot listen on for `migrated`, and those of the file that it could not
+    /// before.
     ///
     /// # Errors
-    /// [`Stopping`].
+    /// [`ReloadError::Ports`] when a port of the file cannot be had, and [`ReloadError::Stopping`]:
+    /// nothing has changed then.
     ///
     /// # Cancel safety
     /// A dropped call may still be carried out.
-    pub async fn configure(&self, config: &ProxydConfig) -> Result<(), Stopping> {
+    pub async fn configure(&self, config: &ProxydConfig) -> Result<Vec<PortProblem>, ReloadError> {
         let settings = Box::new(descriptors::fit(Settings::from(config)));
-        self.desk
+        let missing = self
+            .desk
             .ask(|answer| Request::Configure(settings, answer))
-            .await?;
+            .await??;
         self.context.book.metrics.reloaded("applied");
-        Ok(())
+        Ok(missing)
+    }
+
+    /// Has the configuration file read again.
+    ///
+    /// # Errors
+    /// [`ReloadError`]; nothing has changed then.
+    ///
+    /// # Cancel safety
+    /// A dropped call may still be carried out.
+    pub async fn reload(&self) -> Result<ReloadReply, ReloadError> {
+        let reloads = self.reloads.get().ok_or(ReloadError::NoFile)?;
+        let (ask, answered) = oneshot::channel();
+        reloads.send(ask).await.map_err(|_| Stopping)?;
+        answered.await.map_err(|_| Stopping)?
     }
 
     /// Counts a configuration that was wrong and changed nothing.

@@ -1,60 +1,63 @@
-//! The external ports: one task per socket, and the set of them kept equal to the table.
+//! The external ports: sockets, and the set of them kept equal to the table.
 //!
-//! A port that cannot be had is reported on its route and tried again; the others do not
-//! notice. A closed gate has no listener: its clients are refused by the kernel.
+//! What changes is planned by `proxyd_core::reload` and carried out here in its order: everything
+//! new listens before anything goes. A port that cannot be had is reported on its route and tried
+//! again; the others do not notice. A closed gate has no listener: its clients are refused by the
+//! kernel.
+
+mod clients;
+mod port;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
-use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use proxyd_core::table::{Changes, Phase, RouteTable};
-use rehome_runtime::supervise::{Criticality, Supervisor};
+use proxyd_core::reload::{Need, Place, Plan, Spot, plan};
+use proxyd_core::table::{Changes, Phase, Route, RouteTable};
+use rehome_runtime::supervise::Supervisor;
 use rehome_shared::api::proxy::{PortProblem, RouteKey};
 use rehome_shared::config::daemon::{ListenOn, ProxydTimeouts};
-use tokio::net::{TcpListener, TcpStream};
-use tracing::Instrument;
+use tokio::time::sleep;
 
-use crate::accept::accept;
-use crate::book::held::Held;
-use crate::book::{NotAdmitted, Origin};
 use crate::context::Context;
-use crate::metrics::Shed;
-use crate::serve::serve;
-use crate::socket::{listen_tcp, listen_udp, reset_on_drop, tune};
-use crate::udp;
+use crate::settings::Settings;
+use port::{Port, try_port};
 
-/// How long the task of a closed port may take to end.
-const CLOSE_TIME: Duration = Duration::from_secs(1);
+/// For handshakes that have begun when a port changes its address: the time of a way there and
+/// back, to far away.
+const HANDSHAKES: Duration = Duration::from_millis(200);
+/// For the last clients of a route that goes, to reach their application.
+const LAST_CLIENTS: Duration = Duration::from_millis(500);
 
 /// The open external ports. Dropping it closes them.
 #[derive(Debug)]
 pub(crate) struct Listeners {
     context: Context,
     supervisor: Supervisor,
-    open: BTreeMap<RouteKey, Port>,
+    open: BTreeMap<Spot, Port>,
     failed: BTreeMap<RouteKey, String>,
+    /// The addresses that the open ones are on.
     on: ListenOn,
     timeouts: ProxydTimeouts,
 }
 
-/// An open port.
+/// What is new listens already and is not served yet. Dropping it closes that again, and nothing
+/// has changed.
 #[derive(Debug)]
-struct Port {
-    tasks: Supervisor,
-    /// Of a TCP port: what is set on them is set on what they accept.
-    sockets: Vec<Arc<TcpListener>>,
+#[must_use]
+pub(crate) struct Change {
+    plan: Plan,
+    opened: BTreeMap<Spot, Port>,
+    missing: BTreeMap<RouteKey, String>,
+    wanted: BTreeSet<RouteKey>,
 }
 
 impl Listeners {
     pub(crate) fn new(context: Context, supervisor: &Supervisor) -> Self {
         let settings = context.settings();
         let (on, timeouts) = (settings.listen.clone(), settings.timeouts);
-        let supervisor = supervisor.group();
         Self {
             context,
-            supervisor,
+            supervisor: supervisor.group(),
             open: BTreeMap::new(),
             failed: BTreeMap::new(),
             on,
@@ -63,49 +66,207 @@ impl Listeners {
     }
 
     /// After a change: opens and closes so that exactly the routes of the table that are not
-    /// closed listen. Only what changed is looked at, and what could not be had the last time;
-    /// everything, when the addresses are others.
+    /// closed listen, as far as their ports can be had. Only what changed is looked at, and what
+    /// could not be had the last time; everything, when the addresses are others.
     ///
     /// # Cancel safety
     /// A dropped call leaves ports unopened until the next one.
     pub(crate) async fn reconcile(&mut self, table: &RouteTable, changes: &Changes) {
         let settings = self.context.settings();
-        let other_addresses = self.on != settings.listen;
-        self.on = settings.listen.clone();
+        let (change, _refused) = self.open_new(table, changes, &settings);
+        self.finish(change).await;
+    }
+
+    /// Opens what another configuration needs and closes nothing.
+    ///
+    /// # Errors
+    /// Each port of the file's own routes that cannot be had. Nothing has changed then.
+    pub(crate) fn prepare(
+        &self,
+        table: &RouteTable,
+        changes: &Changes,
+        settings: &Settings,
+    ) -> Result<Change, Vec<PortProblem>> {
+        let (change, refused) = self.open_new(table, changes, settings);
+        if refused.is_empty() {
+            Ok(change)
+        } else {
+            Err(refused)
+        }
+    }
+
+    fn open_new(
+        &self,
+        table: &RouteTable,
+        changes: &Changes,
+        settings: &Settings,
+    ) -> (Change, Vec<PortProblem>) {
+        let keys = self.concerned(table, changes, &settings.listen);
+        let wanted = self.wanted(table, &keys, &settings.listen);
+        let open = keys.iter().flat_map(|key| self.open_of(*key));
+        let plan = plan(open.map(|(spot, _)| spot), &wanted);
+        let mut change = Change {
+            opened: BTreeMap::new(),
+            missing: BTreeMap::new(),
+            wanted: wanted.keys().map(|spot| spot.key).collect(),
+            plan,
+        };
+        let mut refused = Vec::new();
+        for opening in &change.plan.open {
+            let beside = opening.beside.iter().filter_map(|spot| self.open.get(spot));
+            match Port::open(opening.spot, beside, &settings.timeouts) {
+                Ok(port) => drop(change.opened.insert(opening.spot, port)),
+                Err(error) => {
+                    let key = opening.spot.key;
+                    let reason = format!(
+                        "cannot listen on port {key} at {}: {error}",
+                        at(opening.spot.place)
+                    );
+                    if opening.need == Need::Must {
+                        let route = table.route(key).map(AsRef::as_ref);
+                        let reason = format!("{reason}; {}", leads_to(route));
+                        refused.push(PortProblem { key, reason });
+                    }
+                    change.missing.insert(key, reason);
+                }
+            }
+        }
+        (change, refused)
+    }
+
+    /// The routes whose sockets may have to change.
+    fn concerned(
+        &self,
+        table: &RouteTable,
+        changes: &Changes,
+        on: &ListenOn,
+    ) -> BTreeSet<RouteKey> {
+        if self.on == *on {
+            let failed = self.failed.keys().copied();
+            return changes.keys().chain(failed).collect();
+        }
+        let open = self.open.keys().map(|spot| spot.key);
+        open.chain(table.routes().keys().copied()).collect()
+    }
+
+    /// The sockets of these routes. Those of the file must be had, unless they are missed already:
+    /// then another file does not make it worse.
+    fn wanted(
+        &self,
+        table: &RouteTable,
+        keys: &BTreeSet<RouteKey>,
+        on: &ListenOn,
+    ) -> BTreeMap<Spot, Need> {
+        let places = Place::all(on);
+        let mut wanted = BTreeMap::new();
+        for key in keys.iter().copied() {
+            let route = table.route(key).filter(|r| r.phase != Phase::Closed);
+            let Some(route) = route else { continue };
+            let told = route.application().is_some() || self.failed.contains_key(&key);
+            let need = if told { Need::May } else { Need::Must };
+            let spots = places.iter().map(|place| Spot { key, place: *place });
+            wanted.extend(spots.map(|spot| (spot, need)));
+        }
+        wanted
+    }
+
+    /// The open sockets of a route.
+    fn open_of(&self, key: RouteKey) -> impl Iterator<Item = (&Spot, &Port)> {
+        let first = Spot {
+            key,
+            place: Place::Everywhere,
+        };
+        let open = self.open.range(first..);
+        open.take_while(move |(spot, _)| spot.key == key)
+    }
+
+    /// Has the last clients of routes that go reach their application, while there is a route:
+    /// also those whom the kernel has completed and nobody has accepted yet.
+    ///
+    /// # Cancel safety
+    /// A dropped call leaves these ports closed.
+    pub(crate) async fn take_leave(&mut self, change: &Change) {
+        let gone = |spot: &&Spot| !change.wanted.contains(&spot.key);
+        let going: Vec<Spot> = change.plan.close.iter().filter(gone).copied().collect();
+        let keys: BTreeSet<RouteKey> = going.iter().map(|spot| spot.key).collect();
+        for spot in going {
+            if let Some(mut port) = self.open.remove(&spot) {
+                port.turn_newcomers_away();
+                port.rest().await;
+                port.take_queue(&self.context);
+                port.close();
+            }
+        }
+        let until = Instant::now() + LAST_CLIENTS;
+        while !keys.is_empty() && Instant::now() < until {
+            let book = &self.context.book;
+            if keys.iter().all(|key| book.held(*key) == 0) {
+                return;
+            }
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Serves what is new and closes what is not wanted any more. The table is in force.
+    ///
+    /// # Cancel safety
+    /// A dropped call leaves ports open that nobody serves, until the next one.
+    pub(crate) async fn finish(&mut self, change: Change) {
+        let settings = self.context.settings();
         if self.timeouts != settings.timeouts {
             self.timeouts = settings.timeouts;
             self.tune_all();
         }
-        let wanted = |key: &RouteKey| table.route(*key).is_some_and(|r| r.phase != Phase::Closed);
-        let keys: BTreeSet<RouteKey> = if other_addresses {
-            let open = self.open.keys().copied();
-            open.chain(table.routes().keys().copied()).collect()
-        } else {
-            let failed = self.failed.keys().copied();
-            changes.keys().chain(failed).collect()
-        };
-        let is_open = |key: &RouteKey| self.open.contains_key(key);
-        let unwanted: Vec<RouteKey> = keys
+        self.on = settings.listen.clone();
+        for (spot, mut port) in change.opened {
+            port.serve(&self.context, &self.supervisor);
+            self.open.insert(spot, port);
+        }
+        let missing: BTreeSet<RouteKey> = change.missing.keys().copied().collect();
+        self.close(&change.plan.to_close(&missing), &change.wanted)
+            .await;
+        self.report(change.missing, &change.wanted);
+    }
+
+    /// Closes sockets. Where the port goes on elsewhere, nobody who has begun a handshake is lost.
+    async fn close(&mut self, spots: &BTreeSet<Spot>, wanted: &BTreeSet<RouteKey>) {
+        let closing: Vec<Port> = spots
             .iter()
-            .filter(|key| is_open(key) && (other_addresses || !wanted(key)))
-            .copied()
+            .filter_map(|spot| self.open.remove(spot))
             .collect();
-        for key in unwanted {
-            if let Some(Port { tasks, sockets }) = self.open.remove(&key) {
-                drop(sockets);
-                tasks.cancel();
-                // Once the task has ended its port is free, should a later table want it.
-                tasks.idle(CLOSE_TIME).await;
-            }
+        let goes_on = |port: &&Port| wanted.contains(&port.key());
+        let mut moves = false;
+        for port in closing.iter().filter(goes_on) {
+            moves |= port.turn_newcomers_away();
         }
-        self.failed.retain(|key, _| wanted(key));
-        for key in keys.into_iter().filter(wanted) {
-            if !self.open.contains_key(&key) {
-                self.open_one(key);
-            }
+        if moves {
+            sleep(HANDSHAKES).await;
         }
-        let failures = i64::try_from(self.failed.len()).unwrap_or(i64::MAX);
-        self.context.book.metrics.listen_failures.set(failures);
+        for mut port in closing {
+            port.rest().await;
+            if wanted.contains(&port.key()) {
+                port.take_queue(&self.context);
+            }
+            port.close();
+        }
+    }
+
+    fn report(&mut self, missing: BTreeMap<RouteKey, String>, wanted: &BTreeSet<RouteKey>) {
+        let book = &self.context.book;
+        for (key, error) in &missing {
+            if self.failed.get(key) != Some(error) {
+                tracing::error!(route = %key, error, "route not served here");
+            }
+            book.set_listen_error(*key, Some(error.clone()));
+        }
+        let had = |key: &&RouteKey| wanted.contains(key) && !missing.contains_key(key);
+        for key in self.failed.keys().filter(had) {
+            tracing::info!(route = %key, "listening at last");
+            book.set_listen_error(*key, None);
+        }
+        let failures = i64::try_from(missing.len()).unwrap_or(i64::MAX);
+        book.metrics.listen_failures.set(failures);
+        self.failed = missing;
     }
 
     /// Whether some port could not be had.
@@ -113,49 +274,38 @@ impl Listeners {
         !self.failed.is_empty()
     }
 
-    /// Other times are those of connections from now on.
-    fn tune_all(&self) {
-        for socket in self.open.values().flat_map(|port| &port.sockets) {
-            if let Err(error) = tune(socket, &self.timeouts) {
-                tracing::warn!(%error, "new timeouts are not in force on an open port");
-            }
-        }
+    /// The ports that could not be had.
+    pub(crate) fn failures(&self) -> Vec<PortProblem> {
+        let problem = |(key, reason): (&RouteKey, &String)| PortProblem {
+            key: *key,
+            reason: reason.clone(),
+        };
+        self.failed.iter().map(problem).collect()
     }
 
-    fn open_one(&mut self, key: RouteKey) {
-        let tasks = self.supervisor.group();
-        match start(&self.context, &tasks, (&self.on, &self.timeouts), key) {
-            Ok(sockets) => {
-                self.open.insert(key, Port { tasks, sockets });
-                if self.failed.remove(&key).is_some() {
-                    tracing::info!(route = %key, "listening at last");
-                }
-                self.context.book.set_listen_error(key, None);
-            }
-            Err(error) => {
-                let error = format!("cannot listen on port {key}: {error}");
-                if self.failed.insert(key, error.clone()).as_ref() != Some(&error) {
-                    tracing::error!(route = %key, error, "route not served here");
-                }
-                self.context.book.set_listen_error(key, Some(error));
+    /// Other times are those of connections from now on.
+    fn tune_all(&self) {
+        for port in self.open.values() {
+            if let Err(error) = port.tune(&self.timeouts) {
+                tracing::warn!(%error, "new timeouts are not in force on an open port");
             }
         }
     }
 
     /// Says which of these ports could not be listened on.
     pub(crate) fn check(&self, keys: &[RouteKey], table: &RouteTable) -> Vec<PortProblem> {
+        let places = Place::all(&self.context.settings().listen);
         let problem = |key: &RouteKey| {
             let file = table
                 .route(*key)
                 .is_some_and(|route| route.application().is_none());
             let reason = if file {
                 Some("the proxy's configuration file has a route on it".to_owned())
-            } else if self.open.contains_key(key) {
+            } else if self.open_of(*key).next().is_some() {
                 None
             } else {
-                try_port(&self.on, *key)
-                    .err()
-                    .map(|error| error.to_string())
+                let mut tries = places.iter().map(|place| try_port(*place, *key));
+                tries.find_map(|tried| tried.err().map(|error| error.to_string()))
             };
             reason.map(|reason| PortProblem { key: *key, reason })
         };
@@ -163,111 +313,20 @@ impl Listeners {
     }
 }
 
-fn try_port(on: &ListenOn, key: RouteKey) -> io::Result<()> {
-    if key.is_udp() {
-        listen_udp(on, key.external()).map(drop)
-    } else {
-        listen_tcp(on, key.external(), &ProxydTimeouts::default()).map(drop)
+fn at(place: Place) -> String {
+    match place {
+        Place::Everywhere => "every address".to_owned(),
+        Place::Address(ip) => ip.to_string(),
     }
 }
 
-fn start(
-    context: &Context,
-    tasks: &Supervisor,
-    (on, timeouts): (&ListenOn, &ProxydTimeouts),
-    key: RouteKey,
-) -> io::Result<Vec<Arc<TcpListener>>> {
-    let mut sockets = Vec::new();
-    if key.is_udp() {
-        for socket in listen_udp(on, key.external())? {
-            udp::listen(context, tasks, key, socket)?;
+fn leads_to(route: Option<&Route>) -> String {
+    let target = route.and_then(|route| route.phase.target());
+    match target {
+        Some(rehome_shared::api::proxy::Target::Local { addr }) => format!("it leads to {addr}"),
+        Some(rehome_shared::api::proxy::Target::Remote { host, .. }) => {
+            format!("it leads to {host}")
         }
-    } else {
-        for listener in listen_tcp(on, key.external(), timeouts)? {
-            let listener = Arc::new(listener);
-            sockets.push(Arc::clone(&listener));
-            let (context, stop) = (context.clone(), tasks.token().clone());
-            tasks.spawn("listener", Criticality::Ordinary, async move {
-                stop.run_until_cancelled(listen(context, listener, key))
-                    .await;
-            });
-        }
+        None => "it leads nowhere now".to_owned(),
     }
-    Ok(sockets)
-}
-
-/// Accepts connections of one socket.
-async fn listen(context: Context, listener: Arc<TcpListener>, key: RouteKey) {
-    let mut room = context.book.room();
-    loop {
-        // Beyond a limit nothing is accepted: the kernel's backlog holds what comes.
-        room.borrow_and_update();
-        match context.book.may_admit(key) {
-            Ok(()) => {}
-            Err(NotAdmitted::NoRoute) => return,
-            Err(NotAdmitted::Full(full)) => {
-                context.book.metrics.shed(Shed::Limit(full));
-                if room.changed().await.is_err() {
-                    return;
-                }
-                continue;
-            }
-        }
-        let (stream, client) = accept(&context.book.metrics, &listener).await;
-        let Ok(destination) = stream.local_addr() else {
-            continue;
-        };
-        match context.book.admit(key, client, destination, Origin::Client) {
-            Ok(held) => spawn(&context, held, stream, key),
-            // Between the look and the accept another listener took the last place.
-            Err(NotAdmitted::Full(_)) => {
-                wait_for_room(&context, key, (client, destination), stream);
-            }
-            Err(NotAdmitted::NoRoute) => {
-                reset_on_drop(&stream);
-                return;
-            }
-        }
-    }
-}
-
-/// Waits for a place with a client in hand, on a task of its own: this listener may close
-/// meanwhile, and another one of the route take it up again. Each time that places run out, a
-/// listener accepts at most one client too many.
-fn wait_for_room(
-    context: &Context,
-    key: RouteKey,
-    (client, destination): (SocketAddr, SocketAddr),
-    stream: TcpStream,
-) {
-    let (inner, stop) = (context.clone(), context.connections.token().clone());
-    let waits = async move {
-        let mut room = inner.book.room();
-        loop {
-            room.borrow_and_update();
-            match inner.book.admit(key, client, destination, Origin::Client) {
-                Ok(held) => return spawn(&inner, held, stream, key),
-                Err(NotAdmitted::Full(_)) if room.changed().await.is_ok() => {}
-                Err(NotAdmitted::NoRoute | NotAdmitted::Full(_)) => return reset_on_drop(&stream),
-            }
-        }
-    };
-    let task = async move {
-        stop.run_until_cancelled(waits).await;
-    };
-    context
-        .connections
-        .spawn("waiting client", Criticality::Ordinary, task);
-}
-
-fn spawn(context: &Context, held: Held, stream: TcpStream, key: RouteKey) {
-    let connection = held.connection();
-    let span = tracing::debug_span!(
-        "connection",
-        connection.id = connection.id,
-        route = %key,
-        client.addr = %connection.client
-    );
-    let task = serve(context.clone(), held, stream).instrument(span);
-    context.connections.spawn_light("connection", task);
 }

@@ -5,8 +5,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use rehome_shared::config::daemon::{ListenOn, ProxydTimeouts};
-use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use proxyd_core::reload::Place;
+use rehome_shared::config::daemon::ProxydTimeouts;
+use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 
 /// Connections that the kernel completes while the proxy does not accept.
@@ -67,13 +68,78 @@ pub(crate) async fn connect(
     Ok(stream)
 }
 
-/// The sockets of one TCP port, one per address.
+/// Whether a socket may listen where another one of this process does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Company {
+    Alone,
+    /// Both have [`let_in`] in force.
+    Shared,
+}
+
+/// Lets others of this user listen where this socket does, or no longer. Linux asks when another
+/// one binds: so a port can change its address without a moment in which nobody listens.
+pub(crate) fn let_in(socket: &impl AsFd, company: Company) -> io::Result<()> {
+    SockRef::from(socket).set_reuse_port(company == Company::Shared)
+}
+
+/// Drops SYNs from now on: their senders come again after a second and find who listens then.
+/// Handshakes that have begun are completed.
+pub(crate) fn drop_syns(listener: &TcpListener) -> io::Result<()> {
+    const LOAD_BYTE: u16 = 0x30;
+    const AND: u16 = 0x54;
+    const JUMP_IF_EQUAL: u16 = 0x15;
+    const RETURN: u16 = 0x06;
+    /// Where a TCP header has its flags.
+    const FLAGS: u32 = 13;
+    const SYN: u32 = 0x02;
+    const SYN_ACK: u32 = 0x12;
+    SockRef::from(listener).attach_filter(&[
+        SockFilter::new(LOAD_BYTE, 0, 0, FLAGS),
+        SockFilter::new(AND, 0, 0, SYN_ACK),
+        SockFilter::new(JUMP_IF_EQUAL, 0, 1, SYN),
+        SockFilter::new(RETURN, 0, 0, 0),
+        SockFilter::new(RETURN, 0, 0, u32::MAX),
+    ])
+}
+
+/// A connection that the kernel has completed; `None` when there is none. Whatever the runtime
+/// knows of the listener.
+pub(crate) fn accept_now(listener: &TcpListener) -> io::Result<Option<(TcpStream, SocketAddr)>> {
+    loop {
+        match SockRef::from(listener).accept() {
+            Ok((socket, peer)) => {
+                socket.set_nonblocking(true)?;
+                let peer = peer.as_socket().ok_or(io::ErrorKind::Unsupported)?;
+                return Ok(Some((TcpStream::from_std(socket.into())?, canonical(peer))));
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+            // The connection ended before it was accepted; there may be others.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// An IPv4 address is one whichever socket it came to.
+pub(crate) fn canonical(peer: SocketAddr) -> SocketAddr {
+    SocketAddr::new(peer.ip().to_canonical(), peer.port())
+}
+
+/// Ends a listener for good, also where it is open in another process or in a store of
+/// descriptors.
+pub(crate) fn stop_listening(listener: &TcpListener) {
+    // Fails only when it listens no more.
+    drop(SockRef::from(listener).shutdown(std::net::Shutdown::Both));
+}
+
+/// A socket of a TCP port.
 pub(crate) fn listen_tcp(
-    on: &ListenOn,
+    place: Place,
     port: u16,
     timeouts: &ProxydTimeouts,
-) -> io::Result<Vec<TcpListener>> {
-    for_each_address(on, port, |address, only_v6| {
+    company: Company,
+) -> io::Result<TcpListener> {
+    at_place(place, port, |address, only_v6| {
         let socket = Socket::new(
             Domain::for_address(address),
             Type::STREAM,
@@ -83,6 +149,7 @@ pub(crate) fn listen_tcp(
             socket.set_only_v6(only_v6)?;
         }
         socket.set_reuse_address(true)?;
+        let_in(&socket, company)?;
         socket.set_nonblocking(true)?;
         socket.bind(&address.into())?;
         tune(&socket, timeouts)?;
@@ -91,10 +158,10 @@ pub(crate) fn listen_tcp(
     })
 }
 
-/// The sockets of one UDP port, one per address. Without `SO_REUSEADDR`: two UDP sockets on
-/// one port would share its datagrams silently.
-pub(crate) fn listen_udp(on: &ListenOn, port: u16) -> io::Result<Vec<UdpSocket>> {
-    for_each_address(on, port, |address, only_v6| {
+/// A socket of a UDP port. Without `SO_REUSEADDR`: two UDP sockets on one port would share its
+/// datagrams silently.
+pub(crate) fn listen_udp(place: Place, port: u16, company: Company) -> io::Result<UdpSocket> {
+    at_place(place, port, |address, only_v6| {
         let socket = Socket::new(
             Domain::for_address(address),
             Type::DGRAM,
@@ -103,32 +170,28 @@ pub(crate) fn listen_udp(on: &ListenOn, port: u16) -> io::Result<Vec<UdpSocket>>
         if address.is_ipv6() {
             socket.set_only_v6(only_v6)?;
         }
+        let_in(&socket, company)?;
         socket.set_nonblocking(true)?;
         socket.bind(&address.into())?;
         UdpSocket::from_std(socket.into())
     })
 }
 
-fn for_each_address<T>(
-    on: &ListenOn,
+/// `[::]` takes both families, and means `0.0.0.0` on a host without IPv6.
+fn at_place<T>(
+    place: Place,
     port: u16,
     open: impl Fn(SocketAddr, bool) -> io::Result<T>,
-) -> io::Result<Vec<T>> {
-    match on {
-        ListenOn::DualStack => {
-            let both = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port);
-            match open(both, false) {
-                Err(error) if lacks_ipv6(&error) => {
-                    open(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port), false)
-                        .map(|socket| vec![socket])
-                }
-                other => other.map(|socket| vec![socket]),
+) -> io::Result<T> {
+    match place {
+        Place::Everywhere => match open(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port), false)
+        {
+            Err(error) if lacks_ipv6(&error) => {
+                open(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port), false)
             }
-        }
-        ListenOn::Addresses(addresses) => addresses
-            .iter()
-            .map(|ip| open(SocketAddr::new(*ip, port), true))
-            .collect(),
+            other => other,
+        },
+        Place::Address(ip) => open(SocketAddr::new(ip, port), true),
     }
 }
 
@@ -157,8 +220,8 @@ mod tests {
             user_timeout: Duration::from_secs(88),
             ..ProxydTimeouts::default()
         };
-        let on = ListenOn::Addresses(vec![Ipv4Addr::LOCALHOST.into()]);
-        let listener = listen_tcp(&on, 0, &timeouts).unwrap().pop().unwrap();
+        let here = Place::Address(Ipv4Addr::LOCALHOST.into());
+        let listener = listen_tcp(here, 0, &timeouts, Company::Alone).unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap());
         let (accepted, _client) = tokio::join!(listener.accept(), client);
         let (stream, _) = accepted.unwrap();
@@ -170,5 +233,70 @@ mod tests {
             socket.tcp_user_timeout().unwrap(),
             Some(timeouts.user_timeout)
         );
+    }
+
+    /// A place that no other test uses.
+    fn place() -> (Place, TcpListener) {
+        let here = Place::Address(Ipv4Addr::LOCALHOST.into());
+        let listener = listen_tcp(here, 0, &ProxydTimeouts::default(), Company::Alone).unwrap();
+        (here, listener)
+    }
+
+    #[tokio::test]
+    async fn a_port_changes_its_address_without_a_moment_in_which_nobody_listens() {
+        let timeouts = ProxydTimeouts::default();
+        let (here, old) = place();
+        let port = old.local_addr().unwrap().port();
+        for wider in [
+            Place::Everywhere,
+            Place::Address(Ipv4Addr::UNSPECIFIED.into()),
+        ] {
+            assert!(listen_tcp(wider, port, &timeouts, Company::Alone).is_err());
+            let_in(&old, Company::Shared).unwrap();
+            let new = listen_tcp(wider, port, &timeouts, Company::Shared).unwrap();
+            for socket in [&old, &new] {
+                let_in(socket, Company::Alone).unwrap();
+            }
+            // And back, which the kernel looks at anew.
+            assert!(listen_tcp(here, port, &timeouts, Company::Alone).is_err());
+            drop(new);
+        }
+        let udp = listen_udp(here, 0, Company::Alone).unwrap();
+        let port = udp.local_addr().unwrap().port();
+        assert!(listen_udp(Place::Everywhere, port, Company::Alone).is_err());
+        let_in(&udp, Company::Shared).unwrap();
+        listen_udp(Place::Everywhere, port, Company::Shared).unwrap();
+    }
+
+    #[tokio::test]
+    async fn without_syns_what_was_completed_is_still_accepted() {
+        let (_, listener) = place();
+        let to = listener.local_addr().unwrap();
+        assert!(accept_now(&listener).unwrap().is_none());
+        let _waiting = [
+            TcpStream::connect(to).await.unwrap(),
+            TcpStream::connect(to).await.unwrap(),
+        ];
+        drop_syns(&listener).unwrap();
+        let patience = Duration::from_millis(100);
+        let late = tokio::time::timeout(patience, TcpStream::connect(to)).await;
+        assert!(late.is_err(), "its SYN was answered: {late:?}");
+        for _ in 0..2 {
+            let (stream, _) = accept_now(&listener).unwrap().unwrap();
+            assert!(stream.try_read(&mut [0]).is_err(), "it does not block");
+        }
+        assert!(accept_now(&listener).unwrap().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_listener_that_is_stopped_refuses_though_it_is_open_elsewhere() {
+        let (_, listener) = place();
+        let to = listener.local_addr().unwrap();
+        let elsewhere = listener.as_fd().try_clone_to_owned().unwrap();
+        stop_listening(&listener);
+        drop(listener);
+        let refused = TcpStream::connect(to).await.unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+        drop(elsewhere);
     }
 }

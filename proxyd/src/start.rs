@@ -6,11 +6,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use prometheus_client::registry::Registry;
+use proxyd_core::reload::Place;
 use proxyd_core::table::RouteTable;
 use rehome_runtime::http_server::{BindError, HttpServer};
 use rehome_runtime::supervise::{Criticality, Supervisor};
 use rehome_runtime::telemetry::{self, Readiness};
-use rehome_shared::config::daemon::{ListenOn, ProxydConfig, ProxydTimeouts};
+use rehome_shared::config::daemon::{ProxydConfig, ProxydTimeouts};
 use tokio::net::TcpListener;
 
 use crate::Proxyd;
@@ -22,7 +23,7 @@ use crate::keeper::Keeper;
 use crate::listener::Listeners;
 use crate::metrics::{Metrics, RouteMetrics};
 use crate::settings::Settings;
-use crate::socket::listen_tcp;
+use crate::socket::{Company, listen_tcp};
 use crate::store::{Found, Store};
 use crate::trunk;
 
@@ -89,6 +90,7 @@ impl Proxyd {
             desk,
             trunk,
             metrics: http.local_addr(),
+            reloads: Arc::default(),
         };
         let stop = supervisor.token();
         let spawn = Tasks(supervisor);
@@ -148,19 +150,16 @@ fn open_store(config: &ProxydConfig, metrics: &Metrics) -> Result<(Store, RouteT
     Ok((store, table))
 }
 
-/// `[::]` takes both families, and means `0.0.0.0` on a host without IPv6.
 fn bind_trunk(
     address: SocketAddr,
     timeouts: &ProxydTimeouts,
 ) -> io::Result<(TcpListener, SocketAddr)> {
-    let on = if address.ip() == std::net::Ipv6Addr::UNSPECIFIED {
-        ListenOn::DualStack
+    let place = if address.ip() == std::net::Ipv6Addr::UNSPECIFIED {
+        Place::Everywhere
     } else {
-        ListenOn::Addresses(vec![address.ip()])
+        Place::Address(address.ip())
     };
-    let listener = listen_tcp(&on, address.port(), timeouts)?
-        .pop()
-        .ok_or_else(|| io::Error::from(io::ErrorKind::AddrNotAvailable))?;
+    let listener = listen_tcp(place, address.port(), timeouts, Company::Alone)?;
     let bound = listener.local_addr()?;
     Ok((listener, bound))
 }

@@ -83,14 +83,14 @@ pub(crate) fn listen(
     context: &Context,
     tasks: &Supervisor,
     key: RouteKey,
-    socket: UdpSocket,
+    socket: Arc<UdpSocket>,
 ) -> io::Result<()> {
     let listener = Listener {
         context: context.clone(),
         tasks: tasks.clone(),
         key,
         destination: socket.local_addr()?,
-        socket: Arc::new(socket),
+        socket,
         sessions: HashMap::new(),
         held: VecDeque::new(),
     };

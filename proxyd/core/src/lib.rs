@@ -7,6 +7,7 @@
 //! | [`way`] | where one connection goes, from a client or from a trunk |
 //! | [`mod@line`] | in which order held connections try the application, and how many at once |
 //! | [`limits`] | whether another connection may be accepted |
+//! | [`reload`] | which sockets other routes or addresses open and close |
 //! | [`retry`] | how long to wait between tries and how long one try may take |
 //! | [`gait`] | by which means a relay moves its next bytes |
 //! | [`drain`] | which connections a drain closes and when it is over |
@@ -23,6 +24,7 @@ pub mod gait;
 pub mod gate;
 pub mod limits;
 pub mod line;
+pub mod reload;
 pub mod retry;
 pub mod saved;
 pub mod table;

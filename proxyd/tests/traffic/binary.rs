@@ -7,6 +7,9 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use http::{Method, StatusCode};
+use rehome_runtime::http_client::HttpClient;
+use rehome_shared::api::proxy::ReloadReply;
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -158,6 +161,59 @@ async fn without_descriptors_it_neither_spins_nor_refuses() -> Result<()> {
         ensure!(answer?? == "a: x");
     }
     wait_for(page, "/metrics", "reason=\"descriptors\"}").await
+}
+
+#[tokio::test]
+async fn a_reload_by_the_control_socket_answers_what_came_of_it() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("proxyd.yml");
+    let (app, address) = (App::start("a").await?, unused_address());
+    let page = SocketAddr::from((address, free_port().await?));
+    let trunk = free_port().await?;
+    let config = |routes: &str| config(directory.path(), address, page, trunk, routes);
+    fs::write(&file, config(""))?;
+    let log = directory.path().join("log");
+    let child = Command::new(PROGRAM)
+        .arg("--config")
+        .arg(&file)
+        .stderr(fs::File::create(&log)?)
+        .spawn()?;
+    let _running = Running(child);
+    wait_for(page, "/healthz", "ok").await?;
+    let http = HttpClient::unix(&directory.path().join("s"));
+    let ask = || {
+        let none: Option<&()> = None;
+        http.request_json::<_, ReloadReply>(Method::POST, "/v1/reload", none, LIMIT)
+    };
+
+    fs::write(&file, config("{external: 80}"))?;
+    let error = ask().await.err().context("a wrong file was taken")?;
+    ensure!(error.status() == Some(StatusCode::UNPROCESSABLE_ENTITY));
+    let taken = std::net::TcpListener::bind((address, 0))?;
+    let port = taken.local_addr()?.port();
+    let route = format!("{{external: {port}, backend: \"{}\"}}", app.addr);
+    fs::write(&file, config(&route))?;
+    let error = ask().await.err().context("a taken port was had")?;
+    ensure!(error.status() == Some(StatusCode::CONFLICT), "{error:?}");
+    let said = format!("{:#}", anyhow::Error::from(error));
+    ensure!(
+        said.contains(&format!("port {port}/tcp")) && said.contains("in use"),
+        "{said}"
+    );
+    // The log says the same, for those who reload by a signal.
+    ensure!(fs::read_to_string(&log)?.contains(&format!("port {port}/tcp")));
+    wait_for(page, "/metrics", "reloads_total{result=\"rejected\"} 2").await?;
+
+    drop(taken);
+    let reply = ask().await?;
+    ensure!(reply.missing.is_empty(), "{reply:?}");
+    let mut client = TcpStream::connect((address, port)).await?;
+    ensure!(crate::host::ask(&mut client, "x").await? == "a: x");
+    fs::write(&file, config("").replace("/state", "/elsewhere"))?;
+    let error = ask().await.err().context("the state was moved")?;
+    let said = format!("{:#}", anyhow::Error::from(error));
+    ensure!(said.contains("state cannot change"), "{said}");
+    Ok(())
 }
 
 fn config(base: &Path, address: Ipv4Addr, page: SocketAddr, trunk: u16, routes: &str) -> String {

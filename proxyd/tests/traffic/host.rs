@@ -12,9 +12,9 @@ use rehome_shared::api::proxy::{
     RouteStatus, SetRoutes, Target,
 };
 use rehome_shared::config::daemon::{
-    ListenOn, Log, ProxydConfig, ProxydLimits, ProxydTimeouts, Trunk,
+    FastPath, ListenOn, Log, ProxydConfig, ProxydLimits, ProxydTimeouts, StaticRoute, Trunk,
 };
-use rehome_shared::ids::{AppName, Epoch, Generation, HostAddr, RouteVersion};
+use rehome_shared::ids::{AppName, Epoch, Generation, HostAddr, Protocol, RouteVersion};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{sleep, timeout};
@@ -263,6 +263,16 @@ impl Host {
     pub(crate) async fn metrics(&self) -> Result<String> {
         let address = self.proxy.metrics_addr().context("no metrics")?;
         get(address, "/metrics").await
+    }
+}
+
+/// A route of the configuration file.
+pub(crate) fn file_route(external: u16, backend: SocketAddr) -> StaticRoute {
+    StaticRoute {
+        external,
+        protocol: Protocol::Tcp,
+        backend,
+        fast_path: FastPath::Auto,
     }
 }
 

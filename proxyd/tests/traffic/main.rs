@@ -8,6 +8,7 @@ mod forward;
 mod handoff;
 mod host;
 mod limits;
+mod reload;
 mod restart;
 mod signals;
 mod storm;

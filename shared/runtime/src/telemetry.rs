@@ -17,7 +17,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-pub use logs::{LogFormat, LogHandle, TelemetryError, init_logs};
+pub use logs::{LogFormat, LogHandle, TelemetryError, check_filter, init_logs};
 pub use readiness::Readiness;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]

@@ -11,6 +11,7 @@
 //! | `POST /v1/gates/rollback` | [`GateRef`] → [`GateCounts`] |
 //! | `GET /v1/connections` | `?route=5432/tcp` → [`ConnectionsReply`] |
 //! | `POST /v1/ports/check` | [`CheckPorts`] → [`CheckPortsReply`]: could these be listened on? |
+//! | `POST /v1/reload` | → [`ReloadReply`]: reads the configuration file again; what cannot be had whole changes nothing, and the answer says why |
 //!
 //! A gate's verbs name an application: all its routes change together. Each verb may be
 //! repeated; one with an older version than the gate's is answered with status 409, except that
@@ -367,6 +368,14 @@ pub struct PortProblem {
     pub key: RouteKey,
     /// Why.
     pub reason: String,
+}
+
+/// The answer to `POST /v1/reload`: the file is in force.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ReloadReply {
+    /// Ports that cannot be listened on all the same: of routes that `migrated` tells, and of
+    /// routes of the file that were missing before.
+    pub missing: Vec<PortProblem>,
 }
 
 /// `GET /v1/connections`.

@@ -55,6 +55,14 @@ impl LogHandle {
     }
 }
 
+/// Says whether a text is a filter.
+///
+/// # Errors
+/// [`TelemetryError::Filter`].
+pub fn check_filter(filter: &str) -> Result<(), TelemetryError> {
+    parse(filter).map(drop)
+}
+
 /// Sets up logs for the whole process, once.
 ///
 /// # Errors
