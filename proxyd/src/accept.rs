@@ -1,10 +1,7 @@
-//! Accepting without spinning: when descriptors run out the backlog holds what comes, and a
-//! person reads of it once a second.
+//! Accepting without spinning: when descriptors run out the backlog holds what comes.
 
 use std::net::SocketAddr;
-use std::sync::LazyLock;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rehome_runtime::backoff::Backoff;
 use tokio::net::{TcpListener, TcpStream};
@@ -24,9 +21,7 @@ pub(crate) async fn accept(metrics: &Metrics, listener: &TcpListener) -> (TcpStr
             Ok((stream, peer)) => return (stream, canonical(peer)),
             Err(error) if is_exhausted(&error) => {
                 metrics.shed(Shed::Descriptors);
-                if once_a_second() {
-                    tracing::error!(%error, "no room for connections, the backlog holds them");
-                }
+                tracing::debug!(%error, "no room for connections, the backlog holds them");
                 // The listener stays readable; without the pause this would spin.
                 sleep(backoff.next_delay()).await;
             }
@@ -37,13 +32,4 @@ pub(crate) async fn accept(metrics: &Metrics, listener: &TcpListener) -> (TcpStr
             }
         }
     }
-}
-
-/// True at most once a second over all listeners.
-fn once_a_second() -> bool {
-    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
-    static LAST: AtomicU64 = AtomicU64::new(0);
-    // From 1, so that the first call differs from the initial 0.
-    let now = START.elapsed().as_secs().saturating_add(1);
-    LAST.swap(now, Ordering::Relaxed) != now
 }

@@ -21,6 +21,7 @@ mod tests;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use proxyd_core::limits::{Full, Limits, Load, admit};
@@ -147,6 +148,11 @@ impl Book {
 
     pub(crate) fn set_limits(&self, limits: Limits) {
         self.lock().limits = limits;
+        self.call_listeners();
+    }
+
+    /// Has listeners that wait for room look again.
+    pub(crate) fn call_listeners(&self) {
         self.room.send_replace(());
     }
 
@@ -186,7 +192,7 @@ impl Book {
 
     /// Whether another connection may be accepted on a route.
     pub(crate) fn may_admit(&self, key: RouteKey) -> Result<(), NotAdmitted> {
-        self.lock().may_admit(key)
+        self.lock().may_admit(key, &self.metrics)
     }
 
     /// Takes a connection in: it is held from now on.
@@ -198,7 +204,7 @@ impl Book {
         origin: Origin,
     ) -> Result<Held, NotAdmitted> {
         let mut inner = self.lock();
-        inner.may_admit(key)?;
+        inner.may_admit(key, &self.metrics)?;
         inner.last_id = inner.last_id.saturating_add(1);
         let id = inner.last_id;
         let Some(lane) = inner.lanes.get_mut(&key) else {
@@ -312,14 +318,17 @@ impl Inner {
         }
     }
 
-    fn may_admit(&mut self, key: RouteKey) -> Result<(), NotAdmitted> {
+    fn may_admit(&mut self, key: RouteKey, metrics: &Metrics) -> Result<(), NotAdmitted> {
         let Some(lane) = self.lanes.get(&key) else {
             return Err(NotAdmitted::NoRoute);
         };
+        let meters = lane.meters.as_ref();
         let load = Load {
             route_held: lane.counts.held,
             route_active: lane.counts.active,
             all: self.connections,
+            route_unread: meters.map_or(0, |meters| meters.unread.load(Ordering::Relaxed)),
+            unread: u64::try_from(metrics.parked_bytes.get()).unwrap_or(0),
         };
         admit(&self.limits, &lane.route.limits, &load).map_err(|full| {
             self.starved = true;

@@ -11,6 +11,7 @@ use crate::book::Book;
 use crate::peers::Peers;
 use crate::relay::Stores;
 use crate::settings::Settings;
+use crate::sources::Sources;
 use crate::udp::Room;
 
 /// The shared parts. Clones share: every connection has one.
@@ -24,6 +25,7 @@ pub(crate) struct Parts {
     pub(crate) peers: Peers,
     pub(crate) stores: Stores,
     pub(crate) udp_room: Room,
+    pub(crate) sources: Sources,
     /// Owns one task per connection.
     pub(crate) connections: Supervisor,
     settings: ArcSwap<Settings>,
@@ -39,11 +41,11 @@ impl Deref for Context {
 
 impl Context {
     pub(crate) fn new(book: Arc<Book>, settings: Settings, supervisor: &Supervisor) -> Self {
-        let shown = book.metrics.pipe_bytes.clone();
         Self(Arc::new(Parts {
-            book,
             peers: Peers::default(),
-            stores: Stores::new(settings.pipe_bytes, shown),
+            stores: Stores::new(settings.relay_bytes, settings.pipe_bytes, &book.metrics),
+            sources: Sources::new(settings.per_source),
+            book,
             udp_room: Room::new(settings.udp_sessions),
             connections: supervisor.group(),
             settings: ArcSwap::from_pointee(settings),
@@ -58,7 +60,9 @@ impl Parts {
 
     pub(crate) fn set_settings(&self, settings: Settings) {
         self.book.set_limits(settings.limits);
-        self.stores.pipes.set_limit(settings.pipe_bytes);
+        self.sources.set_limit(settings.per_source);
+        self.stores
+            .set_limits(settings.relay_bytes, settings.pipe_bytes);
         self.settings.store(Arc::new(settings));
     }
 

@@ -11,6 +11,7 @@ use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
 
 use crate::book::Book;
+use crate::metrics::Shed;
 use crate::settings::Settings;
 use crate::socket::connect;
 
@@ -115,12 +116,16 @@ async fn resolve(to: &str) -> io::Result<SocketAddr> {
     found.next().ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
-fn observe<T, E>(book: &Book, started: Instant, result: &Result<T, E>) {
-    if result.is_ok() {
-        book.metrics
+fn observe<T>(book: &Book, started: Instant, result: &io::Result<T>) {
+    match result {
+        Ok(_) => book
+            .metrics
             .connect_seconds
-            .observe(started.elapsed().as_secs_f64());
-    } else {
-        book.metrics.connect_failures.inc();
+            .observe(started.elapsed().as_secs_f64()),
+        // A want of this machine is counted as such.
+        Err(error) if Shed::shortage(error).is_some() => {}
+        Err(_) => {
+            book.metrics.connect_failures.inc();
+        }
     }
 }

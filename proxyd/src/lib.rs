@@ -30,15 +30,18 @@ mod keeper;
 mod listener;
 mod metrics;
 mod peers;
+mod rarely;
 mod relay;
 mod reload;
 mod serve;
 mod settings;
 mod socket;
+mod sources;
 mod start;
 mod store;
 mod trunk;
 mod udp;
+mod unread;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};

@@ -3,6 +3,7 @@
 
 mod routes;
 
+use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -15,6 +16,8 @@ use proxyd_core::limits::Full;
 use proxyd_core::tally::End;
 
 use crate::book::connection::Connection;
+use crate::rarely::Rarely;
+use crate::socket::{is_exhausted, lacks_ports};
 pub(crate) use routes::RouteMetrics;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -32,6 +35,8 @@ struct ReloadLabel {
 pub(crate) struct RouteMeters {
     pub(crate) bytes_in: Counter,
     pub(crate) bytes_out: Counter,
+    /// What held clients have sent and nobody has read.
+    pub(crate) unread: AtomicU64,
     /// By the place of each end in [`End::ALL`].
     ends: [AtomicU64; End::ALL.len()],
 }
@@ -58,6 +63,12 @@ pub(crate) enum Shed {
     Limit(Full),
     /// The process or the machine is out of descriptors or memory.
     Descriptors,
+    /// The machine is out of ports to connect from.
+    Ports,
+    /// Relays hold as much between reads and writes as they may.
+    Memory,
+    /// A client address that has as many connections as it may.
+    Source,
     /// A trunk connection from an address that is no peer.
     Stranger,
     /// A trunk header that was none, or came too late.
@@ -69,10 +80,37 @@ pub(crate) enum Shed {
 }
 
 impl Shed {
+    const ALL: [Self; 12] = [
+        Self::Limit(Full::RouteParked),
+        Self::Limit(Full::RouteConnections),
+        Self::Limit(Full::Connections),
+        Self::Limit(Full::ParkedBytes),
+        Self::Descriptors,
+        Self::Ports,
+        Self::Memory,
+        Self::Source,
+        Self::Stranger,
+        Self::Header,
+        Self::Datagram,
+        Self::Session,
+    ];
+
+    /// What this machine is out of, when that is why a connect failed.
+    pub(crate) fn shortage(error: &io::Error) -> Option<Self> {
+        if is_exhausted(error) {
+            Some(Self::Descriptors)
+        } else {
+            lacks_ports(error).then_some(Self::Ports)
+        }
+    }
+
     fn as_str(self) -> &'static str {
         match self {
             Self::Limit(full) => full.as_str(),
             Self::Descriptors => "descriptors",
+            Self::Ports => "ports",
+            Self::Memory => "memory",
+            Self::Source => "source",
             Self::Stranger => "stranger",
             Self::Header => "header",
             Self::Datagram => "datagram",
@@ -85,6 +123,8 @@ impl Shed {
 #[derive(Debug)]
 pub(crate) struct Metrics {
     shed: Family<ReasonLabel, Counter>,
+    /// When each reason was last told, by its place in [`Shed::ALL`].
+    told: [Rarely; Shed::ALL.len()],
     reloads: Family<ReloadLabel, Counter>,
     pub(crate) park_seconds: Histogram,
     pub(crate) connect_seconds: Histogram,
@@ -95,6 +135,8 @@ pub(crate) struct Metrics {
     pub(crate) store_corrupt: Counter,
     pub(crate) udp_sessions: Gauge,
     pub(crate) pipe_bytes: Gauge,
+    pub(crate) relay_bytes: Gauge,
+    pub(crate) parked_bytes: Gauge,
 }
 
 impl Metrics {
@@ -102,6 +144,7 @@ impl Metrics {
     pub(crate) fn new(registry: &mut Registry) -> Self {
         let metrics = Self {
             shed: Family::default(),
+            told: Default::default(),
             reloads: Family::default(),
             park_seconds: Histogram::new([
                 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0,
@@ -116,6 +159,8 @@ impl Metrics {
             store_corrupt: Counter::default(),
             udp_sessions: Gauge::default(),
             pipe_bytes: Gauge::default(),
+            relay_bytes: Gauge::default(),
+            parked_bytes: Gauge::default(),
         };
         metrics.register(registry);
         for result in ["applied", "rejected"] {
@@ -137,6 +182,8 @@ impl Metrics {
         to.register("proxy_store_failures", "Tries to keep the routes on disk that failed", self.store_failures.clone());
         to.register("proxy_store_corrupt", "Files of kept routes that were damaged", self.store_corrupt.clone());
         to.register("proxy_pipe_bytes", "What the pipes of connections that carry bulk hold at most now", self.pipe_bytes.clone());
+        to.register("proxy_relay_bytes", "What connections hold at most now between a read and a write", self.relay_bytes.clone());
+        to.register("proxy_parked_bytes", "What held clients have sent and nobody has read", self.parked_bytes.clone());
         to.register("proxy_udp_sessions", "UDP clients remembered now", self.udp_sessions.clone());
     }
 
@@ -156,8 +203,14 @@ impl Metrics {
         connection.meters.count_end(end);
     }
 
-    /// Counts that less was done than asked.
+    /// Counts that less was done than asked, and says so, each reason once a second.
     pub(crate) fn shed(&self, why: Shed) {
+        let mut told = Shed::ALL.iter().zip(&self.told);
+        let told = told.find(|(reason, _)| **reason == why);
+        if let Some(times) = told.and_then(|(_, told)| told.due()) {
+            let reason = why.as_str();
+            tracing::warn!(reason, times, "held back or turned away");
+        }
         self.shed
             .get_or_create(&ReasonLabel {
                 reason: why.as_str(),

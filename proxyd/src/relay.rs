@@ -5,55 +5,96 @@
 //! before it; a slow reader stops the reading on the other side. Each direction is a [`Pump`],
 //! which copies messages and splices bulk, and holds memory only while it carries bytes.
 
+mod budget;
 mod buffers;
 mod pipes;
 mod pump;
 
 use std::future::poll_fn;
-use std::task::Poll;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use prometheus_client::metrics::gauge::Gauge;
 use proxyd_core::tally::End;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
-use tokio::time::sleep_until;
+use tokio::time::{sleep, sleep_until};
 
 use crate::book::connection::{Connection, Direction};
 use crate::book::orders::Order;
+use crate::gate;
+use crate::metrics::Metrics;
 use crate::socket::{finish_sending, reset_on_drop};
+use budget::{Budget, Freed};
 use buffers::Buffers;
+pub(crate) use buffers::Lent as Buffer;
 use pipes::Pipes;
 use pump::{Ends, Pump, Stop};
+
+/// Between two looks for a large buffer.
+const SHORTAGE: Duration = Duration::from_millis(5);
+/// Between two looks for a pause of a connection whose lifetime is over.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// What relays borrow from. Clones share.
 #[derive(Debug, Clone)]
 pub(crate) struct Stores {
+    budget: Budget,
     buffers: Buffers,
-    pub(crate) pipes: Pipes,
+    pipes: Pipes,
 }
 
 impl Stores {
-    /// Stores whose pipes hold so many bytes together, which are shown.
-    pub(crate) fn new(pipe_bytes: usize, shown: Gauge) -> Self {
+    /// Stores that lend so many bytes together, and so many of them in pipes.
+    pub(crate) fn new(bytes: usize, pipe_bytes: usize, metrics: &Arc<Metrics>) -> Self {
+        let budget = Budget::new(bytes, metrics);
         Self {
-            buffers: Buffers::default(),
-            pipes: Pipes::new(pipe_bytes, shown),
+            buffers: Buffers::new(&budget),
+            pipes: Pipes::new(pipe_bytes, metrics.pipe_bytes.clone(), &budget),
+            budget,
         }
+    }
+
+    /// Other limits, for what is lent from now on.
+    pub(crate) fn set_limits(&self, bytes: usize, pipe_bytes: usize) {
+        self.budget.set_limit(bytes);
+        self.pipes.set_limit(pipe_bytes);
+    }
+
+    /// A buffer for the largest datagram, as soon as there is one.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub(crate) async fn large_buffer(&self) -> Buffer {
+        loop {
+            if let Some(buffer) = self.buffers.large() {
+                return buffer;
+            }
+            // Not in the line of those who wait: what is given back there may be too small.
+            self.budget.note_shortage();
+            sleep(SHORTAGE).await;
+        }
+    }
+
+    fn freed(&self) -> Freed {
+        self.budget.freed()
     }
 }
 
-/// How long a relay may be silent.
+/// How long a relay may last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Silence {
-    /// Once one side has finished.
+pub(crate) struct Times {
+    /// Silent, once one side has finished or is broken.
     pub(crate) half_close: Duration,
-    /// Otherwise.
+    /// Silent otherwise.
     pub(crate) idle: Option<Duration>,
+    /// In all; then it ends at its next pause.
+    pub(crate) lifetime: Option<Duration>,
 }
 
 /// Relays until the end and says how it came. Both sockets are closed then: with a reset,
-/// unless both sides had finished.
+/// unless both sides had finished, or nothing was under way.
 ///
 /// # Cancel safety
 /// Dropping it closes both sockets.
@@ -62,11 +103,11 @@ pub(crate) async fn relay(
     upstream: TcpStream,
     connection: &Connection,
     stores: &Stores,
-    silence: Silence,
+    times: Times,
 ) -> End {
-    let end = run(&client, &upstream, connection, stores, silence).await;
+    let end = run(&client, &upstream, connection, stores, times).await;
     match end {
-        End::Finished | End::Drained | End::Idle => {}
+        End::Finished | End::Drained | End::Idle | End::Lifetime => {}
         End::ClientReset
         | End::UpstreamReset
         | End::HalfCloseTimeout
@@ -89,8 +130,9 @@ pub(crate) async fn relay(
 struct Progress {
     in_done: bool,
     out_done: bool,
-    polite: bool,
-    /// The application broke while it was written to; what it had said still goes out.
+    /// The client was told that it is over, for this end.
+    polite: Option<End>,
+    /// The application broke while it was not read; what it had said still goes out.
     broken: Option<End>,
 }
 
@@ -98,8 +140,7 @@ impl Progress {
     fn finish(&self) -> Option<End> {
         match (self.in_done, self.out_done, self.broken) {
             (_, true, Some(end)) => Some(end),
-            (true, true, None) if self.polite => Some(End::Drained),
-            (true, true, None) => Some(End::Finished),
+            (true, true, None) => Some(self.polite.unwrap_or(End::Finished)),
             (_, _, _) => None,
         }
     }
@@ -133,15 +174,100 @@ impl Progress {
         None
     }
 
-    fn limit(&self, silence: Silence) -> Option<(Duration, End)> {
-        if self.polite {
-            Some((silence.half_close, End::Drained))
-        } else if self.in_done || self.out_done {
-            Some((silence.half_close, End::HalfCloseTimeout))
-        } else {
-            silence.idle.map(|idle| (idle, End::Idle))
+    /// The source of a direction that does not read now has broken: the end, or none while there
+    /// is somebody to hear what it had said.
+    fn broke(&mut self, direction: Direction) -> Option<End> {
+        match direction {
+            Direction::In => Some(End::ClientReset),
+            Direction::Out if self.out_done => Some(End::UpstreamReset),
+            Direction::Out => {
+                self.broken = Some(End::UpstreamReset);
+                None
+            }
         }
     }
+
+    fn say_goodbye(&mut self, end: End, client: &TcpStream, connection: &Connection) {
+        self.polite = Some(end);
+        connection.touch();
+        finish_sending(client);
+    }
+
+    fn limit(&self, times: Times) -> Option<(Duration, End)> {
+        let one_side = self.in_done || self.out_done;
+        let end = self.polite.or(self.broken);
+        match end.or(one_side.then_some(End::HalfCloseTimeout)) {
+            Some(end) => Some((times.half_close, end)),
+            None => times.idle.map(|idle| (idle, End::Idle)),
+        }
+    }
+}
+
+/// One direction, and the watch over its source while that is not read: then nothing else would
+/// tell of a reset.
+struct Half<'a> {
+    ends: Ends<'a>,
+    pump: Pump,
+    watch: Option<Pin<Box<dyn Future<Output = ()> + Send + 'a>>>,
+    broken: bool,
+}
+
+/// What happened to a direction.
+enum Event {
+    Stopped(Stop),
+    /// Its source broke, unread.
+    Broken,
+}
+
+impl<'a> Half<'a> {
+    fn new(ends: Ends<'a>) -> Self {
+        Self {
+            ends,
+            pump: Pump::default(),
+            watch: None,
+            broken: false,
+        }
+    }
+
+    fn poll(&mut self, done: bool, cx: &mut Context<'_>) -> Poll<Event> {
+        if !done && let Poll::Ready(stop) = self.pump.poll(&self.ends, cx) {
+            // What it may hold has no sink any more.
+            self.pump = Pump::default();
+            return Poll::Ready(Event::Stopped(stop));
+        }
+        let unread = done;
+        if self.broken || !unread {
+            self.watch = None;
+            return Poll::Pending;
+        }
+        let source = self.ends.from;
+        let watch = self.watch.get_or_insert_with(|| Box::pin(broken(source)));
+        let seen = watch.as_mut().poll(cx);
+        // An error stays: once it was seen it is not waited for again.
+        self.broken = seen.is_ready();
+        seen.map(|()| Event::Broken)
+    }
+}
+
+fn halves<'a>(
+    client: &'a TcpStream,
+    upstream: &'a TcpStream,
+    connection: &'a Connection,
+    stores: &'a Stores,
+) -> (Half<'a>, Half<'a>) {
+    let half = |from, to, direction| {
+        Half::new(Ends {
+            from,
+            to,
+            direction,
+            connection,
+            stores,
+        })
+    };
+    (
+        half(client, upstream, Direction::In),
+        half(upstream, client, Direction::Out),
+    )
 }
 
 async fn run(
@@ -149,63 +275,63 @@ async fn run(
     upstream: &TcpStream,
     connection: &Connection,
     stores: &Stores,
-    silence: Silence,
+    times: Times,
 ) -> End {
-    let ends = |from, to, direction| Ends {
-        from,
-        to,
-        direction,
-        connection,
-        stores,
-    };
-    let inward = ends(client, upstream, Direction::In);
-    let outward = ends(upstream, client, Direction::Out);
-    let (mut pump_in, mut pump_out) = (Pump::default(), Pump::default());
+    let (mut inward, mut outward) = halves(client, upstream, connection, stores);
     let mut seen = Order::Run;
     let mut progress = Progress::default();
     loop {
         if let Some(end) = progress.finish() {
             return end;
         }
-        let limit = progress.limit(silence);
+        let limit = progress.limit(times);
         let (in_done, out_done) = (progress.in_done, progress.out_done);
-        let pumped = poll_fn(|cx| {
-            if !in_done && let Poll::Ready(stop) = pump_in.poll(&inward, cx) {
-                return Poll::Ready((Direction::In, stop));
+        let event = poll_fn(|cx| {
+            if let Poll::Ready(event) = inward.poll(in_done, cx) {
+                return Poll::Ready((Direction::In, event));
             }
-            if !out_done && let Poll::Ready(stop) = pump_out.poll(&outward, cx) {
-                return Poll::Ready((Direction::Out, stop));
-            }
-            Poll::Pending
+            let event = outward.poll(out_done, cx);
+            event.map(|event| (Direction::Out, event))
         });
-        // Every arm is cancel safe: what the pumps hold is kept outside, the others only wait.
+        // Every arm is cancel safe: what the halves hold is kept outside, the others only wait.
         tokio::select! {
-            (direction, stop) = pumped => {
-                if let Some(end) = progress.stopped(direction, stop, (client, upstream)) {
+            (direction, event) = event => {
+                let end = match event {
+                    Event::Stopped(stop) => progress.stopped(direction, stop, (client, upstream)),
+                    Event::Broken => progress.broke(direction),
+                };
+                if let Some(end) = end {
                     return end;
                 }
                 connection.touch();
             }
-            () = broken(client), if progress.in_done => return End::ClientReset,
-            () = broken(upstream), if progress.out_done => return End::UpstreamReset,
             order = connection.orders.beyond(seen) => match order {
                 Order::Run => {}
                 Order::ClosePolitely => {
                     seen = order;
-                    progress.polite = true;
-                    connection.touch();
-                    finish_sending(client);
+                    progress.say_goodbye(End::Drained, client, connection);
                 }
                 Order::Cut => return End::Cut,
                 Order::Stop => return End::Stopped,
             },
             end = silent(connection, limit) => return end,
+            over = outlived(connection, times), if progress.polite.is_none() => match over {
+                Over::Pause => {
+                    seen = Order::ClosePolitely;
+                    connection.orders.give(seen);
+                    progress.say_goodbye(End::Lifetime, client, connection);
+                }
+                Over::Late => {
+                    reset_on_drop(client);
+                    reset_on_drop(upstream);
+                    return End::Lifetime;
+                }
+            },
         }
     }
 }
 
-/// Waits until the socket has an error, which is how a reset shows on a side that is no longer
-/// read.
+/// Waits until the socket has an error, which is how a reset shows on a side that is not read.
 async fn broken(stream: &TcpStream) {
     if stream.ready(Interest::ERROR).await.is_err() {
         // The runtime stops; so does this task.
@@ -213,16 +339,57 @@ async fn broken(stream: &TcpStream) {
     }
 }
 
-/// Waits until no byte has passed for the limit.
+/// Waits until no byte has passed for the limit. Boxed where there is one: most connections have
+/// none while they rest.
 async fn silent(connection: &Connection, limit: Option<(Duration, End)>) -> End {
     let Some((limit, end)) = limit else {
         return std::future::pending().await;
     };
-    loop {
-        let until = connection.last_byte() + limit;
-        if Instant::now() >= until {
-            return end;
+    let silence = async {
+        loop {
+            let until = connection.last_byte() + limit;
+            if Instant::now() >= until {
+                return;
+            }
+            sleep_until(until.into()).await;
         }
-        sleep_until(until.into()).await;
-    }
+    };
+    Box::pin(silence).await;
+    end
+}
+
+/// How a lifetime ends.
+enum Over {
+    /// Nobody speaks.
+    Pause,
+    /// There was no pause.
+    Late,
+}
+
+/// Waits until the lifetime is over and nobody speaks, or until that does not happen for as long
+/// as a half-closed connection may be silent.
+async fn outlived(connection: &Connection, times: Times) -> Over {
+    let Some(lifetime) = times.lifetime else {
+        return std::future::pending().await;
+    };
+    let over = async {
+        let begin = connection.accepted + lifetime;
+        sleep_until(begin.into()).await;
+        loop {
+            // Who asked last may wait for an answer.
+            let pause = if connection.was_answered() {
+                gate::IDLE_AFTER
+            } else {
+                times.half_close
+            };
+            if connection.quiet_for() >= pause {
+                return Over::Pause;
+            }
+            if Instant::now() >= begin + times.half_close {
+                return Over::Late;
+            }
+            sleep(LOOK).await;
+        }
+    };
+    Box::pin(over).await
 }

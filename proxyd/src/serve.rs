@@ -3,6 +3,8 @@
 //! Until bytes flow nothing is read from the client, so whatever fails on the way can be tried
 //! again, here or elsewhere, and the client notices only time.
 
+mod waiting;
+
 use std::time::{Duration, Instant};
 
 use proxyd_core::tally::End;
@@ -10,23 +12,28 @@ use proxyd_core::way::{Redial, redial};
 use rehome_shared::api::proxy::Target;
 use rehome_shared::ids::RouteVersion;
 use rehome_shared::trunk::{Answer, Header, Refusal};
-use tokio::io::{AsyncWriteExt, Interest};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::{sleep, sleep_until};
 
 use crate::book::active::Active;
 use crate::book::connection::Upstream;
 use crate::book::held::{Attempt, Held, Leave, Pause, Step};
-use crate::book::orders::{Order, Orders};
 use crate::context::Context;
 use crate::dial;
-use crate::relay::{Silence, relay};
+use crate::metrics::Shed;
+use crate::relay::{Times, relay};
 use crate::socket::reset_on_drop;
+use crate::sources::Place;
+use crate::unread::Unread;
+use waiting::{Watched, gone, stopped};
 
 /// How much longer a sender waits than the owner holds, so that the owner's word arrives.
 const ANSWER_MARGIN: Duration = Duration::from_secs(5);
 /// The most that the few bytes of an answer may take to be taken by the kernel.
 const ANSWER_WRITE: Duration = Duration::from_secs(5);
+/// Between two tries that fail for a want of this machine.
+const SHORTAGE: Duration = Duration::from_millis(100);
 
 /// Why a held connection did not get to its application.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,11 +44,27 @@ enum Failed {
     Leave(Leave),
 }
 
-/// Serves a connection that was taken in.
+/// How a try ended.
+enum Tried {
+    /// The application has accepted.
+    Reached(TcpStream),
+    /// It is not there yet.
+    NotReached,
+    /// This machine is out of something; that says nothing about the application.
+    Short,
+}
+
+/// Serves a connection that was taken in. It has its place among those of its address until the
+/// end.
 ///
 /// # Cancel safety
 /// Dropping it closes the connection and takes it out of the book.
-pub(crate) async fn serve(context: Context, held: Held, mut client: TcpStream) {
+pub(crate) async fn serve(
+    context: Context,
+    held: Held,
+    mut client: TcpStream,
+    _place: Option<Place>,
+) {
     // Boxed: what it takes to reach an application is large, and not held while bytes flow.
     if let Some((active, upstream)) = Box::pin(begin(&context, held, &mut client)).await {
         let end = carry(&context, &active, client, upstream).await;
@@ -82,16 +105,17 @@ async fn begin(
 
 async fn carry(context: &Context, active: &Active, client: TcpStream, upstream: TcpStream) -> End {
     let timeouts = context.settings().timeouts;
-    let silence = Silence {
+    let times = Times {
         half_close: timeouts.half_close,
         idle: timeouts.idle,
+        lifetime: timeouts.lifetime,
     };
     relay(
         client,
         upstream,
         active.connection(),
         &context.stores,
-        silence,
+        times,
     )
     .await
 }
@@ -121,6 +145,7 @@ fn verdict(failed: Failed) -> (End, Answer) {
                 | End::ClientReset
                 | End::UpstreamReset
                 | End::Idle
+                | End::Lifetime
                 | End::HalfCloseTimeout
                 | End::Cut
                 | End::ClientGone
@@ -147,28 +172,37 @@ async fn reach(
     slot: &mut Option<Held>,
     client: &TcpStream,
 ) -> Result<(Active, TcpStream), Failed> {
+    let mut unread = match slot {
+        Some(held) => Unread::new(held.book(), &held.connection().meters),
+        None => return Err(Failed::End(End::Stopped)),
+    };
     loop {
         let Some(held) = slot.as_mut() else {
             return Err(Failed::End(End::Stopped));
         };
         let step = held.step();
         let deadline = held.deadline(context.settings().timeouts.connect);
+        let mut watched = Watched {
+            client,
+            unread: &mut unread,
+            deadline,
+        };
         let attempt = match step {
             Step::Try(attempt) => attempt,
             Step::Leave(leave) => return Err(Failed::Leave(leave)),
             Step::Wait(called) => {
                 let called = async { drop(called.await) };
-                waited(held, client, deadline, called).await?;
+                watched.wait(held, called).await?;
                 continue;
             }
             Step::WaitForNews(mut news) => {
                 let news = async { drop(news.changed().await) };
-                waited(held, client, deadline, news).await?;
+                watched.wait(held, news).await?;
                 continue;
             }
         };
-        match try_once(context, held, client, &attempt, deadline).await? {
-            Some(upstream) => {
+        match try_once(context, held, &mut watched, &attempt).await? {
+            Tried::Reached(upstream) => {
                 let Some(ready) = slot.take() else {
                     return Err(Failed::End(End::Stopped));
                 };
@@ -181,13 +215,14 @@ async fn reach(
                     }
                 }
             }
-            None => pause(held, client, deadline).await?,
+            Tried::NotReached => pause(held, &mut watched).await?,
+            Tried::Short => watched.wait(held, sleep(SHORTAGE)).await?,
         }
     }
 }
 
 /// After a failed try: waits for the next one. A change of the route ends the pause early.
-async fn pause(held: &mut Held, client: &TcpStream, deadline: Instant) -> Result<(), Failed> {
+async fn pause(held: &mut Held, watched: &mut Watched<'_>) -> Result<(), Failed> {
     match held.failed() {
         Pause::For(pause, mut news) => {
             let over = async {
@@ -197,73 +232,24 @@ async fn pause(held: &mut Held, client: &TcpStream, deadline: Instant) -> Result
                     changed = news.changed() => drop(changed),
                 }
             };
-            waited(held, client, deadline, over).await
+            watched.wait(held, over).await
         }
-        Pause::UntilCalled(called) => {
-            waited(held, client, deadline, async { drop(called.await) }).await
-        }
+        Pause::UntilCalled(called) => watched.wait(held, async { drop(called.await) }).await,
     }
 }
 
-/// Waits for `what`, watching the client, the deadline and orders.
-async fn waited(
-    held: &Held,
-    client: &TcpStream,
-    deadline: Instant,
-    what: impl Future<Output = ()>,
-) -> Result<(), Failed> {
-    let orders = &held.connection().orders;
-    // Every arm only waits.
-    tokio::select! {
-        () = what => Ok(()),
-        () = gone(client) => Err(Failed::End(End::ClientGone)),
-        () = sleep_until(deadline.into()) => Err(Failed::End(timed_out(held))),
-        () = stopped(orders) => Err(Failed::End(End::Stopped)),
-    }
-}
-
-fn timed_out(held: &Held) -> End {
-    if held.connection().application().is_some() {
-        End::ParkTimeout
-    } else {
-        End::ConnectFailed
-    }
-}
-
-/// A freeze cuts relays; what is held stays held.
-async fn stopped(orders: &Orders) {
-    orders.at_least(Order::Stop).await;
-}
-
-/// Waits until the client is certainly gone: a reset, or an end without any byte before it. An
-/// end after bytes is a legal half-close; those bytes stay in the socket for the application.
-async fn gone(client: &TcpStream) {
-    let mut byte = [0_u8; 1];
-    // Both only wait; nothing is taken out of the socket.
-    tokio::select! {
-        peeked = client.peek(&mut byte) => {
-            if matches!(peeked, Ok(0) | Err(_)) {
-                return;
-            }
-        }
-        broken = client.ready(Interest::ERROR) => return drop(broken),
-    }
-    drop(client.ready(Interest::ERROR).await);
-}
-
-/// One try. `None` means: failed, try again.
+/// One try.
 async fn try_once(
     context: &Context,
     held: &mut Held,
-    client: &TcpStream,
+    watched: &mut Watched<'_>,
     attempt: &Attempt,
-    deadline: Instant,
-) -> Result<Option<TcpStream>, Failed> {
+) -> Result<Tried, Failed> {
     match attempt.by.phase.target() {
         Some(Target::Local { addr }) => {
             held.connection().set_upstream(Upstream::Local(*addr));
             let settings = context.settings();
-            let left = deadline.saturating_duration_since(Instant::now());
+            let left = watched.deadline.saturating_duration_since(Instant::now());
             let longest = settings.timeouts.connect.min(left);
             // A target of the file may be far away: it gets one long try instead of short ones.
             let failures = if attempt.by.may_move() {
@@ -271,18 +257,20 @@ async fn try_once(
             } else {
                 u32::MAX
             };
-            let result = dial::local(held.book(), &settings, *addr, failures, longest).await;
-            Ok(result
-                .inspect_err(|error| tracing::debug!(%error, "application not reached"))
-                .ok())
+            match dial::local(held.book(), &settings, *addr, failures, longest).await {
+                Ok(stream) => Ok(Tried::Reached(stream)),
+                Err(error) => {
+                    tracing::debug!(%error, "application not reached");
+                    Ok(failed(context, &error))
+                }
+            }
         }
         Some(Target::Remote { trunk, .. }) => {
-            let deadline = deadline + ANSWER_MARGIN;
             let by = (trunk.as_str(), attempt.by.version);
-            through_trunk(context, held, client, by, deadline).await
+            through_trunk(context, held, watched, by).await
         }
         // Nobody is sent where nothing is.
-        None => Ok(None),
+        None => Ok(Tried::NotReached),
     }
 }
 
@@ -290,33 +278,33 @@ async fn try_once(
 async fn through_trunk(
     context: &Context,
     held: &mut Held,
-    client: &TcpStream,
+    watched: &mut Watched<'_>,
     (trunk, version): (&str, RouteVersion),
-    deadline: Instant,
-) -> Result<Option<TcpStream>, Failed> {
+) -> Result<Tried, Failed> {
+    let deadline = watched.deadline + ANSWER_MARGIN;
     let (mut trunk, mut version) = (trunk.to_owned(), version);
     for hops in 0_u8.. {
         let Some(header) = header(context, held, version, hops) else {
-            return Ok(None);
+            return Ok(Tried::NotReached);
         };
         held.connection()
             .set_upstream(Upstream::Trunk(trunk.clone()));
         let settings = context.settings();
         let mut stream = match dial::trunk(held.book(), &settings, &trunk, &header).await {
             Ok(stream) => stream,
-            Err(error) => return Ok(not_reached(&error)),
+            Err(error) => return Ok(not_reached(context, &error)),
         };
         held.passed_on();
         let orders = &held.connection().orders;
         // The losing arms only wait; the stream of a lost answer is dropped with it.
         let answer = tokio::select! {
             answer = dial::answer(&mut stream) => answer,
-            () = gone(client) => return Err(Failed::End(End::ClientGone)),
+            () = gone(watched.client, watched.unread) => return Err(Failed::End(End::ClientGone)),
             () = sleep_until(deadline.into()) => return Err(Failed::End(End::ParkTimeout)),
             () = stopped(orders) => return Err(Failed::End(End::Stopped)),
         };
         match answer {
-            Ok(Answer::Connected) => return Ok(Some(stream)),
+            Ok(Answer::Connected) => return Ok(Tried::Reached(stream)),
             Ok(Answer::Moved {
                 trunk: next,
                 version: newer,
@@ -334,17 +322,32 @@ async fn through_trunk(
             }
             Ok(answer) => {
                 tracing::debug!(?answer, "trunk not usable now");
-                return Ok(None);
+                return Ok(Tried::NotReached);
             }
-            Err(error) => return Ok(not_reached(&error)),
+            Err(error) => return Ok(not_reached(context, &error)),
         }
     }
-    Ok(None)
+    Ok(Tried::NotReached)
 }
 
-fn not_reached(error: &dial::DialError) -> Option<TcpStream> {
+fn not_reached(context: &Context, error: &dial::DialError) -> Tried {
     tracing::debug!(error = %rehome_runtime::report::Report(error), "trunk not reached");
-    None
+    match error {
+        dial::DialError::Connect { source, .. } => failed(context, source),
+        dial::DialError::Broken(_) | dial::DialError::Answer(_) => Tried::NotReached,
+    }
+}
+
+/// A connect that failed: whether that speaks of the application or of this machine, which is
+/// counted.
+fn failed(context: &Context, error: &std::io::Error) -> Tried {
+    match Shed::shortage(error) {
+        Some(shortage) => {
+            context.book.metrics.shed(shortage);
+            Tried::Short
+        }
+        None => Tried::NotReached,
+    }
 }
 
 /// The header of a trunk connection; `None` while this host does not know its own name.
@@ -373,7 +376,7 @@ mod tests {
     /// What a connection holds for as long as it lives: its task, and what the book knows of it.
     #[test]
     fn an_idle_connection_holds_little() {
-        fn size<F: Future>(_: fn(Context, Held, TcpStream) -> F) -> usize {
+        fn size<F: Future>(_: fn(Context, Held, TcpStream, Option<Place>) -> F) -> usize {
             size_of::<F>()
         }
         let (task, book) = (size(serve), size_of::<Connection>());

@@ -2,6 +2,7 @@
 //! connections keep what they started with.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use proxyd_core::limits::Limits;
@@ -16,9 +17,13 @@ pub(crate) struct Settings {
     pub(crate) host: Option<HostAddr>,
     pub(crate) listen: ListenOn,
     pub(crate) limits: Limits,
+    /// Connections of one client address.
+    pub(crate) per_source: Option<NonZeroU32>,
     pub(crate) timeouts: ProxydTimeouts,
     pub(crate) trunk_connect: Duration,
     pub(crate) udp_sessions: usize,
+    /// What buffers and pipes may hold together between a read and a write.
+    pub(crate) relay_bytes: usize,
     /// What pipes may hold together.
     pub(crate) pipe_bytes: usize,
     /// How long a trunk connection may wait for a route that this host does not know yet.
@@ -52,10 +57,13 @@ impl From<&ProxydConfig> for Settings {
             limits: Limits {
                 connections: u64::from(limits.connections),
                 per_route: u64::from(limits.per_route),
+                parked_bytes: limits.parked_bytes.0,
             },
+            per_source: limits.per_source,
             timeouts: config.timeouts,
             trunk_connect: config.trunk.connect_timeout,
             udp_sessions: usize::try_from(limits.udp_sessions).unwrap_or(usize::MAX),
+            relay_bytes: usize::try_from(limits.relay_bytes.0).unwrap_or(usize::MAX),
             pipe_bytes: usize::try_from(limits.pipe_bytes.0).unwrap_or(usize::MAX),
             unknown_route: limits.park_timeout,
             routes: config.routes.iter().map(route).collect(),

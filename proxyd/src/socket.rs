@@ -200,6 +200,12 @@ fn lacks_ipv6(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::AddrNotAvailable || error.raw_os_error() == Some(unsupported)
 }
 
+/// Whether this machine has no port left to connect from. (A target of a family that it does not
+/// speak looks the same.)
+pub(crate) fn lacks_ports(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::AddrNotAvailable
+}
+
 /// Whether the process or the machine has no room for another socket: the caller waits
 /// instead of trying at once.
 pub(crate) fn is_exhausted(error: &io::Error) -> bool {

@@ -71,7 +71,7 @@ async fn greet(
     // Boxed: what it takes to begin is not held while bytes flow.
     let taken_in = Box::pin(take_in(&context, stream, permit, unknown)).await;
     if let Some((held, stream)) = taken_in {
-        serve(context, held, stream).await;
+        serve(context, held, stream, None).await;
     }
 }
 

@@ -28,6 +28,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::context::Context;
 use crate::metrics::Shed;
+use crate::relay::{Buffer, Stores};
 use session::Session;
 pub(crate) use session::from_trunk;
 
@@ -36,10 +37,17 @@ const HELD: usize = 256;
 /// Datagrams of one client that wait while its session is being made or is busy. All that a
 /// gate held may be of one client.
 const INBOX: usize = HELD;
-/// The largest datagram there is.
-const LARGEST: usize = 65_535;
+/// Datagrams of a socket that are taken in a row.
+const TURN: usize = 64;
 /// How often sessions that ended are taken out of the socket's memory.
 const SWEEP: Duration = Duration::from_secs(5);
+
+/// A buffer once there is a datagram, not before: sockets that rest hold none.
+async fn room_for_what_came(socket: &UdpSocket, stores: &Stores) -> Buffer {
+    // Fails only when the runtime stops, and then so does this task.
+    drop(socket.readable().await);
+    stores.large_buffer().await
+}
 
 /// The room for UDP sessions. Clones share.
 #[derive(Debug, Clone)]
@@ -113,25 +121,30 @@ struct Listener {
 
 impl Listener {
     async fn run(mut self) {
-        let mut buffer = vec![0; LARGEST];
+        let (socket, stores) = (Arc::clone(&self.socket), self.context.stores.clone());
         let mut news = self.context.book.news(self.key);
         let mut sweep = tokio::time::interval(SWEEP);
         loop {
             // Every arm is cancel safe; a datagram that was not received is still in the socket.
             tokio::select! {
-                received = self.socket.recv_from(&mut buffer) => match received {
-                    Ok((length, client)) => {
-                        let datagram = buffer.get(..length).unwrap_or_default();
-                        self.take_in(client, datagram.into());
-                    }
-                    // An ICMP message about an earlier answer; the socket is well.
-                    Err(error) => tracing::debug!(%error, "a datagram was not received"),
-                },
+                buffer = room_for_what_came(&socket, &stores) => self.receive(buffer),
                 changed = news.changed() => match changed {
                     Ok(()) => self.release(),
                     Err(_) => return,
                 },
                 _ = sweep.tick() => self.sessions.retain(|_, inbox| !inbox.is_closed()),
+            }
+        }
+    }
+
+    /// Takes what has come, up to a limit: other tasks run too.
+    fn receive(&mut self, mut buffer: Buffer) {
+        for _ in 0..TURN {
+            match self.socket.try_recv_from(buffer.space()) {
+                Ok((length, client)) => self.take_in(client, buffer.part(0, length).into()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                // An ICMP message about an earlier answer; the socket is well.
+                Err(error) => tracing::debug!(%error, "a datagram was not received"),
             }
         }
     }
@@ -171,6 +184,10 @@ impl Listener {
     }
 
     fn begin(&mut self, client: SocketAddr) -> Option<mpsc::Sender<Box<[u8]>>> {
+        let Some(source) = self.context.sources.take(client.ip()) else {
+            self.context.book.metrics.shed(Shed::Source);
+            return None;
+        };
         let place = self.context.udp_room.take(&self.context)?;
         let (inbox, datagrams) = mpsc::channel(INBOX);
         self.sessions.insert(client, inbox.clone());
@@ -181,7 +198,7 @@ impl Listener {
             .spawn("udp session", Criticality::Ordinary, async move {
                 stop.run_until_cancelled(session.run(socket, datagrams))
                     .await;
-                drop(place);
+                drop((place, source));
             });
         Some(inbox)
     }

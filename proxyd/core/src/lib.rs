@@ -7,6 +7,7 @@
 //! | [`way`] | where one connection goes, from a client or from a trunk |
 //! | [`mod@line`] | in which order held connections try the application, and how many at once |
 //! | [`limits`] | whether another connection may be accepted |
+//! | [`sources`] | whether a client address gets another connection |
 //! | [`reload`] | which sockets other routes or addresses open and close |
 //! | [`retry`] | how long to wait between tries and how long one try may take |
 //! | [`gait`] | by which means a relay moves its next bytes |
@@ -27,6 +28,7 @@ pub mod line;
 pub mod reload;
 pub mod retry;
 pub mod saved;
+pub mod sources;
 pub mod table;
 pub mod tally;
 pub mod way;

@@ -13,6 +13,8 @@ pub struct Limits {
     pub connections: u64,
     /// Connections of one route.
     pub per_route: u64,
+    /// Bytes that held clients have sent and nobody has read.
+    pub parked_bytes: u64,
 }
 
 /// How many connections there are.
@@ -24,6 +26,10 @@ pub struct Load {
     pub route_active: u64,
     /// Held and relayed by all routes.
     pub all: u64,
+    /// What the route's held clients have sent and nobody has read.
+    pub route_unread: u64,
+    /// The same of all routes.
+    pub unread: u64,
 }
 
 /// The limit that is reached.
@@ -35,6 +41,8 @@ pub enum Full {
     RouteConnections,
     /// `limits.connections`.
     Connections,
+    /// `limits.parked_bytes`.
+    ParkedBytes,
 }
 
 impl Full {
@@ -45,12 +53,14 @@ impl Full {
             Self::RouteParked => "route_parked",
             Self::RouteConnections => "route_connections",
             Self::Connections => "connections",
+            Self::ParkedBytes => "parked_bytes",
         }
     }
 }
 
 /// Whether one more connection fits. If not, the listener stops accepting and the kernel's
-/// backlog holds what comes.
+/// backlog holds what comes. Unread bytes stop only routes that have some: clients of the others
+/// are not held for long.
 ///
 /// # Errors
 /// The limit that is reached.
@@ -61,6 +71,8 @@ pub fn admit(limits: &Limits, route: &ParkLimits, load: &Load) -> Result<(), Ful
         Err(Full::RouteConnections)
     } else if load.all >= limits.connections {
         Err(Full::Connections)
+    } else if load.route_unread > 0 && load.unread >= limits.parked_bytes {
+        Err(Full::ParkedBytes)
     } else {
         Ok(())
     }
@@ -77,6 +89,7 @@ mod tests {
         let limits = Limits {
             connections: 10,
             per_route: 6,
+            parked_bytes: 1000,
         };
         let route = ParkLimits {
             park_limit: 4,
@@ -86,6 +99,7 @@ mod tests {
             route_held,
             route_active,
             all,
+            ..Load::default()
         };
         assert_eq!(admit(&limits, &route, &load(3, 2, 9)), Ok(()));
         assert_eq!(
@@ -100,5 +114,17 @@ mod tests {
             admit(&limits, &route, &load(0, 0, 10)),
             Err(Full::Connections)
         );
+        let unread = |route_unread, unread| Load {
+            route_unread,
+            unread,
+            ..Load::default()
+        };
+        assert_eq!(admit(&limits, &route, &unread(999, 999)), Ok(()));
+        assert_eq!(
+            admit(&limits, &route, &unread(1, 1000)),
+            Err(Full::ParkedBytes)
+        );
+        let others = admit(&limits, &route, &unread(0, 1000));
+        assert_eq!(others, Ok(()), "a route whose clients flow goes on");
     }
 }

@@ -17,6 +17,8 @@ pub enum End {
     UpstreamReset,
     /// No byte for the idle timeout.
     Idle,
+    /// It had lasted for as long as a connection may.
+    Lifetime,
     /// One side had finished and the other one stayed silent.
     HalfCloseTimeout,
     /// A freeze cut it.
@@ -37,12 +39,13 @@ pub enum End {
 
 impl End {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Finished,
         Self::Drained,
         Self::ClientReset,
         Self::UpstreamReset,
         Self::Idle,
+        Self::Lifetime,
         Self::HalfCloseTimeout,
         Self::Cut,
         Self::ParkTimeout,
@@ -62,6 +65,7 @@ impl End {
             Self::ClientReset => "client_reset",
             Self::UpstreamReset => "upstream_reset",
             Self::Idle => "idle",
+            Self::Lifetime => "lifetime",
             Self::HalfCloseTimeout => "half_close_timeout",
             Self::Cut => "cut",
             Self::ParkTimeout => "park_timeout",
@@ -103,6 +107,7 @@ impl Tally {
             | End::Drained
             | End::ClientReset
             | End::Idle
+            | End::Lifetime
             | End::HalfCloseTimeout
             | End::ParkTimeout
             | End::ClientGone

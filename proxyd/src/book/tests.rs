@@ -48,6 +48,7 @@ impl Proxy {
         let limits = Limits {
             connections: 1000,
             per_route: 1000,
+            parked_bytes: 1 << 20,
         };
         let metrics = Arc::new(Metrics::new(&mut Registry::default()));
         Self {

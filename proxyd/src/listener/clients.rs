@@ -14,6 +14,7 @@ use crate::context::Context;
 use crate::metrics::Shed;
 use crate::serve::serve;
 use crate::socket::{accept_now, reset_on_drop};
+use crate::sources::Place;
 
 /// The most that a queue holds: who comes while it is taken waits for nobody.
 const QUEUE: usize = 8192;
@@ -24,6 +25,8 @@ struct Client {
     address: SocketAddr,
     destination: SocketAddr,
     key: RouteKey,
+    /// Among those of its address.
+    place: Place,
 }
 
 /// What became of a client.
@@ -76,6 +79,12 @@ pub(super) fn take_queue(context: &Context, listener: &TcpListener, key: RouteKe
 }
 
 fn take_in(context: &Context, key: RouteKey, stream: TcpStream, address: SocketAddr) -> Taken {
+    let Some(place) = context.sources.take(address.ip()) else {
+        context.book.metrics.shed(Shed::Source);
+        tracing::debug!(client.addr = %address, "an address with too many connections");
+        reset_on_drop(&stream);
+        return Taken::In;
+    };
     let Ok(destination) = stream.local_addr() else {
         return Taken::In;
     };
@@ -84,6 +93,7 @@ fn take_in(context: &Context, key: RouteKey, stream: TcpStream, address: SocketA
         address,
         destination,
         key,
+        place,
     };
     match client.admit(context) {
         Ok(held) => spawn(context, held, client),
@@ -140,6 +150,7 @@ fn spawn(context: &Context, held: Held, client: Client) {
         route = %client.key,
         client.addr = %connection.client
     );
-    let task = serve(context.clone(), held, client.stream).instrument(span);
+    let Client { stream, place, .. } = client;
+    let task = serve(context.clone(), held, stream, Some(place)).instrument(span);
     context.connections.spawn_light("connection", task);
 }

@@ -4,14 +4,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use proxyd_core::gait::{LARGE, SMALL};
 
+use super::budget::{Budget, Spent};
+
 /// What is kept of each size for the next one; more is freed. 8 MiB of small ones, 8 MiB of
 /// large ones.
 const KEPT_SMALL: usize = 512;
 const KEPT_LARGE: usize = 128;
 
 /// The spare buffers. Clones share.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Buffers(Arc<Spare>);
+#[derive(Debug, Clone)]
+pub(super) struct Buffers {
+    spare: Arc<Spare>,
+    budget: Budget,
+}
 
 #[derive(Debug, Default)]
 struct Spare {
@@ -23,24 +28,39 @@ type Shelf = Mutex<Vec<Box<[u8]>>>;
 
 /// A buffer on loan.
 #[derive(Debug)]
-pub(super) struct Lent {
+pub(crate) struct Lent {
     bytes: Box<[u8]>,
-    home: Buffers,
+    home: Arc<Spare>,
+    _spent: Spent,
 }
 
 impl Buffers {
-    /// A buffer of [`SMALL`] bytes, or of [`LARGE`] when that is asked for.
-    pub(super) fn take(&self, size: usize) -> Lent {
-        let (shelf, size) = if size > SMALL {
-            (&self.0.large, LARGE)
-        } else {
-            (&self.0.small, SMALL)
-        };
-        let spare = lock(shelf).pop();
-        Lent {
-            bytes: spare.unwrap_or_else(|| vec![0; size].into_boxed_slice()),
-            home: self.clone(),
+    pub(super) fn new(budget: &Budget) -> Self {
+        Self {
+            spare: Arc::default(),
+            budget: budget.clone(),
         }
+    }
+
+    /// A buffer of [`SMALL`] bytes, or of [`LARGE`] when that is asked for and to be had.
+    pub(super) fn take(&self, size: usize) -> Option<Lent> {
+        let large = if size > SMALL { self.large() } else { None };
+        large.or_else(|| self.lend(&self.spare.small, SMALL))
+    }
+
+    /// A buffer of [`LARGE`] bytes.
+    pub(super) fn large(&self) -> Option<Lent> {
+        self.lend(&self.spare.large, LARGE)
+    }
+
+    fn lend(&self, shelf: &Shelf, size: usize) -> Option<Lent> {
+        let spent = self.budget.spend(size)?;
+        let spare = lock(shelf).pop();
+        Some(Lent {
+            bytes: spare.unwrap_or_else(|| vec![0; size].into_boxed_slice()),
+            home: Arc::clone(&self.spare),
+            _spent: spent,
+        })
     }
 }
 
@@ -50,12 +70,12 @@ fn lock(shelf: &Shelf) -> MutexGuard<'_, Vec<Box<[u8]>>> {
 
 impl Lent {
     /// Room to read into.
-    pub(super) fn space(&mut self) -> &mut [u8] {
+    pub(crate) fn space(&mut self) -> &mut [u8] {
         &mut self.bytes
     }
 
     /// A part of what was read.
-    pub(super) fn part(&self, from: usize, to: usize) -> &[u8] {
+    pub(crate) fn part(&self, from: usize, to: usize) -> &[u8] {
         self.bytes.get(from..to).unwrap_or_default()
     }
 }
@@ -63,11 +83,10 @@ impl Lent {
 impl Drop for Lent {
     fn drop(&mut self) {
         let bytes = std::mem::take(&mut self.bytes);
-        let home = &self.home.0;
         let (shelf, kept) = if bytes.len() > SMALL {
-            (&home.large, KEPT_LARGE)
+            (&self.home.large, KEPT_LARGE)
         } else {
-            (&home.small, KEPT_SMALL)
+            (&self.home.small, KEPT_SMALL)
         };
         let mut shelf = lock(shelf);
         if shelf.len() < kept {

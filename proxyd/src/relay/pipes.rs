@@ -10,6 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use prometheus_client::metrics::gauge::Gauge;
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_getpipe_size, fcntl_setpipe_size, pipe_with};
 
+use super::budget::{Budget, Spent};
+
 /// What a pipe holds where the kernel allows it.
 const WANTED: usize = 256 << 10;
 /// A pipe that holds less is worse than copying. A user over the limit of
@@ -20,7 +22,7 @@ const KEPT: usize = 64;
 
 /// The pipes of a proxy. Clones share.
 #[derive(Debug, Clone)]
-pub(crate) struct Pipes(Arc<Shared>);
+pub(super) struct Pipes(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
@@ -29,6 +31,7 @@ struct Shared {
     bytes: AtomicUsize,
     limit: AtomicUsize,
     shown: Gauge,
+    budget: Budget,
 }
 
 #[derive(Debug)]
@@ -46,21 +49,23 @@ pub(super) struct Lent {
     /// What is in it.
     held: usize,
     home: Pipes,
+    _spent: Spent,
 }
 
 impl Pipes {
-    /// Pipes that hold so many bytes together, which are shown.
-    pub(crate) fn new(limit: usize, shown: Gauge) -> Self {
+    /// Pipes that hold so many bytes together, which are shown. What is lent is of the budget too.
+    pub(super) fn new(limit: usize, shown: Gauge, budget: &Budget) -> Self {
         Self(Arc::new(Shared {
             spare: Mutex::new(Vec::new()),
             bytes: AtomicUsize::new(0),
             limit: AtomicUsize::new(limit),
             shown,
+            budget: budget.clone(),
         }))
     }
 
     /// Another limit, for pipes that are made from now on.
-    pub(crate) fn set_limit(&self, limit: usize) {
+    pub(super) fn set_limit(&self, limit: usize) {
         self.0.limit.store(limit, Ordering::Relaxed);
     }
 
@@ -69,14 +74,16 @@ impl Pipes {
         self.0.bytes.load(Ordering::Relaxed)
     }
 
-    /// An empty pipe, unless the limit is reached or the kernel has none.
+    /// An empty pipe, unless a limit is reached or the kernel has none.
     pub(super) fn take(&self) -> Option<Lent> {
+        let spent = self.0.budget.spend(WANTED)?;
         let spare = self.spare().pop();
         let pipe = spare.or_else(|| self.make())?;
         Some(Lent {
             pipe: Some(pipe),
             held: 0,
             home: self.clone(),
+            _spent: spent,
         })
     }
 
@@ -172,11 +179,20 @@ mod tests {
     use std::io::{Read, Write};
     use std::os::unix::net::UnixStream;
 
+    use prometheus_client::registry::Registry;
+
     use super::*;
+    use crate::metrics::Metrics;
+
+    fn pipes(limit: usize) -> Pipes {
+        let metrics = Arc::new(Metrics::new(&mut Registry::default()));
+        let budget = Budget::new(usize::MAX, &metrics);
+        Pipes::new(limit, Gauge::default(), &budget)
+    }
 
     #[test]
     fn what_goes_in_comes_out_and_the_pipe_is_used_again() {
-        let pipes = Pipes::new(WANTED, Gauge::default());
+        let pipes = pipes(WANTED);
         let (mut sender, from) = UnixStream::pair().unwrap();
         let (to, mut receiver) = UnixStream::pair().unwrap();
         for round in 0..2 {
@@ -194,7 +210,7 @@ mod tests {
 
     #[test]
     fn the_limit_holds_for_lent_and_spare_pipes() {
-        let pipes = Pipes::new(2 * WANTED, Gauge::default());
+        let pipes = pipes(2 * WANTED);
         let lent = [pipes.take().unwrap(), pipes.take().unwrap()];
         assert!(pipes.take().is_none());
         drop(lent);
@@ -206,7 +222,7 @@ mod tests {
 
     #[test]
     fn bytes_of_one_connection_never_reach_another() {
-        let pipes = Pipes::new(WANTED, Gauge::default());
+        let pipes = pipes(WANTED);
         let (mut sender, from) = UnixStream::pair().unwrap();
         sender.write_all(b"secret").unwrap();
         let mut lent = pipes.take().unwrap();

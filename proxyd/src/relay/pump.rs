@@ -6,7 +6,8 @@
 //! ```
 //!
 //! Whatever is between its read and its write is in [`Load`]. Only an empty direction waits for
-//! its source, so a slow sink stops the reading; and an empty one that waits holds nothing.
+//! its source, so a slow sink stops the reading; and an empty one that waits holds nothing. Where
+//! there is no memory to read into, it waits for that.
 //!
 //! Readiness: a system call that would block, and a read that was shorter than its buffer, clear
 //! it, under the runtime's own check that nothing came meanwhile. A socket that has more after a
@@ -20,6 +21,7 @@ use proxyd_core::gait::Gait;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
+use super::budget::Freed;
 use super::{Stores, buffers, pipes};
 use crate::book::connection::{Connection, Direction};
 use crate::book::orders::Order;
@@ -49,10 +51,18 @@ pub(super) struct Ends<'a> {
 }
 
 /// One direction.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Pump {
     load: Load,
     gait: Gait,
+    /// While there is nothing to read into.
+    starved: Option<Freed>,
+}
+
+/// What the next bytes go through.
+enum Means {
+    Buffer(buffers::Lent),
+    Pipe(pipes::Lent),
 }
 
 #[derive(Debug, Default)]
@@ -94,7 +104,12 @@ impl Pump {
             if ready!(ends.from.poll_read_ready(cx)).is_err() {
                 return Poll::Ready(Err(Stop::Source));
             }
-            match self.fill(ends) {
+            // Only now: an idle direction holds nothing.
+            let outcome = match ready!(self.poll_means(ends.stores, cx)) {
+                Means::Pipe(pipe) => self.splice(ends, pipe),
+                Means::Buffer(buffer) => self.copy(ends, buffer),
+            };
+            match outcome {
                 Ok(0) => return Poll::Ready(Err(Stop::Finished)),
                 Ok(length) => {
                     self.gait.took(length);
@@ -106,14 +121,33 @@ impl Pump {
         }
     }
 
-    fn fill(&mut self, ends: &Ends<'_>) -> io::Result<usize> {
+    /// Waits for something to read into.
+    fn poll_means(&mut self, stores: &Stores, cx: &mut Context<'_>) -> Poll<Means> {
+        loop {
+            if let Some(means) = self.means(stores) {
+                self.starved = None;
+                return Poll::Ready(means);
+            }
+            let mut freed = self.starved.take().unwrap_or_else(|| stores.freed());
+            if freed.as_mut().poll(cx).is_pending() {
+                // It is sure to hear only now: something may have been given back before.
+                let means = self.means(stores);
+                if means.is_none() {
+                    self.starved = Some(freed);
+                }
+                return means.map_or(Poll::Pending, Poll::Ready);
+            }
+        }
+    }
+
+    fn means(&mut self, stores: &Stores) -> Option<Means> {
         if self.gait.wants_pipe() {
-            if let Some(pipe) = ends.stores.pipes.take() {
-                return self.splice(ends, pipe);
+            if let Some(pipe) = stores.pipes.take() {
+                return Some(Means::Pipe(pipe));
             }
             self.gait.no_pipe();
         }
-        self.copy(ends, ends.stores.buffers.take(self.gait.room()))
+        stores.buffers.take(self.gait.room()).map(Means::Buffer)
     }
 
     fn splice(&mut self, ends: &Ends<'_>, mut pipe: pipes::Lent) -> io::Result<usize> {

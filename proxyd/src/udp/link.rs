@@ -12,7 +12,8 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::mpsc;
 
-use super::LARGEST;
+use super::room_for_what_came;
+use crate::relay::{Buffer, Stores};
 
 /// Where datagrams come from.
 #[derive(Debug)]
@@ -104,41 +105,59 @@ pub(super) async fn pass(
     sink: &mut Sink,
     activity: &Activity,
     bytes: &Counter,
+    stores: &Stores,
 ) -> io::Result<()> {
-    let mut buffer = vec![0; LARGEST];
     loop {
-        let length = source.next(&mut buffer).await?;
-        let datagram = buffer.get(..length).unwrap_or_default();
-        sink.send(datagram).await?;
+        let datagram = source.next(stores).await?;
+        sink.send(datagram.bytes()).await?;
         activity.touch();
-        bytes.inc_by(u64::try_from(length).unwrap_or(u64::MAX));
+        bytes.inc_by(u64::try_from(datagram.bytes().len()).unwrap_or(u64::MAX));
+    }
+}
+
+/// A datagram on its way.
+#[derive(Debug)]
+enum Datagram {
+    Owned(Box<[u8]>),
+    Lent(Buffer, usize),
+}
+
+impl Datagram {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Owned(bytes) => bytes,
+            Self::Lent(buffer, length) => buffer.part(0, *length),
+        }
     }
 }
 
 impl Source {
-    async fn next(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+    /// The next one. A buffer is borrowed when it is there, not while it is waited for.
+    async fn next(&mut self, stores: &Stores) -> io::Result<Datagram> {
         match self {
             Self::Inbox(inbox) => {
                 let datagram = inbox.recv().await.ok_or(io::ErrorKind::BrokenPipe)?;
-                let room = buffer
-                    .get_mut(..datagram.len())
-                    .ok_or(io::ErrorKind::InvalidData)?;
-                room.copy_from_slice(&datagram);
-                Ok(datagram.len())
+                Ok(Datagram::Owned(datagram))
             }
             Self::Socket(socket) => loop {
-                match socket.recv(buffer).await {
+                let mut buffer = room_for_what_came(socket, stores).await;
+                match socket.try_recv(buffer.space()) {
+                    Ok(length) => return Ok(Datagram::Lent(buffer, length)),
                     // An ICMP message: nobody listened when an earlier datagram came. They are
                     // lost, as on any network; later ones may not be.
                     Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
-                    other => return other,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    Err(error) => return Err(error),
                 }
             },
             Self::Trunk(stream) => {
                 let length = usize::from(stream.read_u16().await?);
-                let room = buffer.get_mut(..length).ok_or(io::ErrorKind::InvalidData)?;
-                stream.read_exact(room).await?;
-                Ok(length)
+                let mut buffer = stores.large_buffer().await;
+                let room = buffer.space().get_mut(..length);
+                stream
+                    .read_exact(room.ok_or(io::ErrorKind::InvalidData)?)
+                    .await?;
+                Ok(Datagram::Lent(buffer, length))
             }
         }
     }

@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use proxyd_core::table::Route;
 use proxyd_core::way::{self, Arrival, Redial, TrunkWay, Way, redial};
 use rehome_shared::api::proxy::{RouteKey, Target};
 use rehome_shared::ids::RouteVersion;
@@ -17,7 +18,7 @@ use super::link::{Activity, Link, Sink, Source, pass};
 use crate::book::news::News;
 use crate::context::Context;
 use crate::dial;
-use crate::metrics::RouteMeters;
+use crate::metrics::{RouteMeters, Shed};
 use crate::serve::answer;
 
 /// Between two tries to reach the application.
@@ -76,7 +77,9 @@ impl Session {
             let upstream = match way::for_client(&route) {
                 Way::Refuse => return,
                 Way::Hold => None,
-                Way::Go(Target::Local { addr }) => connect(*addr).await.ok().map(Link::from),
+                Way::Go(Target::Local { addr }) => {
+                    connect(&self.context, *addr).await.ok().map(Link::from)
+                }
                 Way::Go(Target::Remote { trunk, .. }) => {
                     // The route may lead elsewhere while the owner still thinks.
                     tokio::select! {
@@ -95,12 +98,14 @@ impl Session {
                 &mut upstream.sink,
                 &self.activity,
                 &self.meters.bytes_in,
+                &self.context.stores,
             );
             let outward = pass(
                 &mut upstream.source,
                 &mut client.sink,
                 &self.activity,
                 &self.meters.bytes_out,
+                &self.context.stores,
             );
             // The losers are dropped with the upstream; datagrams under way may be lost.
             tokio::select! {
@@ -188,7 +193,7 @@ pub(crate) async fn from_trunk(
         let _sent = answer(&mut stream, &refusal).await;
         return;
     };
-    let Ok(socket) = connect(addr).await else {
+    let Ok(socket) = connect(context, addr).await else {
         sleep(PAUSE).await;
         let _sent = answer(&mut stream, &Answer::Refused(Refusal::Full)).await;
         return;
@@ -196,25 +201,46 @@ pub(crate) async fn from_trunk(
     if !answer(&mut stream, &Answer::Connected).await {
         return;
     }
-    let (mut sender, mut application) = (Link::from(stream), Link::from(socket));
-    let (activity, meters) = (Activity::new(), context.book.meters(header.route));
-    let idle = context.settings().timeouts.udp_idle;
-    // The losers are dropped with both ends; datagrams under way may be lost.
-    tokio::select! {
-        ended = pass(&mut sender.source, &mut application.sink, &activity, &meters.bytes_in) => drop(ended),
-        ended = pass(&mut application.source, &mut sender.sink, &activity, &meters.bytes_out) => drop(ended),
-        () = activity.silence(idle) => {}
-        () = leads_elsewhere(context, header.route, &route, &mut news) => {}
-    }
+    let session = (Link::from(stream), Link::from(socket));
+    exchange(context, session, (header.route, &route), &mut news).await;
     drop(place);
 }
 
-async fn leads_elsewhere(
+/// Passes datagrams on between another host and the application, until the sender is silent or the
+/// route leads elsewhere.
+async fn exchange(
     context: &Context,
-    key: RouteKey,
-    route: &proxyd_core::table::Route,
+    (mut sender, mut application): (Link, Link),
+    (key, route): (RouteKey, &Route),
     news: &mut News,
 ) {
+    let (activity, meters) = (Activity::new(), context.book.meters(key));
+    let stores = &context.stores;
+    let inward = pass(
+        &mut sender.source,
+        &mut application.sink,
+        &activity,
+        &meters.bytes_in,
+        stores,
+    );
+    let outward = pass(
+        &mut application.source,
+        &mut sender.sink,
+        &activity,
+        &meters.bytes_out,
+        stores,
+    );
+    let idle = context.settings().timeouts.udp_idle;
+    // The losers are dropped with both ends; datagrams under way may be lost.
+    tokio::select! {
+        ended = inward => drop(ended),
+        ended = outward => drop(ended),
+        () = activity.silence(idle) => {}
+        () = leads_elsewhere(context, key, route, news) => {}
+    }
+}
+
+async fn leads_elsewhere(context: &Context, key: RouteKey, route: &Route, news: &mut News) {
     loop {
         if context
             .book
@@ -229,7 +255,16 @@ async fn leads_elsewhere(
     }
 }
 
-async fn connect(to: SocketAddr) -> io::Result<UdpSocket> {
+/// A socket that is connected to the application. A want of this machine is counted.
+async fn connect(context: &Context, to: SocketAddr) -> io::Result<UdpSocket> {
+    let connected = connected(to).await;
+    if let Some(shortage) = connected.as_ref().err().and_then(Shed::shortage) {
+        context.book.metrics.shed(shortage);
+    }
+    connected
+}
+
+async fn connected(to: SocketAddr) -> io::Result<UdpSocket> {
     let from: SocketAddr = if to.is_ipv4() {
         (Ipv4Addr::UNSPECIFIED, 0).into()
     } else {

@@ -163,6 +163,74 @@ async fn without_descriptors_it_neither_spins_nor_refuses() -> Result<()> {
     wait_for(page, "/metrics", "reason=\"descriptors\"}").await
 }
 
+/// Has no more than one more descriptor from now on.
+fn leave_one_descriptor(running: &Running) -> Result<Rlimit> {
+    let pid = Pid::from_raw(i32::try_from(running.0.id())?).context("no pid")?;
+    let mut taken: Vec<u64> = fs::read_dir(format!("/proc/{}/fd", running.0.id()))?
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .collect();
+    taken.sort_unstable();
+    // The first number that is free, and the limit behind it.
+    let free = (0..).zip(&taken).find(|(number, fd)| number != *fd);
+    let free = free.map_or(u64::try_from(taken.len())?, |(number, _)| number);
+    let second = (free + 1..4096).find(|number| !taken.contains(number));
+    let limit = Rlimit {
+        current: second,
+        maximum: Some(4096),
+    };
+    Ok(prlimit(Some(pid), Resource::Nofile, limit)?)
+}
+
+#[tokio::test]
+async fn a_want_of_descriptors_is_not_held_against_the_application() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("proxyd.yml");
+    let (app, port, address) = (App::start("a").await?, free_port().await?, unused_address());
+    let page = SocketAddr::from((address, free_port().await?));
+    let route = format!("{{external: {port}, backend: \"{}\"}}", app.addr);
+    fs::write(
+        &file,
+        config(directory.path(), address, page, free_port().await?, &route),
+    )?;
+    let child = Command::new(PROGRAM)
+        .arg("--config")
+        .arg(&file)
+        .stderr(Stdio::null())
+        .spawn()?;
+    let running = Running(child);
+    wait_for(page, "/healthz", "ok").await?;
+    // What was asked for is closed before the descriptors are counted.
+    let pid = running.0.id();
+    let idle = || anyhow::Ok(fs::read_dir(format!("/proc/{pid}/fd"))?.count());
+    let mut last = idle()?;
+    loop {
+        sleep(Duration::from_millis(100)).await;
+        let now = idle()?;
+        if now == last {
+            break;
+        }
+        last = now;
+    }
+    let before = leave_one_descriptor(&running)?;
+    // The client takes the last one; none is left to connect with.
+    let mut client = TcpStream::connect((address, port)).await?;
+    let mut answer = std::pin::pin!(ask(&mut client, "x"));
+    let early = tokio::time::timeout(Duration::from_millis(700), &mut answer).await;
+    ensure!(early.is_err(), "{early:?}");
+    let enough = Rlimit {
+        current: before.current.min(Some(4096)),
+        maximum: Some(4096),
+    };
+    prlimit(
+        Some(Pid::from_raw(i32::try_from(pid)?).context("no pid")?),
+        Resource::Nofile,
+        enough,
+    )?;
+    ensure!(answer.await? == "a: x");
+    wait_for(page, "/metrics", "shed_total{reason=\"descriptors\"}").await?;
+    wait_for(page, "/metrics", "rehome_proxy_connect_failures_total 0").await
+}
+
 #[tokio::test]
 async fn a_reload_by_the_control_socket_answers_what_came_of_it() -> Result<()> {
     let directory = tempfile::tempdir()?;

@@ -168,6 +168,7 @@ async fn an_unchanged_route_notices_nothing_of_ten_reloads() -> Result<()> {
     for turn in 0..RELOADS {
         let mut config = host.config.clone();
         config.limits.parked += u32::from(turn);
+        config.limits.per_source = std::num::NonZeroU32::new(u32::from(turn % 2) * 1000);
         config.timeouts.user_timeout += Duration::from_secs(u64::from(turn));
         for _ in 0..3 {
             config.routes.push(file_route(free_port().await?, app.addr));

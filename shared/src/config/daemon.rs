@@ -11,6 +11,7 @@ mod settings;
 mod tests;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -276,12 +277,20 @@ pub struct ProxydLimits {
     pub connections: u32,
     /// Connections of one route.
     pub per_route: u32,
+    /// Connections of one client address, UDP clients included; without a limit when absent (`0`
+    /// in the file).
+    pub per_source: Option<NonZeroU32>,
     /// Parked connections of one route, where the route brings no limit of its own.
     pub parked: u32,
     /// The longest park, where the route brings no limit of its own.
     pub park_timeout: Duration,
+    /// What clients that are held may have sent and nobody has read, all together.
+    pub parked_bytes: Bytes,
     /// UDP clients remembered at once.
     pub udp_sessions: u32,
+    /// What the buffers and pipes of all connections may hold together, between a read and a
+    /// write.
+    pub relay_bytes: Bytes,
     /// What the pipes of relays that carry bulk may hold together. Without room there, bytes are
     /// copied.
     pub pipe_bytes: Bytes,
@@ -292,9 +301,12 @@ impl Default for ProxydLimits {
         Self {
             connections: 20_000,
             per_route: 10_000,
+            per_source: None,
             parked: 10_000,
             park_timeout: Duration::from_mins(1),
+            parked_bytes: Bytes(256 << 20),
             udp_sessions: 4096,
+            relay_bytes: Bytes(256 << 20),
             // Below the 64 MiB that Linux lets a user without powers have.
             pipe_bytes: Bytes(48 << 20),
         }
@@ -310,6 +322,8 @@ pub struct ProxydTimeouts {
     pub half_close: Duration,
     /// For the next byte of an idle connection; for ever when absent (`0s` in the file).
     pub idle: Option<Duration>,
+    /// How long a connection may last at all; for ever when absent (`0s` in the file).
+    pub lifetime: Option<Duration>,
     /// For the next datagram of a UDP client.
     pub udp_idle: Duration,
     /// Before the first TCP keepalive probe.
@@ -324,6 +338,7 @@ impl Default for ProxydTimeouts {
             connect: Duration::from_secs(2),
             half_close: Duration::from_secs(30),
             idle: None,
+            lifetime: None,
             udp_idle: Duration::from_mins(1),
             keepalive: Duration::from_mins(1),
             user_timeout: Duration::from_mins(1),
@@ -348,7 +363,8 @@ pub struct StaticRoute {
 /// space, whichever is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum FastPath {
-    /// Where it helps.
+    /// Where it helps, and nothing asks for every connection: the kernel counts none for
+    /// [`ProxydLimits::per_source`], and ends none after [`ProxydTimeouts::lifetime`].
     #[default]
     Auto,
     /// Never.

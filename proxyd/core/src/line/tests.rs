@@ -58,6 +58,7 @@ impl Model {
             route_held: held,
             route_active: self.active,
             all: held + self.active,
+            ..Load::default()
         };
         if admit(limits, route, &load).is_err() {
             return;
@@ -118,7 +119,7 @@ proptest! {
         events in prop::collection::vec(event(), 1..400),
         park_limit in 1_u32..200,
     ) {
-        let limits = Limits { connections: 500, per_route: 400 };
+        let limits = Limits { connections: 500, per_route: 400, parked_bytes: 0 };
         let route = ParkLimits { park_limit, park_timeout: Duration::from_secs(1) };
         let mut model = Model {
             line: Line::default(),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use super::super::network::PROTOCOLS;
@@ -14,23 +15,28 @@ use super::{
     Trunk, localhost,
 };
 use crate::ids::Protocol;
+use crate::units::Bytes;
 
 const KEYS: [&str; 11] = [
     "version", "host", "socket", "state", "metrics", "log", "trunk", "listen", "limits",
     "timeouts", "routes",
 ];
-const LIMITS: [&str; 6] = [
+const LIMITS: [&str; 9] = [
     "connections",
     "per_route",
+    "per_source",
     "parked",
     "park_timeout",
+    "parked_bytes",
     "udp_sessions",
+    "relay_bytes",
     "pipe_bytes",
 ];
-const TIMEOUTS: [&str; 6] = [
+const TIMEOUTS: [&str; 7] = [
     "connect",
     "half_close",
     "idle",
+    "lifetime",
     "udp_idle",
     "keepalive",
     "user_timeout",
@@ -89,6 +95,14 @@ fn wait(fields: &mut Fields<'_>, report: &mut Report, key: &str, default: Durati
         .unwrap_or(default)
 }
 
+/// A time at a key that has no limit by default; neither has zero.
+fn limit(fields: &mut Fields<'_>, report: &mut Report, key: &str) -> Option<Duration> {
+    fields
+        .take(key)
+        .and_then(|at| duration(&at, report))
+        .filter(|time| !time.is_zero())
+}
+
 fn listen(at: &At<'_>, report: &mut Report) -> ListenOn {
     let items = at.list(
         report,
@@ -139,18 +153,27 @@ fn limits(fields: &mut Fields<'_>, report: &mut Report) -> ProxydLimits {
         count("parked", default.parked),
         count("udp_sessions", default.udp_sessions),
     );
+    let per_source = fields
+        .take("per_source")
+        .and_then(|at| at.count(report, 0, "per_source"))
+        .map_or(default.per_source, NonZeroU32::new);
     let park_timeout = wait(fields, report, "park_timeout", default.park_timeout);
-    let pipe_bytes = fields
-        .take("pipe_bytes")
-        .and_then(|at| size(&at, report, "pipe_bytes"))
-        .unwrap_or(default.pipe_bytes);
+    let mut bytes = |key: &str, default: Bytes| {
+        fields
+            .take(key)
+            .and_then(|at| size(&at, report, key))
+            .unwrap_or(default)
+    };
     ProxydLimits {
         connections,
         per_route,
+        per_source,
         parked,
         park_timeout,
+        parked_bytes: bytes("parked_bytes", default.parked_bytes),
         udp_sessions,
-        pipe_bytes,
+        relay_bytes: bytes("relay_bytes", default.relay_bytes),
+        pipe_bytes: bytes("pipe_bytes", default.pipe_bytes),
     }
 }
 
@@ -159,10 +182,8 @@ fn timeouts(fields: &mut Fields<'_>, report: &mut Report) -> ProxydTimeouts {
     ProxydTimeouts {
         connect: wait(fields, report, "connect", default.connect),
         half_close: wait(fields, report, "half_close", default.half_close),
-        idle: fields
-            .take("idle")
-            .and_then(|at| duration(&at, report))
-            .filter(|d| !d.is_zero()),
+        idle: limit(fields, report, "idle"),
+        lifetime: limit(fields, report, "lifetime"),
         udp_idle: wait(fields, report, "udp_idle", default.udp_idle),
         keepalive: wait(fields, report, "keepalive", default.keepalive),
         user_timeout: wait(fields, report, "user_timeout", default.user_timeout),

@@ -162,8 +162,10 @@ fn every_proxyd_key_is_read() {
     let config = proxyd(
         "version: 1\nhost: h1\nsocket: /s\nstate: /st\nmetrics: \"[::1]:2\"\nlog: {filter: warn}\n\
          trunk: {listen: \"10.0.0.1:3\", connect_timeout: 500ms}\nlisten: [\"0.0.0.0\", \"::\"]\n\
-         limits: {connections: 1, per_route: 2, parked: 3, park_timeout: 4s, udp_sessions: 5, pipe_bytes: 6MiB}\n\
-         timeouts: {connect: 1s, half_close: 2s, idle: 3s, udp_idle: 4s, keepalive: 5s, user_timeout: 6s}\n\
+         limits: {connections: 1, per_route: 2, parked: 3, park_timeout: 4s, udp_sessions: 5, pipe_bytes: 6MiB,\
+         \x20 per_source: 7, parked_bytes: 8MiB, relay_bytes: 9MiB}\n\
+         timeouts: {connect: 1s, half_close: 2s, idle: 3s, udp_idle: 4s, keepalive: 5s, user_timeout: 6s,\
+         \x20 lifetime: 7h}\n\
          routes:\n- {external: 8080, protocol: http, backend: \"10.0.0.5:80\", fast_path: off}\n\
          - {external: 8080, protocol: udp, backend: \"[fd00::1]:53\"}\n",
     )
@@ -176,7 +178,11 @@ fn every_proxyd_key_is_read() {
     );
     assert_eq!(config.limits.udp_sessions, 5);
     assert_eq!(config.limits.pipe_bytes, Bytes(6 << 20));
+    assert_eq!(config.limits.per_source, NonZeroU32::new(7));
+    assert_eq!(config.limits.parked_bytes, Bytes(8 << 20));
+    assert_eq!(config.limits.relay_bytes, Bytes(9 << 20));
     assert_eq!(config.timeouts.idle, Some(Duration::from_secs(3)));
+    assert_eq!(config.timeouts.lifetime, Some(Duration::from_hours(7)));
     assert_eq!(
         config.routes[0],
         StaticRoute {
@@ -190,9 +196,19 @@ fn every_proxyd_key_is_read() {
 }
 
 #[test]
+fn zero_takes_a_limit_of_proxyd_away() {
+    let config =
+        proxyd("version: 1\nlimits: {per_source: 0}\ntimeouts: {idle: 0s, lifetime: 0s}\n")
+            .unwrap();
+    assert_eq!(config.limits, ProxydLimits::default());
+    assert_eq!(config.timeouts, ProxydTimeouts::default());
+}
+
+#[test]
 fn all_problems_of_proxyd_yml_come_at_once() {
     let problems = proxyd(
-        "version: 1\nlisten: []\nlimits: {parked: 0}\ntimeouts: {idle: 5}\nroutes:\n\
+        "version: 1\nlisten: []\nlimits: {parked: 0, per_source: -1, parked_bytes: 5, relay_bytes: 0B}\n\
+         timeouts: {idle: 5, lifetime: never}\nroutes:\n\
          - {external: 80, backend: \"10.0.0.5:80\"}\n\
          - {external: 80, protocol: http, backend: \"10.0.0.6:80\"}\n\
          - {external: 0, backend: nowhere, weight: 3}\n",
@@ -201,7 +217,11 @@ fn all_problems_of_proxyd_yml_come_at_once() {
     let want = [
         (2, "listen"),
         (3, "limits.parked"),
+        (3, "limits.parked_bytes"),
+        (3, "limits.per_source"),
+        (3, "limits.relay_bytes"),
         (4, "timeouts.idle"),
+        (4, "timeouts.lifetime"),
         (7, "routes[1]"),
         (8, "routes[2].backend"),
         (8, "routes[2].external"),
