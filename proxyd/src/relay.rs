@@ -235,7 +235,7 @@ impl<'a> Half<'a> {
             self.pump = Pump::default();
             return Poll::Ready(Event::Stopped(stop));
         }
-        let unread = done;
+        let unread = done || self.pump.is_loaded();
         if self.broken || !unread {
             self.watch = None;
             return Poll::Pending;

@@ -79,6 +79,15 @@ enum Load {
 }
 
 impl Pump {
+    /// Whether it has bytes that its sink has not taken: so it does not read, and does not see
+    /// what becomes of its source.
+    pub(super) fn is_loaded(&self) -> bool {
+        match self.load {
+            Load::Empty => false,
+            Load::Copied { .. } | Load::Piped(_) => true,
+        }
+    }
+
     /// Passes bytes on until there is nothing to do but wait.
     pub(super) fn poll(&mut self, ends: &Ends<'_>, cx: &mut Context<'_>) -> Poll<Stop> {
         let mut passed = 0_usize;

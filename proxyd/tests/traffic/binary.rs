@@ -11,9 +11,11 @@ use http::{Method, StatusCode};
 use rehome_runtime::http_client::HttpClient;
 use rehome_shared::api::proxy::ReloadReply;
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
-use tokio::net::TcpStream;
+use socket2::SockRef;
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use crate::app::App;
 use crate::host::{LIMIT, ask, free_port, get, unused_address};
@@ -229,6 +231,41 @@ async fn a_want_of_descriptors_is_not_held_against_the_application() -> Result<(
     ensure!(answer.await? == "a: x");
     wait_for(page, "/metrics", "shed_total{reason=\"descriptors\"}").await?;
     wait_for(page, "/metrics", "rehome_proxy_connect_failures_total 0").await
+}
+
+#[tokio::test]
+async fn a_broken_application_of_a_client_that_does_not_read_costs_nothing() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("proxyd.yml");
+    let (port, address) = (free_port().await?, unused_address());
+    let application = TcpListener::bind((address, 0)).await?;
+    let page = SocketAddr::from((address, free_port().await?));
+    let backend = application.local_addr()?;
+    let route = format!("{{external: {port}, backend: \"{backend}\"}}");
+    fs::write(
+        &file,
+        config(directory.path(), address, page, free_port().await?, &route),
+    )?;
+    let child = Command::new(PROGRAM)
+        .arg("--config")
+        .arg(&file)
+        .stderr(Stdio::null())
+        .spawn()?;
+    let running = Running(child);
+    wait_for(page, "/healthz", "ok").await?;
+    let _client = TcpStream::connect((address, port)).await?;
+    let (mut server, _) = application.accept().await?;
+    let block = vec![7; 1 << 16];
+    while let Ok(written) = timeout(Duration::from_millis(300), server.write(&block)).await {
+        written?;
+    }
+    SockRef::from(&server).set_linger(Some(Duration::ZERO))?;
+    drop(server);
+    let used = ticks(running.0.id())?;
+    sleep(Duration::from_secs(1)).await;
+    let used = ticks(running.0.id())?.saturating_sub(used);
+    ensure!(used < 30, "{used} of 100 ticks in a second of waiting");
+    wait_for(page, "/metrics", "connections_active{route=").await
 }
 
 #[tokio::test]

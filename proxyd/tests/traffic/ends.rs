@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use rehome_shared::api::proxy::RouteIntent;
+use rehome_shared::config::daemon::ProxydConfig;
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{TcpListener, TcpStream};
@@ -42,7 +43,11 @@ struct Stage {
 
 impl Stage {
     async fn set(way: Way) -> Result<Self> {
-        let (here, port) = (Host::start().await?, free_port().await?);
+        Self::set_with(way, |_| {}).await
+    }
+
+    async fn set_with(way: Way, adjust: impl Fn(&mut ProxydConfig)) -> Result<Self> {
+        let (here, port) = (Host::start_with(&adjust).await?, free_port().await?);
         let (application, target) = raw().await?;
         let open = |target| RouteIntent::Open(target);
         let owner = match way {
@@ -52,7 +57,7 @@ impl Stage {
                 None
             }
             Way::Trunk | Way::SplicedTrunk => {
-                let owner = Host::start().await?;
+                let owner = Host::start_with(&adjust).await?;
                 let all = [&here, &owner];
                 owner
                     .set(&all, tcp(port)?, version(1, 0), open(target))
@@ -69,6 +74,18 @@ impl Stage {
             port,
             way,
         })
+    }
+
+    /// Waits until nothing is relayed any more.
+    async fn is_idle(&self) -> Result<()> {
+        for host in [Some(&self.here), self.owner.as_ref()]
+            .into_iter()
+            .flatten()
+        {
+            host.wait(tcp(self.port)?, |route| route.active == 0)
+                .await?;
+        }
+        Ok(())
     }
 
     /// A client and the application's side of its connection.
@@ -177,6 +194,88 @@ async fn a_reset_of_either_side_is_a_reset_for_the_other() -> Result<()> {
         broken.with_context(|| format!("{way:?}, client after its goodbye"))??;
     }
     Ok(())
+}
+
+/// Writes until nothing is taken any more; returns how much was.
+async fn fill(stream: &mut TcpStream) -> Result<usize> {
+    let block = noise(1 << 16);
+    let mut written = 0;
+    loop {
+        let next = block.get(written % block.len()..).unwrap_or_default();
+        match timeout(Duration::from_millis(300), stream.write(next)).await {
+            Ok(length) => written += length?,
+            Err(_) => return Ok(written),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_reset_is_noticed_though_the_other_side_does_not_read() -> Result<()> {
+    for way in WAYS {
+        let stage = Stage::set_with(way, |config| {
+            config.timeouts.half_close = Duration::from_millis(500);
+        })
+        .await?;
+        // The application does not read; its client resets.
+        let (mut client, server) = stage.connect().await?;
+        fill(&mut client).await?;
+        reset(client)?;
+        let broken = timeout(LIMIT, server.ready(Interest::ERROR)).await;
+        broken.with_context(|| format!("{way:?}, the client's"))??;
+        stage.is_idle().await?;
+        // The client does not read; its application resets. What it had said is kept for a while.
+        let (client, mut server) = stage.connect().await?;
+        fill(&mut server).await?;
+        reset(server)?;
+        stage
+            .is_idle()
+            .await
+            .with_context(|| format!("{way:?}, the application's"))?;
+        sees_reset(client)
+            .await
+            .with_context(|| format!("{way:?}, the application's"))?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_was_said_before_a_reset_reaches_a_slow_reader() -> Result<()> {
+    for way in [Way::Copied, Way::Spliced] {
+        let stage = Stage::set(way).await?;
+        let (mut client, mut server) = stage.connect().await?;
+        let sent = fill(&mut server).await?;
+        reset(server)?;
+        // It reads after a while, for long, with pauses.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let (mut came, mut piece) = (Vec::new(), vec![0; 1 << 18]);
+        let end = loop {
+            match timeout(LIMIT, client.read(&mut piece)).await? {
+                Ok(0) => break None,
+                Ok(length) => came.extend_from_slice(&piece[..length]),
+                Err(error) => break Some(error.kind()),
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        };
+        ensure!(
+            end == Some(std::io::ErrorKind::ConnectionReset),
+            "{way:?}: {end:?}"
+        );
+        // What the application's kernel had not sent is lost, by TCP itself; a reset may also
+        // overtake what the proxy's kernel had not sent yet.
+        ensure!(
+            came.len() <= sent && noise_at(&came),
+            "{way:?}: other bytes"
+        );
+        ensure!(!came.is_empty(), "{way:?}: nothing came");
+    }
+    Ok(())
+}
+
+/// Whether bytes are those of blocks of [`fill`], one after the other.
+fn noise_at(came: &[u8]) -> bool {
+    let block = noise(1 << 16);
+    came.chunks(block.len())
+        .all(|piece| block.starts_with(piece))
 }
 
 #[tokio::test]
