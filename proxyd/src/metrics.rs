@@ -191,13 +191,17 @@ impl Metrics {
     pub(crate) fn connection_ended(connection: &Connection, end: End) {
         let (bytes_in, bytes_out) = connection.bytes();
         tracing::debug!(
-            connection.id = connection.id,
-            route = %connection.route,
-            client.addr = %connection.client,
-            end = end.as_str(),
-            bytes_in,
-            bytes_out,
-            seconds = connection.accepted.elapsed().as_secs_f64(),
+            target: "access",
+            {
+                connection.id = connection.id,
+                route = %connection.route,
+                client.addr = %connection.client,
+                upstream = connection.upstream(),
+                end = end.as_str(),
+                bytes_in,
+                bytes_out,
+                seconds = connection.accepted.elapsed().as_secs_f64()
+            },
             "connection ended"
         );
         connection.meters.count_end(end);

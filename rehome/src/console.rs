@@ -7,9 +7,13 @@
     reason = "this module is the command's voice"
 )]
 
+use std::io::{self, IsTerminal as _};
 use std::process::ExitCode;
 
 use serde::Serialize;
+
+/// Takes everything off a terminal and begins at its top.
+const CLEAR: &str = "\x1b[2J\x1b[H";
 
 /// How this run of the command speaks.
 #[derive(Debug, Clone, Copy)]
@@ -38,6 +42,20 @@ impl Console {
     pub(crate) fn line(self, text: &str) {
         if !self.json {
             println!("{text}");
+        }
+    }
+
+    /// The result as it is now, in the place of what it was: on a terminal alone on it, elsewhere
+    /// below the last; or a document.
+    pub(crate) fn page(self, text: &str, value: &impl Serialize) {
+        let clear = if io::stdout().is_terminal() {
+            CLEAR
+        } else {
+            ""
+        };
+        self.line(&format!("{clear}{text}"));
+        if let Err(error) = self.document(value) {
+            self.error(&error);
         }
     }
 

@@ -1,6 +1,5 @@
 //! `rehome status`: hosts, applications, where each runs and should run.
 
-use std::io::{self, IsTerminal as _};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -13,9 +12,6 @@ use crate::render;
 
 /// From one look to the next.
 const INTERVAL: Duration = Duration::from_secs(1);
-
-/// Takes everything off a terminal and begins at its top.
-const CLEAR: &str = "\x1b[2J\x1b[H";
 
 /// The arguments of `rehome status`.
 #[derive(Debug, Args)]
@@ -49,7 +45,7 @@ async fn watch(daemon: &Migrated, console: Console) -> Result<ExitCode, CallErro
         match daemon.status().await {
             Ok(status) => {
                 if away || last.as_ref() != Some(&status) {
-                    show(&status, console);
+                    console.page(&render::status::status(&status), &status);
                 }
                 last = Some(status);
                 away = false;
@@ -64,17 +60,5 @@ async fn watch(daemon: &Migrated, console: Console) -> Result<ExitCode, CallErro
             Err(error) => return Err(error),
         }
         tokio::time::sleep(INTERVAL).await;
-    }
-}
-
-fn show(status: &Status, console: Console) {
-    let clear = if io::stdout().is_terminal() {
-        CLEAR
-    } else {
-        ""
-    };
-    console.line(&format!("{clear}{}", render::status::status(status)));
-    if let Err(error) = console.document(status) {
-        console.error(&error);
     }
 }

@@ -117,6 +117,15 @@ impl Connection {
         *self.upstream.lock().unwrap_or_else(PoisonError::into_inner) = Some(upstream);
     }
 
+    /// Where it goes, once that is known.
+    pub(crate) fn upstream(&self) -> Option<String> {
+        let upstream = self.upstream.lock().unwrap_or_else(PoisonError::into_inner);
+        upstream.as_ref().map(|upstream| match upstream {
+            Upstream::Local(address) => address.to_string(),
+            Upstream::Trunk(trunk) => trunk.clone(),
+        })
+    }
+
     /// Whether it goes to the application on this host: only such connections are drained here.
     pub(crate) fn is_local(&self) -> bool {
         let upstream = self.upstream.lock().unwrap_or_else(PoisonError::into_inner);
@@ -176,15 +185,7 @@ impl Connection {
             route: self.route,
             client: self.client,
             state: state.to_owned(),
-            upstream: self
-                .upstream
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .as_ref()
-                .map(|upstream| match upstream {
-                    Upstream::Local(address) => address.to_string(),
-                    Upstream::Trunk(trunk) => trunk.clone(),
-                }),
+            upstream: self.upstream(),
             age: self.accepted.elapsed(),
             bytes_in,
             bytes_out,

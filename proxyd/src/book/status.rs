@@ -119,6 +119,7 @@ impl Book {
         drop(inner);
         picked.sort_unstable_by_key(|connection| connection.id);
         ConnectionsReply {
+            total: u64::try_from(picked.len()).unwrap_or(u64::MAX),
             connections: picked.iter().take(SHOWN).map(|c| c.info()).collect(),
         }
     }

@@ -321,6 +321,65 @@ async fn a_reload_by_the_control_socket_answers_what_came_of_it() -> Result<()> 
     Ok(())
 }
 
+#[tokio::test]
+async fn the_access_log_has_a_line_for_each_connection_once_it_is_asked_for() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("proxyd.yml");
+    let (app, port, address) = (App::start("a").await?, free_port().await?, unused_address());
+    let page = SocketAddr::from((address, free_port().await?));
+    let trunk = free_port().await?;
+    let route = format!("{{external: {port}, backend: \"{}\"}}", app.addr);
+    let config = |filter: &str| {
+        let rest = config(directory.path(), address, page, trunk, &route);
+        format!("{rest}log: {{format: json, filter: \"{filter}\"}}\n")
+    };
+    fs::write(&file, config("info"))?;
+    let log = directory.path().join("log");
+    let child = Command::new(PROGRAM)
+        .arg("--config")
+        .arg(&file)
+        .stderr(fs::File::create(&log)?)
+        .spawn()?;
+    let running = Running(child);
+    wait_for(page, "/healthz", "ok").await?;
+    let visit = || async {
+        let mut client = TcpStream::connect((address, port)).await?;
+        ensure!(ask(&mut client, "x").await? == "a: x");
+        drop(client);
+        Ok(())
+    };
+    visit().await?;
+    wait_for(page, "/metrics", "result=\"finished\"} 1").await?;
+    ensure!(!fs::read_to_string(&log)?.contains("\"target\":\"access\""));
+
+    fs::write(&file, config("info,access=debug"))?;
+    running.signal(Signal::HUP)?;
+    wait_for(page, "/metrics", "reloads_total{result=\"applied\"} 1").await?;
+    // The filter follows what the metric tells.
+    let started = Instant::now();
+    let line = loop {
+        visit().await?;
+        let text = fs::read_to_string(&log)?;
+        let mut lines = text.lines().map(str::to_owned);
+        if let Some(line) = lines.find(|line| line.contains("\"target\":\"access\"")) {
+            break line;
+        }
+        ensure!(started.elapsed() < LIMIT, "{text}");
+        sleep(Duration::from_millis(50)).await;
+    };
+    for wanted in [
+        "\"end\":\"finished\"".to_owned(),
+        format!("\"route\":\"{port}/tcp\""),
+        format!("\"upstream\":\"{}\"", app.addr),
+        "\"bytes_in\":2".to_owned(),
+        "\"bytes_out\":5".to_owned(),
+        "\"client.addr\":\"127.".to_owned(),
+    ] {
+        ensure!(line.contains(&wanted), "{wanted} is not in {line}");
+    }
+    Ok(())
+}
+
 fn config(base: &Path, address: Ipv4Addr, page: SocketAddr, trunk: u16, routes: &str) -> String {
     let base = base.display();
     format!(

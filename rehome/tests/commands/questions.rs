@@ -141,6 +141,47 @@ async fn connections_come_from_the_local_proxy() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
+async fn connections_can_be_followed() -> anyhow::Result<()> {
+    let fake = Fake::start().await?;
+    let connection = |state: &str| {
+        json!({
+            "id": 1, "route": "5432/tcp", "client": "10.0.0.9:40000", "state": state,
+            "upstream": null, "age": 1.5, "bytes_in": 10, "bytes_out": 0,
+        })
+    };
+    let path = "GET /v1/connections?route=5432/tcp";
+    let states = ["parked", "relaying"];
+    for state in states {
+        fake.answers(
+            path,
+            json!({"connections": [connection(state)], "total": 7}),
+        );
+    }
+    let mut child = command(&["connections", "--follow", "--route", "5432", "--json"])
+        .arg("--socket")
+        .arg(fake.socket())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut lines = BufReader::new(child.stdout.take().context("a pipe")?).lines();
+    for state in states {
+        let line = tokio::time::timeout(LIMIT, lines.next_line()).await??;
+        let document: serde_json::Value = serde_json::from_str(&line.context("a line")?)?;
+        assert_eq!(document["connections"][0]["state"], state);
+        assert_eq!(document["total"], 7);
+    }
+    child.kill().await?;
+    assert!(fake.asked(path).len() >= 2);
+
+    let nobody = Fake::stopped()?;
+    let mut asks = command(&["connections", "--follow", "--socket"]);
+    asks.arg(nobody.socket());
+    let ended = run(asks).await?;
+    assert_eq!(ended.status, Some(1), "{ended:?}");
+    assert!(ended.err.contains("systemctl start proxyd"), "{ended:?}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn connections_of_another_host_are_refused() -> anyhow::Result<()> {
     let ended = run(command(&["--host", "10.0.0.2", "connections"])).await?;
     assert_eq!(ended.status, Some(2), "{ended:?}");

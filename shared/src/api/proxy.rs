@@ -381,8 +381,11 @@ pub struct ReloadReply {
 /// `GET /v1/connections`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConnectionsReply {
-    /// Live connections, at most 10,000.
+    /// Live connections, at most 10,000, the oldest first.
     pub connections: Vec<ConnectionInfo>,
+    /// How many there are.
+    #[serde(default)]
+    pub total: u64,
 }
 
 /// One live connection.
