@@ -9,6 +9,8 @@ mod budget;
 mod buffers;
 mod pipes;
 mod pump;
+#[cfg(test)]
+mod tests;
 
 use std::future::poll_fn;
 use std::pin::Pin;

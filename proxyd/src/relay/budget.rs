@@ -115,7 +115,9 @@ impl Drop for Spent {
     fn drop(&mut self) {
         let bytes = i64::try_from(self.bytes).unwrap_or(0);
         self.home.spent().fetch_sub(bytes, Ordering::SeqCst);
-        if self.home.0.waiting.load(Ordering::SeqCst) > 0 {
+        let waiting = self.home.0.waiting.load(Ordering::SeqCst);
+        // What was large is enough for several.
+        for _ in 0..waiting.min((self.bytes / SMALL).max(1)) {
             self.home.0.freed.notify_one();
         }
     }
@@ -167,6 +169,14 @@ mod tests {
         assert!(timeout(soon, &mut two).await.is_err(), "one for one");
         budget.set_limit(2 * SMALL);
         timeout(Duration::from_secs(5), two).await.unwrap();
+        budget.set_limit(8 * SMALL);
+        let large = budget.spend(4 * SMALL);
+        let (mut three, mut four) = (budget.freed(), budget.freed());
+        assert!(timeout(soon, &mut three).await.is_err());
+        assert!(timeout(soon, &mut four).await.is_err());
+        drop(large);
+        let both = async { tokio::join!(three, four) };
+        timeout(Duration::from_secs(5), both).await.unwrap();
         assert_eq!(budget.0.waiting.load(Ordering::SeqCst), 0);
     }
 }

@@ -67,6 +67,13 @@ fn check_names_what_is_wrong_and_exits_with_2() -> Result<()> {
         output.status.code() == Some(2) && said.contains("limitz"),
         "{said}"
     );
+    fs::write(&file, "version: 1\nlog: {filter: proxyd=loudest}\n")?;
+    let output = check(&file)?;
+    let said = String::from_utf8(output.stderr)?;
+    ensure!(
+        output.status.code() == Some(2) && said.contains("loudest"),
+        "{said}"
+    );
     ensure!(check(&directory.path().join("absent"))?.status.code() == Some(2));
     Ok(())
 }
