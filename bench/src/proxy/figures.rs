@@ -30,7 +30,7 @@ impl Measured<'_> {
     pub fn figures(&self, scene: Scene) -> Figures {
         let mut all = match scene {
             Scene::Bulk(_) => self.bulk(),
-            Scene::Connections(_) => self.connections(),
+            Scene::Connections(_) => self.counted(),
             Scene::RoundTrips(_) => self.round_trips(),
             Scene::Idle(_) => self.idle(),
             Scene::Away | Scene::Told => {
@@ -64,21 +64,25 @@ impl Measured<'_> {
         all
     }
 
-    fn connections(&self) -> Figures {
+    /// Of what is counted: the rate, and what each cost.
+    fn counted(&self) -> Figures {
         let done = figure(self.seen.done);
-        let mut all = self.per_second();
+        let mut all = Figures::from([(Figure::PerSecond, 0.0)]);
+        if self.seen.seconds > 0.0 {
+            all.insert(Figure::PerSecond, done / self.seen.seconds);
+        }
         if done > 0.0 {
-            all.insert(Figure::AllPerConnection, self.all() * 1e6 / done);
-            all.insert(Figure::MachinePerConnection, self.machine() * 1e6 / done);
+            all.insert(Figure::AllEach, self.all() * 1e6 / done);
+            all.insert(Figure::MachineEach, self.machine() * 1e6 / done);
             if self.relay {
-                all.insert(Figure::OwnPerConnection, self.own() * 1e6 / done);
+                all.insert(Figure::OwnEach, self.own() * 1e6 / done);
             }
         }
         all
     }
 
     fn round_trips(&self) -> Figures {
-        let mut all = self.per_second();
+        let mut all = self.counted();
         if let Some(waits) = self.seen.waits {
             let names = [Figure::Middle, Figure::Slow, Figure::Slowest];
             let micros = waits.map(|nanos| f64::from(nanos) / 1e3);
@@ -98,16 +102,6 @@ impl Measured<'_> {
             all.insert(Figure::User, user);
         }
         all
-    }
-
-    fn per_second(&self) -> Figures {
-        let done = figure(self.seen.done);
-        let rate = if self.seen.seconds > 0.0 {
-            done / self.seen.seconds
-        } else {
-            0.0
-        };
-        Figures::from([(Figure::PerSecond, rate)])
     }
 
     fn with_busy(&self, mut all: Figures) -> Figures {
@@ -240,9 +234,9 @@ mod tests {
             &measured(&split).figures(Scene::Connections(16)),
             &[
                 (Figure::PerSecond, 5000.0),
-                (Figure::OwnPerConnection, 150.0),
-                (Figure::AllPerConnection, 240.0),
-                (Figure::MachinePerConnection, 300.0),
+                (Figure::OwnEach, 150.0),
+                (Figure::AllEach, 240.0),
+                (Figure::MachineEach, 300.0),
                 (Figure::Failed, 3.0),
                 (Figure::GeneratorsBusy, 50.0),
                 (Figure::RelayBusy, 100.0),
@@ -258,11 +252,7 @@ mod tests {
         measured.relay = false;
         for scene in [Scene::Bulk(1), Scene::Connections(16), Scene::Idle(1000)] {
             let found = measured.figures(scene);
-            let own = [
-                Figure::OwnPerGigabit,
-                Figure::OwnPerConnection,
-                Figure::User,
-            ];
+            let own = [Figure::OwnPerGigabit, Figure::OwnEach, Figure::User];
             assert!(
                 own.iter().all(|name| !found.contains_key(name)),
                 "{found:?}"

@@ -22,12 +22,12 @@ pub enum Figure {
     AllPerGigabit,
     /// Processor time of the whole machine, for a gigabit.
     MachinePerGigabit,
-    /// Processor time of the relay's processes, for a connection.
-    OwnPerConnection,
-    /// Processor time of clients, relay and server, for a connection.
-    AllPerConnection,
-    /// Processor time of the whole machine, for a connection.
-    MachinePerConnection,
+    /// Processor time of the relay's processes, for a connection or a round trip.
+    OwnEach,
+    /// Processor time of clients, relay and server, for a connection or a round trip.
+    AllEach,
+    /// Processor time of the whole machine, for a connection or a round trip.
+    MachineEach,
     /// The median of the times.
     Middle,
     /// What 99 of 100 do not exceed.
@@ -62,9 +62,9 @@ impl Figure {
             Self::OwnPerGigabit => "relay's CPU, ms/Gbit",
             Self::AllPerGigabit => "CPU over routed, ms/Gbit",
             Self::MachinePerGigabit => "machine over routed, ms/Gbit",
-            Self::OwnPerConnection => "relay's CPU, µs each",
-            Self::AllPerConnection => "CPU over routed, µs each",
-            Self::MachinePerConnection => "machine over routed, µs each",
+            Self::OwnEach => "relay's CPU, µs each",
+            Self::AllEach => "CPU over routed, µs each",
+            Self::MachineEach => "machine over routed, µs each",
             Self::Middle => "p50, µs",
             Self::Slow => "p99, µs",
             Self::Slowest => "p999, µs",
@@ -86,8 +86,8 @@ impl Figure {
             self,
             Self::AllPerGigabit
                 | Self::MachinePerGigabit
-                | Self::AllPerConnection
-                | Self::MachinePerConnection
+                | Self::AllEach
+                | Self::MachineEach
                 | Self::Kernel
         )
     }
