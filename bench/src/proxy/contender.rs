@@ -92,6 +92,8 @@ impl Programs {
     }
 }
 
+/// Not `splice-auto`, which splices only what its heuristic takes for a fast stream.
+const SPLICE: &str = "    option splice-request\n    option splice-response\n";
 /// How often HAProxy tries again, each time after its second of pause.
 const RETRIES: u32 = 10;
 /// How often Envoy tries, after pauses that grow.
@@ -147,7 +149,7 @@ pub fn start(contender: Contender, task: &Task<'_>) -> Option<Start> {
         }
         Contender::HaproxySplice => {
             let program = name(&programs.haproxy);
-            let text = haproxy(task, "    option splice-auto\n");
+            let text = haproxy(task, SPLICE);
             Start::with_file(task, text, &[&program, "-db", "-f"])
         }
         Contender::Haproxy | Contender::HaproxyPaused => {

@@ -15,7 +15,7 @@ use crate::turns;
 pub enum Contender {
     /// `proxyd`, with a route in user space, told as `migrated` tells it.
     Rehome,
-    /// HAProxy, which may splice.
+    /// HAProxy, which splices.
     HaproxySplice,
     /// HAProxy, which copies.
     Haproxy,

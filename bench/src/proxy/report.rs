@@ -33,8 +33,8 @@ and server are programs of this benchmark, the same for everybody. Every relay h
 workers as processors (systemd's always one), and is started afresh, in fresh namespaces, for each \
 scene and round, the relays by turns. *Routed* is the same path without a relay: the host between \
 only forwards packets. Rehome is the release build with a file that names its sockets, told its \
-route over the control socket as `migrated` tells it. HAProxy comes with `option splice-auto` and \
-without.
+route over the control socket as `migrated` tells it. HAProxy comes with `option \
+splice-request` and `splice-response` and without.
 
 - **Throughput**: clients send as fast as they can; what arrives at the server is counted. *CPU \
 over routed* is the time of all processes of the trial, clients, relay and server, as the kernel \
