@@ -141,12 +141,20 @@ impl Store {
         let Some(mut log) = self.log.take().filter(Log::is_as_it_was_left) else {
             return self.rewrite(table).await;
         };
-        let records: Vec<Record> = table.records_of(changes).collect();
+        let Some(record) = table.record_of(changes) else {
+            self.log = Some(log);
+            return Ok(());
+        };
         let appended = blocking(&self.path, move || {
-            log.append(&path, &records)?;
+            log.append(&path, &record)?;
             Ok(log)
         });
-        self.log = Some(appended.await?);
+        match appended.await {
+            Ok(log) => self.log = Some(log),
+            // More than a journal takes at once: then it is no more work to write all.
+            Err(KeepError::Encode(EncodeError::TooLong(_))) => return self.rewrite(table).await,
+            Err(error) => return Err(error),
+        }
         Ok(())
     }
 

@@ -55,10 +55,12 @@ impl Log {
         Ok(log)
     }
 
-    /// Appends records, durably. After an error nothing may follow. Blocks.
-    pub(super) fn append(&mut self, path: &Path, records: &[Record]) -> Result<(), KeepError> {
-        let start = (Vec::new(), self.position);
-        let (bytes, position) = encode(start, records)?;
+    /// Appends a record, durably. One at a time: a frame that others follow is believed to be
+    /// durable, so no two may be on their way to the disk at once. After an error nothing may
+    /// follow. Blocks.
+    pub(super) fn append(&mut self, path: &Path, record: &Record) -> Result<(), KeepError> {
+        let encoded = journal::encode(self.position, record);
+        let (bytes, position) = encoded.map_err(KeepError::Encode)?;
         failpoint::hit(|| "store/routes/before".to_owned());
         let written = self.file.write_all(&bytes);
         written
@@ -94,8 +96,8 @@ impl Log {
 #[cfg(test)]
 impl Log {
     /// Appends without waiting for the disk.
-    pub(super) fn note_for_tests(&mut self, records: &[Record]) {
-        let (bytes, position) = encode((Vec::new(), self.position), records).unwrap();
+    pub(super) fn note_for_tests(&mut self, record: &Record) {
+        let (bytes, position) = journal::encode(self.position, record).unwrap();
         self.file.write_all(&bytes).unwrap();
         self.position = position;
         self.length += length(&bytes);
@@ -107,12 +109,12 @@ impl Log {
     }
 }
 
-fn encode<R: std::borrow::Borrow<Record>>(
+fn encode(
     (mut bytes, mut position): (Vec<u8>, Position),
-    records: impl IntoIterator<Item = R>,
+    records: impl IntoIterator<Item = Record>,
 ) -> Result<(Vec<u8>, Position), KeepError> {
     for record in records {
-        let encoded = journal::encode(position, record.borrow());
+        let encoded = journal::encode(position, &record);
         let (frame, next) = encoded.map_err(KeepError::Encode)?;
         bytes.extend_from_slice(&frame);
         position = next;

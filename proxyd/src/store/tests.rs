@@ -189,7 +189,7 @@ async fn a_file_that_says_the_same_over_and_over_is_written_anew() {
         let changes = prepare(&mut table, 1, at(generation));
         // What the disk does is not what is tested.
         let log = store.log.as_mut().unwrap();
-        log.note_for_tests(&table.records_of(&changes).collect::<Vec<_>>());
+        log.note_for_tests(&table.record_of(&changes).unwrap());
         if log.is_long().is_some() {
             longest = longest.max(length(&store));
             store.shorten(&table).await;
@@ -202,6 +202,33 @@ async fn a_file_that_says_the_same_over_and_over_is_written_anew() {
     let changes = commit(&mut table, 1, at(20_000));
     store.append(&table, &changes).await.unwrap();
     assert_eq!(kept(directory.path()), table);
+}
+
+/// What a disk may leave of a write when the power fails: any of its sectors, in any order.
+#[tokio::test]
+async fn a_change_of_many_applications_is_kept_whole_or_not_at_all() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut store, before) = begun(directory.path(), 40).await;
+    let old = fs::read(&store.path).unwrap();
+    let mut after = before.clone();
+    let mut wanted = desired(40);
+    for route in &mut wanted.routes {
+        (route.version, route.intent) = (at(5), RouteIntent::Park);
+    }
+    let changes = after.apply(&wanted).changes;
+    store.append(&after, &changes).await.unwrap();
+    let new = fs::read(&store.path).unwrap();
+    assert!(new.starts_with(&old) && new.len() > old.len() + 10 * 512);
+    assert_eq!(kept(directory.path()), after);
+    let mut begin = old.len();
+    while begin < new.len() {
+        let end = new.len().min((begin / 512 + 1) * 512);
+        let mut torn = new.clone();
+        torn[begin..end].fill(0);
+        fs::write(&store.path, &torn).unwrap();
+        assert_eq!(kept(directory.path()), before, "without {begin}..{end}");
+        begin = end;
+    }
 }
 
 #[tokio::test]

@@ -42,6 +42,11 @@ pub enum Record {
         /// The version at which its last handoff ended here.
         resolved: Option<RouteVersion>,
     },
+    /// A change that is kept whole or not at all.
+    Together {
+        /// Its parts, in their order.
+        records: Vec<Record>,
+    },
 }
 
 /// A route of a [`Record::Application`].
@@ -55,8 +60,17 @@ pub struct KeptRoute {
 }
 
 impl RouteTable {
-    /// The records of what changed.
-    pub fn records_of<'a>(&'a self, changes: &'a Changes) -> impl Iterator<Item = Record> {
+    /// The record of what changed, none when that is nothing that is kept.
+    #[must_use]
+    pub fn record_of(&self, changes: &Changes) -> Option<Record> {
+        let mut records: Vec<Record> = self.parts_of(changes).collect();
+        if records.len() > 1 {
+            return Some(Record::Together { records });
+        }
+        records.pop()
+    }
+
+    fn parts_of<'a>(&'a self, changes: &'a Changes) -> impl Iterator<Item = Record> {
         let mut gone: Vec<RouteKey> = Vec::new();
         let untouched = |application| (application, Vec::new());
         let mut kept: BTreeMap<&AppName, Vec<KeptRoute>> =
@@ -116,6 +130,11 @@ impl RouteTable {
                     None => self.resolved.remove(&application),
                 };
             }
+            Record::Together { records } => {
+                for record in records {
+                    self.replay(record);
+                }
+            }
         }
     }
 
@@ -170,7 +189,7 @@ mod tests {
     use super::*;
 
     /// What was once written must always be read: the records, and the bytes of their frames.
-    const GOLDEN: [(&str, &str); 4] = [
+    const GOLDEN: [(&str, &str); 5] = [
         (
             r#"{"cluster":{"host":"10.0.0.1","peers":["10.0.0.2","h3.example"]}}"#,
             "67386707104b70c6",
@@ -186,6 +205,10 @@ mod tests {
         (
             r#"{"gone":{"routes":["81/tcp","53/udp"]}}"#,
             "e8da1b94cb748a9b",
+        ),
+        (
+            r#"{"together":{"records":[{"gone":{"routes":["81/tcp"]}},{"cluster":{"host":"10.0.0.1","peers":["10.0.0.2","h3.example"]}}]}}"#,
+            "7c14462eabe17bee",
         ),
     ];
 
