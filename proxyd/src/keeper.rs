@@ -204,12 +204,10 @@ impl Keeper {
                 book.begin_tally(application);
             }
         }
-        if !applied.changes.is_empty() {
+        if applied.changes.is_empty() {
+            self.listeners.retry(&self.table).await;
+        } else {
             self.change(&applied.changes).await;
-        } else if self.listeners.has_failures() {
-            self.listeners
-                .reconcile(&self.table, &applied.changes)
-                .await;
         }
         self.context.book.routes()
     }
@@ -247,7 +245,7 @@ impl Keeper {
     async fn configure(&mut self, settings: Settings) -> Result<Vec<PortProblem>, PortsTaken> {
         let mut table = self.table.clone();
         let changes = table.apply_file(&settings.routes);
-        let sockets = self.listeners.prepare(&table, &changes, &settings);
+        let sockets = self.listeners.prepare(&table, &changes, &settings).await;
         let sockets = sockets.map_err(PortsTaken)?;
         // Nothing can fail from here on.
         log_changes(&changes);
@@ -333,11 +331,11 @@ impl Keeper {
             let kept = self.store.rewrite(&self.table).await;
             self.note_kept(kept);
         }
-        self.store.shorten(&self.table).await;
-        if self.listeners.has_failures() {
-            let nothing = Changes::default();
-            self.listeners.reconcile(&self.table, &nothing).await;
+        if self.leases.is_empty() {
+            // Not in the middle of a handoff: its next verb would wait.
+            self.store.shorten(&self.table).await;
         }
+        self.listeners.retry(&self.table).await;
         self.check_leases();
     }
 

@@ -48,6 +48,9 @@ pub(crate) struct Change {
     plan: Plan,
     opened: BTreeMap<Spot, Port>,
     missing: BTreeMap<RouteKey, String>,
+    /// What was looked at.
+    keys: BTreeSet<RouteKey>,
+    /// Of that, what is to listen.
     wanted: BTreeSet<RouteKey>,
 }
 
@@ -66,42 +69,66 @@ impl Listeners {
     }
 
     /// After a change: opens and closes so that exactly the routes of the table that are not
-    /// closed listen, as far as their ports can be had. Only what changed is looked at, and what
-    /// could not be had the last time; everything, when the addresses are others.
+    /// closed listen, as far as their ports can be had. Only what changed is looked at.
     ///
     /// # Cancel safety
     /// A dropped call leaves ports unopened until the next one.
     pub(crate) async fn reconcile(&mut self, table: &RouteTable, changes: &Changes) {
+        self.look_at(table, changes.keys().collect()).await;
+    }
+
+    /// Tries again to open what could not be had the last time.
+    ///
+    /// # Cancel safety
+    /// A dropped call leaves ports unopened until the next one.
+    pub(crate) async fn retry(&mut self, table: &RouteTable) {
+        if !self.failed.is_empty() {
+            self.look_at(table, self.failed.keys().copied().collect())
+                .await;
+        }
+    }
+
+    async fn look_at(&mut self, table: &RouteTable, keys: BTreeSet<RouteKey>) {
         let settings = self.context.settings();
-        let (change, _refused) = self.open_new(table, changes, &settings);
+        let (change, _refused) = self.open_new(table, keys, &settings);
         self.finish(change).await;
     }
 
-    /// Opens what another configuration needs and closes nothing.
+    /// Opens what another configuration needs and closes nothing. Everything is looked at when
+    /// the addresses are others.
     ///
     /// # Errors
     /// Each port of the file's own routes that cannot be had. Nothing has changed then.
-    pub(crate) fn prepare(
+    ///
+    /// # Cancel safety
+    /// A dropped call leaves everything as it was.
+    pub(crate) async fn prepare(
         &self,
         table: &RouteTable,
         changes: &Changes,
         settings: &Settings,
     ) -> Result<Change, Vec<PortProblem>> {
-        let (change, refused) = self.open_new(table, changes, settings);
-        if refused.is_empty() {
-            Ok(change)
+        let keys = if self.on == settings.listen {
+            let failed = self.failed.keys().copied();
+            changes.keys().chain(failed).collect()
         } else {
-            Err(refused)
+            let open = self.open.keys().map(|spot| spot.key);
+            open.chain(table.routes().keys().copied()).collect()
+        };
+        let (change, refused) = self.open_new(table, keys, settings);
+        if refused.is_empty() {
+            return Ok(change);
         }
+        self.take_back(change).await;
+        Err(refused)
     }
 
     fn open_new(
         &self,
         table: &RouteTable,
-        changes: &Changes,
+        keys: BTreeSet<RouteKey>,
         settings: &Settings,
     ) -> (Change, Vec<PortProblem>) {
-        let keys = self.concerned(table, changes, &settings.listen);
         let wanted = self.wanted(table, &keys, &settings.listen);
         let open = keys.iter().flat_map(|key| self.open_of(*key));
         let plan = plan(open.map(|(spot, _)| spot), &wanted);
@@ -109,6 +136,7 @@ impl Listeners {
             opened: BTreeMap::new(),
             missing: BTreeMap::new(),
             wanted: wanted.keys().map(|spot| spot.key).collect(),
+            keys,
             plan,
         };
         let mut refused = Vec::new();
@@ -134,19 +162,20 @@ impl Listeners {
         (change, refused)
     }
 
-    /// The routes whose sockets may have to change.
-    fn concerned(
-        &self,
-        table: &RouteTable,
-        changes: &Changes,
-        on: &ListenOn,
-    ) -> BTreeSet<RouteKey> {
-        if self.on == *on {
-            let failed = self.failed.keys().copied();
-            return changes.keys().chain(failed).collect();
+    /// Closes what was opened in vain. Who came there beside an old socket of the port is served:
+    /// for that client nothing has changed.
+    async fn take_back(&self, change: Change) {
+        let opened: Vec<Port> = change.opened.into_values().collect();
+        let beside = |port: &&Port| self.open_of(port.key()).next().is_some();
+        if turn_away(opened.iter().filter(beside)) {
+            sleep(HANDSHAKES).await;
         }
-        let open = self.open.keys().map(|spot| spot.key);
-        open.chain(table.routes().keys().copied()).collect()
+        for port in opened {
+            if beside(&&port) {
+                port.take_queue(&self.context);
+            }
+            port.close();
+        }
     }
 
     /// The sockets of these routes. Those of the file must be had, unless they are missed already:
@@ -187,15 +216,16 @@ impl Listeners {
     /// A dropped call leaves these ports closed.
     pub(crate) async fn take_leave(&mut self, change: &Change) {
         let gone = |spot: &&Spot| !change.wanted.contains(&spot.key);
-        let going: Vec<Spot> = change.plan.close.iter().filter(gone).copied().collect();
-        let keys: BTreeSet<RouteKey> = going.iter().map(|spot| spot.key).collect();
-        for spot in going {
-            if let Some(mut port) = self.open.remove(&spot) {
-                port.turn_newcomers_away();
-                port.rest().await;
-                port.take_queue(&self.context);
-                port.close();
-            }
+        let going = change.plan.close.iter().filter(gone);
+        let going: Vec<Port> = going.filter_map(|spot| self.open.remove(spot)).collect();
+        let keys: BTreeSet<RouteKey> = going.iter().map(Port::key).collect();
+        if turn_away(&going) {
+            sleep(HANDSHAKES).await;
+        }
+        for mut port in going {
+            port.rest().await;
+            port.take_queue(&self.context);
+            port.close();
         }
         let until = Instant::now() + LAST_CLIENTS;
         while !keys.is_empty() && Instant::now() < until {
@@ -225,7 +255,7 @@ impl Listeners {
         let missing: BTreeSet<RouteKey> = change.missing.keys().copied().collect();
         self.close(&change.plan.to_close(&missing), &change.wanted)
             .await;
-        self.report(change.missing, &change.wanted);
+        self.report(&change.keys, change.missing, &change.wanted);
     }
 
     /// Closes sockets. Where the port goes on elsewhere, nobody who has begun a handshake is lost.
@@ -235,11 +265,7 @@ impl Listeners {
             .filter_map(|spot| self.open.remove(spot))
             .collect();
         let goes_on = |port: &&Port| wanted.contains(&port.key());
-        let mut moves = false;
-        for port in closing.iter().filter(goes_on) {
-            moves |= port.turn_newcomers_away();
-        }
-        if moves {
+        if turn_away(closing.iter().filter(goes_on)) {
             sleep(HANDSHAKES).await;
         }
         for mut port in closing {
@@ -251,27 +277,33 @@ impl Listeners {
         }
     }
 
-    fn report(&mut self, missing: BTreeMap<RouteKey, String>, wanted: &BTreeSet<RouteKey>) {
+    /// Says of what was looked at how it is served now.
+    fn report(
+        &mut self,
+        keys: &BTreeSet<RouteKey>,
+        mut missing: BTreeMap<RouteKey, String>,
+        wanted: &BTreeSet<RouteKey>,
+    ) {
         let book = &self.context.book;
-        for (key, error) in &missing {
-            if self.failed.get(key) != Some(error) {
-                tracing::error!(route = %key, error, "route not served here");
+        for key in keys {
+            let error = missing.remove(key);
+            let before = self.failed.get(key);
+            if before == error.as_ref() {
+                continue;
             }
-            book.set_listen_error(*key, Some(error.clone()));
+            match &error {
+                Some(error) => tracing::error!(route = %key, error, "route not served here"),
+                None if wanted.contains(key) => tracing::info!(route = %key, "listening at last"),
+                None => {}
+            }
+            book.set_listen_error(*key, error.clone());
+            match error {
+                Some(error) => drop(self.failed.insert(*key, error)),
+                None => drop(self.failed.remove(key)),
+            }
         }
-        let had = |key: &&RouteKey| wanted.contains(key) && !missing.contains_key(key);
-        for key in self.failed.keys().filter(had) {
-            tracing::info!(route = %key, "listening at last");
-            book.set_listen_error(*key, None);
-        }
-        let failures = i64::try_from(missing.len()).unwrap_or(i64::MAX);
+        let failures = i64::try_from(self.failed.len()).unwrap_or(i64::MAX);
         book.metrics.listen_failures.set(failures);
-        self.failed = missing;
-    }
-
-    /// Whether some port could not be had.
-    pub(crate) fn has_failures(&self) -> bool {
-        !self.failed.is_empty()
     }
 
     /// The ports that could not be had.
@@ -311,6 +343,12 @@ impl Listeners {
         };
         keys.iter().filter_map(problem).collect()
     }
+}
+
+/// Has those who come from now on to these try again in a second; whether there was one.
+fn turn_away<'a>(ports: impl IntoIterator<Item = &'a Port>) -> bool {
+    let turned = ports.into_iter().map(Port::turn_newcomers_away);
+    turned.filter(|turned| *turned).count() > 0
 }
 
 fn at(place: Place) -> String {

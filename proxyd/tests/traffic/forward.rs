@@ -214,6 +214,25 @@ async fn a_port_that_is_taken_is_reported_and_had_later() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_port_that_was_taken_is_not_called_so_when_its_gate_opens_again() -> Result<()> {
+    let (app, port) = (App::start("one").await?, free_port().await?);
+    let host = Host::start().await?;
+    let squatter = tokio::net::TcpListener::bind((host.address, port)).await?;
+    let open = || RouteIntent::Open(app.target());
+    let status = host.set(&[], tcp(port)?, version(1, 0), open()).await?;
+    ensure!(status.listen_error.is_some(), "{status:?}");
+    let closed = RouteIntent::Closed;
+    let status = host.set(&[], tcp(port)?, version(1, 1), closed).await?;
+    ensure!(status.listen_error.is_none(), "{status:?}");
+    drop(squatter);
+    let status = host.set(&[], tcp(port)?, version(1, 2), open()).await?;
+    ensure!(status.listen_error.is_none(), "{status:?}");
+    let mut client = host.client(port).await?;
+    ensure!(ask(&mut client, "hello").await? == "one: hello");
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_closed_route_refuses_and_a_removed_one_too() -> Result<()> {
     let (app, port) = (App::start("one").await?, free_port().await?);
     let host = Host::start().await?;
