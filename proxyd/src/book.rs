@@ -195,7 +195,7 @@ impl Book {
         self.lock().may_admit(key, &self.metrics)
     }
 
-    /// Takes a connection in: it is held from now on.
+    /// Takes a connection in, if a limit does not forbid it: it is held from now on.
     pub(crate) fn admit(
         self: &Arc<Self>,
         key: RouteKey,
@@ -205,6 +205,27 @@ impl Book {
     ) -> Result<Held, NotAdmitted> {
         let mut inner = self.lock();
         inner.may_admit(key, &self.metrics)?;
+        self.enter(inner, key, (client, destination), origin)
+    }
+
+    /// Takes a connection in that the kernel has completed already, whatever the limits: to turn
+    /// it away now would be worse than one too many.
+    pub(crate) fn admit_accepted(
+        self: &Arc<Self>,
+        key: RouteKey,
+        client: SocketAddr,
+        destination: SocketAddr,
+    ) -> Result<Held, NotAdmitted> {
+        self.enter(self.lock(), key, (client, destination), Origin::Client)
+    }
+
+    fn enter(
+        self: &Arc<Self>,
+        mut inner: MutexGuard<'_, Inner>,
+        key: RouteKey,
+        (client, destination): (SocketAddr, SocketAddr),
+        origin: Origin,
+    ) -> Result<Held, NotAdmitted> {
         inner.last_id = inner.last_id.saturating_add(1);
         let id = inner.last_id;
         let Some(lane) = inner.lanes.get_mut(&key) else {

@@ -2,14 +2,13 @@
 
 use std::net::SocketAddr;
 
-use rehome_runtime::supervise::Criticality;
 use rehome_shared::api::proxy::RouteKey;
 use tokio::net::{TcpListener, TcpStream};
 use tracing::Instrument;
 
 use crate::accept::accept;
+use crate::book::NotAdmitted;
 use crate::book::held::Held;
-use crate::book::{NotAdmitted, Origin};
 use crate::context::Context;
 use crate::metrics::Shed;
 use crate::serve::serve;
@@ -18,16 +17,6 @@ use crate::sources::Place;
 
 /// The most that a queue holds: who comes while it is taken waits for nobody.
 const QUEUE: usize = 8192;
-
-/// A client that was accepted.
-struct Client {
-    stream: TcpStream,
-    address: SocketAddr,
-    destination: SocketAddr,
-    key: RouteKey,
-    /// Among those of its address.
-    place: Place,
-}
 
 /// What became of a client.
 enum Taken {
@@ -78,6 +67,8 @@ pub(super) fn take_queue(context: &Context, listener: &TcpListener, key: RouteKe
     }
 }
 
+/// Takes a client in. A listener looks for room before it accepts; who gets in between takes a
+/// place all the same, at most one for each listener.
 fn take_in(context: &Context, key: RouteKey, stream: TcpStream, address: SocketAddr) -> Taken {
     let Some(place) = context.sources.take(address.ip()) else {
         context.book.metrics.shed(Shed::Source);
@@ -88,69 +79,22 @@ fn take_in(context: &Context, key: RouteKey, stream: TcpStream, address: SocketA
     let Ok(destination) = stream.local_addr() else {
         return Taken::In;
     };
-    let client = Client {
-        stream,
-        address,
-        destination,
-        key,
-        place,
+    let Ok(held) = context.book.admit_accepted(key, address, destination) else {
+        reset_on_drop(&stream);
+        return Taken::NoRoute;
     };
-    match client.admit(context) {
-        Ok(held) => spawn(context, held, client),
-        // Between the look and the accept another listener took the last place.
-        Err(NotAdmitted::Full(_)) => wait_for_room(context, client),
-        Err(NotAdmitted::NoRoute) => {
-            reset_on_drop(&client.stream);
-            return Taken::NoRoute;
-        }
-    }
+    spawn(context, held, stream, place);
     Taken::In
 }
 
-impl Client {
-    fn admit(&self, context: &Context) -> Result<Held, NotAdmitted> {
-        let origin = Origin::Client;
-        context
-            .book
-            .admit(self.key, self.address, self.destination, origin)
-    }
-}
-
-/// Waits for a place with a client in hand, on a task of its own: its listener may close
-/// meanwhile, and another one of the route take it up again. Each time that places run out, a
-/// listener accepts at most one client too many.
-fn wait_for_room(context: &Context, client: Client) {
-    let (inner, stop) = (context.clone(), context.connections.token().clone());
-    let waits = async move {
-        let mut room = inner.book.room();
-        loop {
-            room.borrow_and_update();
-            match client.admit(&inner) {
-                Ok(held) => return spawn(&inner, held, client),
-                Err(NotAdmitted::Full(_)) if room.changed().await.is_ok() => {}
-                Err(NotAdmitted::NoRoute | NotAdmitted::Full(_)) => {
-                    return reset_on_drop(&client.stream);
-                }
-            }
-        }
-    };
-    let task = async move {
-        stop.run_until_cancelled(waits).await;
-    };
-    context
-        .connections
-        .spawn("waiting client", Criticality::Ordinary, task);
-}
-
-fn spawn(context: &Context, held: Held, client: Client) {
+fn spawn(context: &Context, held: Held, stream: TcpStream, place: Place) {
     let connection = held.connection();
     let span = tracing::debug_span!(
         "connection",
         connection.id = connection.id,
-        route = %client.key,
+        route = %connection.route,
         client.addr = %connection.client
     );
-    let Client { stream, place, .. } = client;
     let task = serve(context.clone(), held, stream, Some(place)).instrument(span);
     context.connections.spawn_light("connection", task);
 }
