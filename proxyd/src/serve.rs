@@ -176,12 +176,14 @@ async fn reach(
         Some(held) => Unread::new(held.book(), &held.connection().meters),
         None => return Err(Failed::End(End::Stopped)),
     };
+    // What a route that never moves may take.
+    let mut patience = context.settings().timeouts.connect;
     loop {
         let Some(held) = slot.as_mut() else {
             return Err(Failed::End(End::Stopped));
         };
         let step = held.step();
-        let deadline = held.deadline(context.settings().timeouts.connect);
+        let deadline = held.deadline(patience);
         let mut watched = Watched {
             client,
             unread: &mut unread,
@@ -216,7 +218,12 @@ async fn reach(
                 }
             }
             Tried::NotReached => pause(held, &mut watched).await?,
-            Tried::Short => watched.wait(held, sleep(SHORTAGE)).await?,
+            Tried::Short => {
+                // The fault is this machine's: the client may wait as for a parked gate.
+                patience = patience.max(attempt.by.limits.park_timeout);
+                watched.deadline = held.deadline(patience);
+                watched.wait(held, sleep(SHORTAGE)).await?;
+            }
         }
     }
 }
