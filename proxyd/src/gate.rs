@@ -79,5 +79,7 @@ pub(crate) fn is_to_be_closed(
     } else {
         Turn::Application
     };
-    step(connection.quiet_for(), idle_after, left, turn, told) == Step::Close
+    // A client that reads slowly is not idle: a goodbye would cut off what it has not got yet.
+    !connection.has_in_hand()
+        && step(connection.quiet_for(), idle_after, left, turn, told) == Step::Close
 }

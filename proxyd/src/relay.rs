@@ -1,8 +1,8 @@
 //! Bytes both ways between a client and its application, until both have finished.
 //!
 //! TCP's own signals pass through as they are: an end of one direction is passed on when its
-//! bytes are, the other direction goes on; a reset becomes a reset, after the bytes that came
-//! before it; a slow reader stops the reading on the other side. Each direction is a [`Pump`],
+//! bytes are, the other direction goes on; a reset becomes a reset, that of an application after
+//! the bytes that came before it; a slow reader stops the reading on the other side. Each direction is a [`Pump`],
 //! which copies messages and splices bulk, and holds memory only while it carries bytes.
 
 mod budget;
@@ -34,8 +34,6 @@ pub(crate) use buffers::Lent as Buffer;
 use pipes::Pipes;
 use pump::{Ends, Pump, Stop};
 
-/// Between two looks for a large buffer.
-const SHORTAGE: Duration = Duration::from_millis(5);
 /// Between two looks for a pause of a connection whose lifetime is over.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -64,19 +62,9 @@ impl Stores {
         self.pipes.set_limit(pipe_bytes);
     }
 
-    /// A buffer for the largest datagram, as soon as there is one.
-    ///
-    /// # Cancel safety
-    /// Cancel safe.
-    pub(crate) async fn large_buffer(&self) -> Buffer {
-        loop {
-            if let Some(buffer) = self.buffers.large() {
-                return buffer;
-            }
-            // Not in the line of those who wait: what is given back there may be too small.
-            self.budget.note_shortage();
-            sleep(SHORTAGE).await;
-        }
+    /// A buffer for the largest datagram, to be given back before anything is waited for.
+    pub(crate) fn scratch(&self) -> Buffer {
+        self.buffers.scratch()
     }
 
     fn freed(&self) -> Freed {
@@ -91,7 +79,7 @@ pub(crate) struct Times {
     pub(crate) half_close: Duration,
     /// Silent otherwise.
     pub(crate) idle: Option<Duration>,
-    /// In all; then it ends at its next pause.
+    /// In all, from the first byte that could flow; then it ends at its next pause.
     pub(crate) lifetime: Option<Duration>,
 }
 
@@ -109,8 +97,10 @@ pub(crate) async fn relay(
 ) -> End {
     let end = run(&client, &upstream, connection, stores, times).await;
     match end {
-        End::Finished | End::Drained | End::Idle | End::Lifetime => {}
-        End::ClientReset
+        End::Idle if !connection.has_in_hand() => {}
+        End::Finished | End::Drained | End::Lifetime => {}
+        End::Idle
+        | End::ClientReset
         | End::UpstreamReset
         | End::HalfCloseTimeout
         | End::Cut
@@ -235,8 +225,10 @@ impl<'a> Half<'a> {
         if !done && let Poll::Ready(stop) = self.pump.poll(&self.ends, cx) {
             // What it may hold has no sink any more.
             self.pump = Pump::default();
+            self.note_in_hand();
             return Poll::Ready(Event::Stopped(stop));
         }
+        self.note_in_hand();
         let unread = done || self.pump.is_loaded();
         if self.broken || !unread {
             self.watch = None;
@@ -248,6 +240,15 @@ impl<'a> Half<'a> {
         // An error stays: once it was seen it is not waited for again.
         self.broken = seen.is_ready();
         seen.map(|()| Event::Broken)
+    }
+
+    fn note_in_hand(&self) {
+        let Ends {
+            connection,
+            direction,
+            ..
+        } = self.ends;
+        connection.set_in_hand(direction, self.pump.has_in_hand());
     }
 }
 
@@ -374,9 +375,9 @@ async fn outlived(connection: &Connection, times: Times) -> Over {
     let Some(lifetime) = times.lifetime else {
         return std::future::pending().await;
     };
-    let over = async {
-        let begin = connection.accepted + lifetime;
-        sleep_until(begin.into()).await;
+    let waits = async {
+        let over = connection.flows_since() + lifetime;
+        sleep_until(over.into()).await;
         loop {
             // Who asked last may wait for an answer.
             let pause = if connection.was_answered() {
@@ -384,14 +385,14 @@ async fn outlived(connection: &Connection, times: Times) -> Over {
             } else {
                 times.half_close
             };
-            if connection.quiet_for() >= pause {
+            if connection.quiet_for() >= pause && !connection.has_in_hand() {
                 return Over::Pause;
             }
-            if Instant::now() >= begin + times.half_close {
+            if Instant::now() >= over + times.half_close {
                 return Over::Late;
             }
             sleep(LOOK).await;
         }
     };
-    Box::pin(over).await
+    Box::pin(waits).await
 }

@@ -28,7 +28,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::context::Context;
 use crate::metrics::Shed;
-use crate::relay::{Buffer, Stores};
+use crate::relay::Buffer;
 use session::Session;
 pub(crate) use session::from_trunk;
 
@@ -41,13 +41,6 @@ const INBOX: usize = HELD;
 const TURN: usize = 64;
 /// How often sessions that ended are taken out of the socket's memory.
 const SWEEP: Duration = Duration::from_secs(5);
-
-/// A buffer once there is a datagram, not before: sockets that rest hold none.
-async fn room_for_what_came(socket: &UdpSocket, stores: &Stores) -> Buffer {
-    // Fails only when the runtime stops, and then so does this task.
-    drop(socket.readable().await);
-    stores.large_buffer().await
-}
 
 /// The room for UDP sessions. Clones share.
 #[derive(Debug, Clone)]
@@ -127,7 +120,7 @@ impl Listener {
         loop {
             // Every arm is cancel safe; a datagram that was not received is still in the socket.
             tokio::select! {
-                buffer = room_for_what_came(&socket, &stores) => self.receive(buffer),
+                _ready = socket.readable() => self.receive(stores.scratch()),
                 changed = news.changed() => match changed {
                     Ok(()) => self.release(),
                     Err(_) => return,
@@ -184,7 +177,7 @@ impl Listener {
     }
 
     fn begin(&mut self, client: SocketAddr) -> Option<mpsc::Sender<Box<[u8]>>> {
-        let Some(source) = self.context.sources.take(client.ip()) else {
+        let Some(source) = self.context.sources.take(client.ip().to_canonical()) else {
             self.context.book.metrics.shed(Shed::Source);
             return None;
         };

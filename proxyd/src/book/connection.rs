@@ -52,10 +52,14 @@ pub(crate) struct Connection {
     upstream: Mutex<Option<Upstream>>,
     bytes_in: AtomicU64,
     bytes_out: AtomicU64,
+    /// Microseconds from `accepted` to when the first byte could flow.
+    flows_since: AtomicU64,
     /// Microseconds from `accepted` to the last byte.
     last_byte: AtomicU64,
     /// Whether that was the application's.
     answered: AtomicBool,
+    /// Whether bytes are in hand that the client, or the application, has not taken yet.
+    in_hand: [AtomicBool; 2],
     pub(crate) orders: Orders,
     pub(crate) meters: Arc<RouteMeters>,
 }
@@ -79,8 +83,10 @@ impl Connection {
             upstream: Mutex::new(None),
             bytes_in: AtomicU64::new(0),
             bytes_out: AtomicU64::new(0),
+            flows_since: AtomicU64::new(0),
             last_byte: AtomicU64::new(0),
             answered: AtomicBool::new(false),
+            in_hand: Default::default(),
             orders: Orders::default(),
             meters,
         }
@@ -146,10 +152,43 @@ impl Connection {
         self.touch();
     }
 
+    /// Notes whether a direction has bytes in hand that were read, or are there to be read and
+    /// find no room, and that its sink has not taken.
+    pub(crate) fn set_in_hand(&self, direction: Direction, in_hand: bool) {
+        let [inward, outward] = &self.in_hand;
+        let of = match direction {
+            Direction::In => inward,
+            Direction::Out => outward,
+        };
+        of.store(in_hand, Ordering::Relaxed);
+    }
+
+    /// Whether something is on its way, however long nobody has taken any of it: an end that
+    /// looks right would then be a lie.
+    pub(crate) fn has_in_hand(&self) -> bool {
+        self.in_hand.iter().any(|of| of.load(Ordering::Relaxed))
+    }
+
+    /// Bytes may flow from now on.
+    pub(super) fn begin_to_flow(&self) {
+        self.set_stage(Stage::Relaying);
+        self.flows_since.store(self.age(), Ordering::Relaxed);
+        self.touch();
+    }
+
+    /// Since when bytes may flow.
+    pub(crate) fn flows_since(&self) -> Instant {
+        self.accepted + Duration::from_micros(self.flows_since.load(Ordering::Relaxed))
+    }
+
     /// Starts the clock of idleness again.
     pub(crate) fn touch(&self) {
-        let now = u64::try_from(self.accepted.elapsed().as_micros()).unwrap_or(u64::MAX);
-        self.last_byte.store(now, Ordering::Relaxed);
+        self.last_byte.store(self.age(), Ordering::Relaxed);
+    }
+
+    /// Microseconds since it was accepted.
+    fn age(&self) -> u64 {
+        u64::try_from(self.accepted.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
 
     /// When the last byte passed.

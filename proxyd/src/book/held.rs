@@ -259,8 +259,7 @@ impl Hold {
             lane.counts.from_trunk = lane.counts.from_trunk.saturating_add(1);
         }
         inner.relayed = inner.relayed.saturating_add(1);
-        self.connection.set_stage(Stage::Relaying);
-        self.connection.touch();
+        self.connection.begin_to_flow();
         true
     }
 

@@ -1,7 +1,7 @@
 //! What buffers and pipes may hold together between a read and a write.
 //!
 //! Near the limit only small buffers are had, at the limit nothing: then nothing is read either,
-//! until somebody has written and given back. Who waits is called first come, first served.
+//! until somebody has written and given back, who then calls those who wait.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -87,7 +87,7 @@ impl Budget {
     }
 
     /// Counts that something was not to be had.
-    pub(super) fn note_shortage(&self) {
+    fn note_shortage(&self) {
         self.0.metrics.shed(Shed::Memory);
     }
 

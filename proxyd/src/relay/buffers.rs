@@ -31,7 +31,8 @@ type Shelf = Mutex<Vec<Box<[u8]>>>;
 pub(crate) struct Lent {
     bytes: Box<[u8]>,
     home: Arc<Spare>,
-    _spent: Spent,
+    /// Absent for what is only held for a moment.
+    _spent: Option<Spent>,
 }
 
 impl Buffers {
@@ -49,18 +50,28 @@ impl Buffers {
     }
 
     /// A buffer of [`LARGE`] bytes.
-    pub(super) fn large(&self) -> Option<Lent> {
+    fn large(&self) -> Option<Lent> {
         self.lend(&self.spare.large, LARGE)
+    }
+
+    /// A buffer of [`LARGE`] bytes that is given back before anything is waited for: there are
+    /// never more than threads, so they are no part of the budget.
+    pub(super) fn scratch(&self) -> Lent {
+        self.lent(&self.spare.large, LARGE, None)
     }
 
     fn lend(&self, shelf: &Shelf, size: usize) -> Option<Lent> {
         let spent = self.budget.spend(size)?;
+        Some(self.lent(shelf, size, Some(spent)))
+    }
+
+    fn lent(&self, shelf: &Shelf, size: usize, spent: Option<Spent>) -> Lent {
         let spare = lock(shelf).pop();
-        Some(Lent {
+        Lent {
             bytes: spare.unwrap_or_else(|| vec![0; size].into_boxed_slice()),
             home: Arc::clone(&self.spare),
             _spent: spent,
-        })
+        }
     }
 }
 

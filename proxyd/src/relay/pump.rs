@@ -88,6 +88,11 @@ impl Pump {
         }
     }
 
+    /// Whether its source has spoken and its sink has not heard all of it.
+    pub(super) fn has_in_hand(&self) -> bool {
+        self.is_loaded() || self.starved.is_some()
+    }
+
     /// Passes bytes on until there is nothing to do but wait.
     pub(super) fn poll(&mut self, ends: &Ends<'_>, cx: &mut Context<'_>) -> Poll<Stop> {
         let mut passed = 0_usize;

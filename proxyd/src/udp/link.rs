@@ -12,8 +12,7 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::mpsc;
 
-use super::room_for_what_came;
-use crate::relay::{Buffer, Stores};
+use crate::relay::Stores;
 
 /// Where datagrams come from.
 #[derive(Debug)]
@@ -109,40 +108,22 @@ pub(super) async fn pass(
 ) -> io::Result<()> {
     loop {
         let datagram = source.next(stores).await?;
-        sink.send(datagram.bytes()).await?;
+        sink.send(&datagram).await?;
         activity.touch();
-        bytes.inc_by(u64::try_from(datagram.bytes().len()).unwrap_or(u64::MAX));
-    }
-}
-
-/// A datagram on its way.
-#[derive(Debug)]
-enum Datagram {
-    Owned(Box<[u8]>),
-    Lent(Buffer, usize),
-}
-
-impl Datagram {
-    fn bytes(&self) -> &[u8] {
-        match self {
-            Self::Owned(bytes) => bytes,
-            Self::Lent(buffer, length) => buffer.part(0, *length),
-        }
+        bytes.inc_by(u64::try_from(datagram.len()).unwrap_or(u64::MAX));
     }
 }
 
 impl Source {
-    /// The next one. A buffer is borrowed when it is there, not while it is waited for.
-    async fn next(&mut self, stores: &Stores) -> io::Result<Datagram> {
+    /// The next one.
+    async fn next(&mut self, stores: &Stores) -> io::Result<Box<[u8]>> {
         match self {
-            Self::Inbox(inbox) => {
-                let datagram = inbox.recv().await.ok_or(io::ErrorKind::BrokenPipe)?;
-                Ok(Datagram::Owned(datagram))
-            }
+            Self::Inbox(inbox) => Ok(inbox.recv().await.ok_or(io::ErrorKind::BrokenPipe)?),
             Self::Socket(socket) => loop {
-                let mut buffer = room_for_what_came(socket, stores).await;
+                socket.readable().await?;
+                let mut buffer = stores.scratch();
                 match socket.try_recv(buffer.space()) {
-                    Ok(length) => return Ok(Datagram::Lent(buffer, length)),
+                    Ok(length) => return Ok(buffer.part(0, length).into()),
                     // An ICMP message: nobody listened when an earlier datagram came. They are
                     // lost, as on any network; later ones may not be.
                     Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
@@ -152,12 +133,9 @@ impl Source {
             },
             Self::Trunk(stream) => {
                 let length = usize::from(stream.read_u16().await?);
-                let mut buffer = stores.large_buffer().await;
-                let room = buffer.space().get_mut(..length);
-                stream
-                    .read_exact(room.ok_or(io::ErrorKind::InvalidData)?)
-                    .await?;
-                Ok(Datagram::Lent(buffer, length))
+                let mut datagram = vec![0; length].into_boxed_slice();
+                stream.read_exact(&mut datagram).await?;
+                Ok(datagram)
             }
         }
     }

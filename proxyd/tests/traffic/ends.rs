@@ -12,7 +12,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
 use crate::app::raw;
-use crate::host::{Host, LIMIT, commit_verb, free_port, prepare_verb, tcp, version};
+use crate::host::{Host, LIMIT, commit_verb, drain_verb, free_port, prepare_verb, tcp, version};
 
 /// The way of the bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -276,6 +276,29 @@ fn noise_at(came: &[u8]) -> bool {
     let block = noise(1 << 16);
     came.chunks(block.len())
         .all(|piece| block.starts_with(piece))
+}
+
+/// The application spoke last, and nothing has moved for long: yet the client is not idle.
+#[tokio::test]
+async fn a_drain_does_not_cut_off_what_a_slow_reader_has_not_read() -> Result<()> {
+    for way in [Way::Copied, Way::Spliced] {
+        let stage = Stage::set(way).await?;
+        let (mut client, mut server) = stage.connect().await?;
+        let sent = fill(&mut server).await?;
+        stage
+            .here
+            .proxy
+            .prepare(prepare_verb(version(1, 1)))
+            .await?;
+        let drain = drain_verb(version(1, 1), Duration::from_millis(600));
+        let counts = stage.here.proxy.drain(drain).await?;
+        ensure!((counts.active, counts.drained) == (1, 0), "{counts:?}");
+        let mut came = vec![0; sent];
+        timeout(LIMIT, client.read_exact(&mut came)).await??;
+        ensure!(noise_at(&came), "{way:?}: other bytes");
+        carry(&mut server, &mut client, 1).await?;
+    }
+    Ok(())
 }
 
 #[tokio::test]

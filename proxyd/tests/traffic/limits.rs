@@ -251,6 +251,26 @@ async fn gauge(host: &Host, name: &str) -> Result<u64> {
 }
 
 #[tokio::test]
+async fn a_lifetime_does_not_begin_while_a_client_is_parked() -> Result<()> {
+    let lifetime = Duration::from_millis(500);
+    let host = Host::start_with(|config| {
+        config.timeouts.lifetime = Some(lifetime);
+        config.timeouts.half_close = Duration::from_millis(10);
+    })
+    .await?;
+    let (app, port) = (App::start("a").await?, free_port().await?);
+    host.set(&[], tcp(port)?, version(1, 0), RouteIntent::Park)
+        .await?;
+    let mut client = host.client(port).await?;
+    host.wait(tcp(port)?, |status| status.parked == 1).await?;
+    sleep(2 * lifetime).await;
+    host.open(&[], tcp(port)?, version(1, 1), app.target())
+        .await?;
+    ensure!(ask(&mut client, "hello").await? == "a: hello");
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_connection_ends_at_its_first_pause_after_its_lifetime() -> Result<()> {
     let lifetime = Duration::from_millis(200);
     let host = Host::start_with(|config| config.timeouts.lifetime = Some(lifetime)).await?;
