@@ -101,8 +101,10 @@ impl<'s> Builder<'s> {
         }))
     }
 
-    /// What the parser must not see: a text that is too long, or characters that YAML forbids
-    /// (it takes a NUL for the end of the text and would ignore what follows).
+    /// What the parser must not see: a text that is too long, characters that YAML forbids (it
+    /// takes a NUL for the end of the text and would ignore what follows), and a carriage return
+    /// alone (it ends a line for YAML and in hardly any editor: all lines after it would be called
+    /// by another number).
     fn check_text(&self, text: &str) -> Result<(), Problem> {
         if text.len() > MAX_TEXT {
             return Err(self.problem(
@@ -115,10 +117,11 @@ impl<'s> Builder<'s> {
             ));
         }
         let forbidden = |c: char| {
-            (c.is_control() && !matches!(c, '\t' | '\n' | '\r' | '\u{85}'))
+            (c.is_control() && !matches!(c, '\t' | '\n' | '\u{85}'))
                 || matches!(c, '\u{fffe}' | '\u{ffff}' | '\u{feff}')
         };
-        for (index, line) in text.split('\n').enumerate() {
+        for (index, line) in text.split_inclusive('\n').enumerate() {
+            let line = line.strip_suffix("\r\n").unwrap_or(line);
             if let Some(c) = line.chars().find(|c| forbidden(*c)) {
                 return Err(self.problem(
                     index.saturating_add(1),

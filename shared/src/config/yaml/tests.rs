@@ -131,6 +131,15 @@ fn syntax_errors_name_their_line() {
 }
 
 #[test]
+fn a_carriage_return_ends_a_line_only_with_a_line_feed() {
+    assert!(problems("a: 1\r\nb: 2\r\n").is_empty());
+    for text in ["a: 1\r\nb: 2\rc: 3\n", "a: 1\r\nb: 2\r", "a: 1\nb: 2\r\r\n"] {
+        let (line, message) = only_problem(text);
+        assert!(line == 2 && message.contains("\\u{d}"), "{line}: {message}");
+    }
+}
+
+#[test]
 fn bombs_are_refused_before_they_expand() {
     let mut billion = String::from("a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n");
     for level in 1..30 {
