@@ -14,7 +14,7 @@ DEMO_PACKAGES := gcc:cc libc6-dev docker.io:dockerd iptables:iptables iproute2:i
 	btrfs-progs:mkfs.btrfs util-linux:nsenter
 # What the tests need besides: redis-tools holds the server's program too, without its service.
 TEST_PACKAGES := $(DEMO_PACKAGES) busybox-static redis-tools:redis-cli \
-	postgresql-client:psql systemd:systemd-analyze
+	postgresql-client:psql systemd:systemd-analyze nftables:nft conntrack:conntrack
 # What the comparisons need: the tools of who moves a store by hand. The package of haproxy starts
 # its service, which listens on no port.
 BENCH_PACKAGES := $(DEMO_PACKAGES) busybox-static redis-tools:redis-cli haproxy:haproxy \
@@ -111,6 +111,16 @@ endif
 soak: deps-test ## break a cluster under load for SECONDS (300), from SEED (a new one), and check it
 	cargo build $(CARGO_FLAGS) --bins
 	$(AS_ROOT) target/debug/soak --seconds $(or $(SECONDS),300) $(if $(SEED),--seed $(SEED))
+
+.PHONY: soak-proxy
+soak-proxy: ## proxies that move, reload, restart and die under load for SECONDS (3600), from SEED
+	cargo build $(CARGO_FLAGS) --bins
+	$(AS_ROOT) target/debug/soak-proxy --seconds $(or $(SECONDS),3600) $(if $(SEED),--seed $(SEED))
+
+.PHONY: storm-proxy
+storm-proxy: ## 20,000 clients at a parked gate, released to a slow application
+	cargo build $(CARGO_FLAGS) --bins
+	$(AS_ROOT) target/debug/storm-proxy $(ARGS)
 
 # The test keeps its own time: one minute, and 12 s for each case.
 .PHONY: test-crash

@@ -9,6 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use migrated_core::routes::{self, Adverts, LocalRoute, Locals};
+use rehome_runtime::backoff::Backoff;
 use rehome_runtime::http_client::ClientError;
 use rehome_shared::api::peer::Advert;
 use rehome_shared::api::proxy::{Gate, RouteKey, RouteStatus, SetRoutes};
@@ -20,6 +21,8 @@ use crate::host::Host;
 
 /// How often `proxyd` is told again what it should know.
 const REPEAT: Duration = Duration::from_secs(3);
+/// How soon one that did not hear it: it may be handing over to its successor, and clients wait.
+const AGAIN: Duration = Duration::from_millis(100);
 
 /// The routes of a host.
 #[derive(Debug)]
@@ -264,26 +267,32 @@ pub async fn follow(host: std::sync::Arc<Host>) {
     let mut routes = host.routes.changes();
     let mut desired = host.desired.watch();
     let mut failing = false;
+    let mut again = Backoff::new(AGAIN, REPEAT);
     loop {
+        let mut pause = REPEAT;
         match push(&host).await {
-            Ok(()) => failing = false,
+            Ok(()) => {
+                failing = false;
+                again.reset();
+            }
             // Said once, not at every try.
             Err(error) if !failing => {
                 failing = true;
+                pause = again.next_delay();
                 let error = rehome_runtime::report::Report(&error).to_string();
                 tracing::warn!(
                     error,
                     "proxyd cannot be told its routes; it goes on with the last"
                 );
             }
-            Err(_) => {}
+            Err(_) => pause = again.next_delay(),
         }
         // Every arm waits on a level: what is missed here is seen at the next turn.
         tokio::select! {
             () = stop.cancelled() => return,
             _ = routes.changed() => {}
             _ = desired.changed() => {}
-            () = tokio::time::sleep(REPEAT) => {}
+            () = tokio::time::sleep(pause) => {}
         }
     }
 }

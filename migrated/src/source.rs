@@ -241,12 +241,14 @@ impl Driver {
         let event = {
             let work = self.work(migration, effect);
             // The arms other than the work only end it; whatever it had begun can be begun again
-            // or is undone by the way back.
+            // or is undone by the way back. A request that was accepted comes first: when the
+            // work has ended at the same moment, it may soon be too late for it.
             tokio::select! {
-                event = work => event,
+                biased;
                 reason = requested(&mut abort), if interruptible => {
                     Event::AbortRequested { reason }
                 }
+                event = work => event,
                 reason = unwanted(desired, &migration.plan), if interruptible && leaves_serving => {
                     Event::AbortRequested { reason }
                 }

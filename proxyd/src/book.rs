@@ -8,6 +8,7 @@
 //! The bytes themselves never touch the book.
 
 pub(crate) mod active;
+mod adopt;
 pub(crate) mod connection;
 mod group;
 pub(crate) mod held;
@@ -33,7 +34,9 @@ use rehome_shared::ids::{AppName, HostAddr};
 use tokio::sync::watch;
 
 use crate::metrics::{Metrics, RouteMeters};
-use connection::Connection;
+pub(crate) use adopt::ByAge;
+use adopt::Expected;
+use connection::{Connection, Stage};
 use group::Groups;
 use held::{Held, Hold};
 use lane::{Counts, Lane};
@@ -82,6 +85,7 @@ struct Inner {
     last_id: u64,
     /// Somebody was not admitted since the last tick of `room`.
     starved: bool,
+    expected: Expected,
 }
 
 impl Book {
@@ -98,6 +102,7 @@ impl Book {
                 relayed: 0,
                 last_id: 0,
                 starved: false,
+                expected: Expected::default(),
             }),
             room: watch::Sender::new(()),
             metrics,
@@ -147,13 +152,14 @@ impl Book {
     }
 
     pub(crate) fn set_limits(&self, limits: Limits) {
-        self.lock().limits = limits;
-        self.call_listeners();
+        let mut inner = self.lock();
+        inner.limits = limits;
+        self.tell_room(inner);
     }
 
-    /// Has listeners that wait for room look again.
-    pub(crate) fn call_listeners(&self) {
-        self.room.send_replace(());
+    /// Has listeners that were turned away look again.
+    pub(crate) fn call_starved(&self) {
+        self.tell_room(self.lock());
     }
 
     /// Puts what changed of a table in force and lets those go who may go now.
@@ -344,10 +350,13 @@ impl Inner {
             return Err(NotAdmitted::NoRoute);
         };
         let meters = lane.meters.as_ref();
+        let expected = self.expected.of(key);
         let load = Load {
-            route_held: lane.counts.held,
-            route_active: lane.counts.active,
-            all: self.connections,
+            route_held: lane.counts.held.saturating_add(expected.held),
+            route_active: [lane.counts.active, lane.counts.resting, expected.active]
+                .into_iter()
+                .fold(0, u64::saturating_add),
+            all: self.connections.saturating_add(self.expected.all()),
             route_unread: meters.map_or(0, |meters| meters.unread.load(Ordering::Relaxed)),
             unread: u64::try_from(metrics.parked_bytes.get()).unwrap_or(0),
         };
@@ -379,6 +388,38 @@ impl Inner {
         let group = self.groups.get(application);
         let keys = group.into_iter().flat_map(|group| &group.routes);
         keys.filter_map(move |key| self.lanes.get(key))
+    }
+
+    /// Whether a connection that was reached by this route is led there still. What is gone,
+    /// closed or another application's leads nobody elsewhere.
+    fn leads_on(&self, connection: &Connection, by: &Route) -> bool {
+        let Some(lane) = self.lanes.get(&connection.route) else {
+            return true;
+        };
+        match &lane.route.phase {
+            _ if lane.route.application() != connection.application() => true,
+            Phase::Open(target) => by.phase.target() == Some(target),
+            Phase::Parked(_) => false,
+            Phase::Closed => true,
+        }
+    }
+
+    /// A connection takes up another stage of those in which it has reached its application.
+    fn shift(&mut self, connection: &Connection, to: Stage) {
+        let rests = |stage| stage == Stage::Resting;
+        let (before, now) = (rests(connection.stage()), rests(to));
+        if before != now {
+            self.count(connection.route, |counts| {
+                let (less, more) = if now {
+                    (&mut counts.active, &mut counts.resting)
+                } else {
+                    (&mut counts.resting, &mut counts.active)
+                };
+                *less = less.saturating_sub(1);
+                *more = more.saturating_add(1);
+            });
+        }
+        connection.set_stage(to);
     }
 
     fn parks(&self, application: &AppName) -> bool {

@@ -8,6 +8,7 @@ use rehome_runtime::supervise::Supervisor;
 use rehome_shared::ids::HostAddr;
 
 use crate::book::Book;
+use crate::handover::Handover;
 use crate::peers::Peers;
 use crate::relay::Stores;
 use crate::settings::Settings;
@@ -26,6 +27,7 @@ pub(crate) struct Parts {
     pub(crate) stores: Stores,
     pub(crate) udp_room: Room,
     pub(crate) sources: Sources,
+    pub(crate) handover: Handover,
     /// Owns one task per connection.
     pub(crate) connections: Supervisor,
     settings: ArcSwap<Settings>,
@@ -47,6 +49,7 @@ impl Context {
             sources: Sources::new(settings.per_source),
             book,
             udp_room: Room::new(settings.udp_sessions),
+            handover: Handover::default(),
             connections: supervisor.group(),
             settings: ArcSwap::from_pointee(settings),
         }))
@@ -69,5 +72,38 @@ impl Parts {
     /// This host's name, from `migrated` or from the file.
     pub(crate) fn host(&self) -> Option<HostAddr> {
         self.book.host().or_else(|| self.settings().host.clone())
+    }
+}
+
+#[cfg(test)]
+impl Context {
+    /// Of a file that says no more than it must, for tests.
+    pub(crate) fn of_file(
+        adjust: impl FnOnce(&mut rehome_shared::config::daemon::ProxydConfig),
+    ) -> Self {
+        use rehome_shared::config::daemon;
+
+        let nowhere = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
+        let mut config = daemon::ProxydConfig {
+            host: None,
+            socket: "socket".into(),
+            state: "state".into(),
+            metrics: nowhere,
+            log: daemon::Log::default(),
+            trunk: daemon::Trunk {
+                listen: nowhere,
+                ..daemon::Trunk::default()
+            },
+            listen: daemon::ListenOn::default(),
+            limits: daemon::ProxydLimits::default(),
+            timeouts: daemon::ProxydTimeouts::default(),
+            routes: Vec::new(),
+        };
+        adjust(&mut config);
+        let settings = Settings::from(&config);
+        let mut registry = prometheus_client::registry::Registry::default();
+        let metrics = Arc::new(crate::metrics::Metrics::new(&mut registry));
+        let book = Book::new(settings.limits, metrics);
+        Self::new(book, settings, &Supervisor::new())
     }
 }

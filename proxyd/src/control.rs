@@ -7,11 +7,11 @@ use http::StatusCode;
 use rehome_runtime::http_server::ErrorResponse;
 use rehome_shared::api::proxy::{
     CheckPorts, CheckPortsReply, Commit, ConnectionsReply, Drain, GateCounts, GateRef, MAX_BODY,
-    Prepare, ReloadReply, RouteKey, RoutesReply, SetRoutes,
+    Prepare, ReloadReply, RouteKey, RoutesReply, SetRoutes, Upgrade, UpgradeReply,
 };
 use serde::Deserialize;
 
-use crate::{Proxyd, VerbError};
+use crate::{GiveError, Proxyd, VerbError};
 
 type Answer<T> = Result<Json<T>, ErrorResponse>;
 
@@ -27,6 +27,7 @@ pub(crate) fn router(proxy: Proxyd) -> Router {
         .route("/v1/connections", get(connections))
         .route("/v1/ports/check", post(check_ports))
         .route("/v1/reload", post(reload))
+        .route("/v1/upgrade", post(upgrade))
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(proxy)
 }
@@ -84,6 +85,18 @@ async fn check_ports(
 
 async fn reload(State(proxy): State<Proxyd>) -> Answer<ReloadReply> {
     Ok(Json(proxy.reload().await?))
+}
+
+async fn upgrade(State(proxy): State<Proxyd>, Json(body): Json<Upgrade>) -> Answer<UpgradeReply> {
+    let reply = proxy.upgrade(body).await.map_err(|error| {
+        let status = match &error {
+            GiveError::UnderWay => StatusCode::CONFLICT,
+            GiveError::Stopping(_) => StatusCode::SERVICE_UNAVAILABLE,
+            _ => StatusCode::BAD_GATEWAY,
+        };
+        ErrorResponse::of(status, &error)
+    })?;
+    Ok(Json(reply))
 }
 
 impl From<VerbError> for ErrorResponse {

@@ -32,7 +32,7 @@ pub(crate) async fn drain(
     loop {
         let left = deadline.saturating_sub(started.elapsed());
         book.order(application, Order::ClosePolitely, |connection| {
-            relays(connection) && is_to_be_closed(connection, idle_after, left)
+            connection.is_local() && is_to_be_closed(connection, idle_after, left)
         });
         let left = book.count(application, relays);
         match verdict(left, started.elapsed(), deadline) {
@@ -59,11 +59,18 @@ pub(crate) async fn freeze(book: &Book, application: &AppName) -> GateCounts {
     }
 }
 
+/// An HTTP connection counts while a request is in flight. Without one nothing has to be ended:
+/// its next request finds the gate as it is then.
 fn relays(connection: &Connection) -> bool {
-    connection.stage() == Stage::Relaying && connection.is_local()
+    let flows = match connection.stage() {
+        Stage::Relaying | Stage::Answering => true,
+        Stage::Connecting | Stage::Parked | Stage::Resting => false,
+    };
+    flows && connection.is_local()
 }
 
-/// Whether a connection is idle and was not told goodbye yet, with so much left of the drain.
+/// Whether a connection is idle and was not told goodbye yet, with so much left of the drain. One
+/// that answers a request never is, however long that takes.
 pub(crate) fn is_to_be_closed(
     connection: &Connection,
     idle_after: Duration,
@@ -79,6 +86,9 @@ pub(crate) fn is_to_be_closed(
     } else {
         Turn::Application
     };
+    if connection.stage() != Stage::Relaying {
+        return false;
+    }
     // A client that reads slowly is not idle: a goodbye would cut off what it has not got yet.
     !connection.has_in_hand()
         && step(connection.quiet_for(), idle_after, left, turn, told) == Step::Close

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use proxyd_core::gate::GateError;
 use proxyd_core::table::{Changes, RouteTable};
+use rehome_runtime::failpoint;
 use rehome_runtime::report::Report;
 use rehome_runtime::telemetry::Readiness;
 use rehome_shared::api::proxy::{
@@ -25,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::book::{log_applied, log_changes};
 use crate::context::Context;
+use crate::handover::Equipment;
 use crate::listener::Listeners;
 use crate::settings::Settings;
 use crate::store::{KeepError, Store};
@@ -59,6 +61,19 @@ pub(crate) enum Request {
         Box<Settings>,
         oneshot::Sender<Result<Vec<PortProblem>, PortsTaken>>,
     ),
+    HandOver(HandOver),
+}
+
+/// A step of the handover to a successor.
+#[derive(Debug)]
+pub(crate) enum HandOver {
+    /// Change nothing any more and say what there is: until the handover has failed, or this
+    /// process has ended, every other request is answered by [`Stopping`].
+    Freeze(oneshot::Sender<Equipment>),
+    /// Accept nobody any more; the answer says whether that is certain.
+    Pause(oneshot::Sender<bool>),
+    /// It has failed: accept and change again.
+    GoOn(oneshot::Sender<()>),
 }
 
 /// A verb that changes or checks a gate.
@@ -77,6 +92,16 @@ impl GateVerb {
             Self::Prepare(verb) => &verb.application,
             Self::Commit(verb) => &verb.application,
             Self::Check(verb) | Self::Rollback(verb) => &verb.application,
+        }
+    }
+
+    /// Its word in the names of fail points.
+    fn word(&self) -> &'static str {
+        match self {
+            Self::Prepare(_) => "prepare",
+            Self::Check(_) => "check",
+            Self::Commit(_) => "commit",
+            Self::Rollback(_) => "rollback",
         }
     }
 }
@@ -109,6 +134,10 @@ pub(crate) struct Keeper {
     store: Store,
     readiness: Readiness,
     requests: mpsc::Receiver<Request>,
+    /// A successor takes over.
+    frozen: bool,
+    /// The table came from a predecessor, and is kept in its form.
+    adopted: bool,
     /// The table on disk is older than the one in force.
     unkept: bool,
     /// Of the gates that were prepared and are parked.
@@ -138,21 +167,43 @@ impl Keeper {
             store,
             readiness,
             requests,
+            frozen: false,
+            adopted: false,
             unkept: false,
             leases: BTreeMap::new(),
         };
         (keeper, Desk(sender))
     }
 
-    /// Puts the first table in force: what was kept, and the file's routes.
+    /// Puts the first table in force: what was kept, and the file's routes. Answers those of the
+    /// file whose ports cannot be had.
     ///
     /// # Cancel safety
     /// Dropping it leaves ports unopened.
-    pub(crate) async fn begin(&mut self, table: RouteTable) {
+    pub(crate) async fn begin(&mut self, table: RouteTable) -> Vec<PortProblem> {
         self.table = table;
         log_changes(&self.table.apply_file(&self.context.settings().routes));
         let all = Changes::all_of(&self.table);
-        self.put_in_force(&all).await;
+        self.publish(&all);
+        self.listeners.reconcile(&self.table, &all).await
+    }
+
+    /// Takes clients in from now on.
+    pub(crate) fn accept(&mut self) {
+        self.listeners.accept();
+    }
+
+    /// Goes on where another process stopped: its table was kept in its form, and leases that
+    /// began there run on.
+    pub(crate) fn go_on(&mut self, heard: &BTreeMap<AppName, u64>) {
+        self.adopted = true;
+        let now = Instant::now();
+        for (application, lease) in &mut self.leases {
+            let ago = heard
+                .get(application)
+                .map(|ago| Duration::from_millis(*ago));
+            lease.heard = ago.and_then(|ago| now.checked_sub(ago)).unwrap_or(now);
+        }
     }
 
     /// Serves requests until the stop.
@@ -162,6 +213,12 @@ impl Keeper {
     pub(crate) async fn run(mut self, stop: CancellationToken) {
         let mut looks = tokio::time::interval(LOOK);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        if std::mem::take(&mut self.adopted) {
+            self.listeners.settle(&self.table).await;
+            // A predecessor of another version reads and writes another form.
+            let kept = self.store.rewrite(&self.table).await;
+            self.note_kept(kept);
+        }
         loop {
             // All arms are cancel safe: they only wait.
             tokio::select! {
@@ -170,12 +227,18 @@ impl Keeper {
                     Some(request) => self.serve(request).await,
                     None => return,
                 },
-                _ = looks.tick() => self.look().await,
+                _ = looks.tick() => if !self.frozen {
+                    self.look().await;
+                },
             }
         }
     }
 
     async fn serve(&mut self, request: Request) {
+        if self.frozen && !matches!(request, Request::HandOver(_)) {
+            // Its sender hears that this proxy stops, and comes again.
+            return;
+        }
         // An answer that nobody waits for any more is no failure.
         match request {
             Request::Set(desired, answer) => drop(answer.send(self.set(&desired).await)),
@@ -186,6 +249,33 @@ impl Keeper {
             }
             Request::Configure(settings, answer) => {
                 drop(answer.send(self.configure(*settings).await));
+            }
+            Request::HandOver(step) => self.hand_over(step).await,
+        }
+    }
+
+    async fn hand_over(&mut self, step: HandOver) {
+        match step {
+            HandOver::Freeze(answer) => {
+                self.frozen = true;
+                let missing = self.listeners.failures().into_iter();
+                let equipment = Equipment {
+                    table: self.table.clone(),
+                    sockets: self.listeners.shared(),
+                    missing: missing.map(|problem| problem.key).collect(),
+                    heard: self
+                        .leases
+                        .iter()
+                        .map(|(name, lease)| (name.clone(), millis(lease.heard.elapsed())))
+                        .collect(),
+                };
+                drop(answer.send(equipment));
+            }
+            HandOver::Pause(answer) => drop(answer.send(self.listeners.pause().await)),
+            HandOver::GoOn(answer) => {
+                self.frozen = false;
+                self.listeners.accept();
+                let _unheard = answer.send(());
             }
         }
     }
@@ -233,6 +323,7 @@ impl Keeper {
             tracing::info!(%application, ?gate, "gate changed");
             self.change(&changes).await;
         }
+        failpoint::reach(|| format!("gate/{}/done", verb.word())).await;
         Ok(())
     }
 
@@ -273,7 +364,8 @@ impl Keeper {
 
     async fn put_in_force(&mut self, changes: &Changes) {
         self.publish(changes);
-        self.listeners.reconcile(&self.table, changes).await;
+        // What cannot be had is reported on its route.
+        drop(self.listeners.reconcile(&self.table, changes).await);
     }
 
     fn publish(&mut self, changes: &Changes) {
@@ -350,4 +442,8 @@ impl Keeper {
             }
         }
     }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }

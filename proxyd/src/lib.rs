@@ -26,6 +26,8 @@ mod control;
 mod descriptors;
 mod dial;
 mod gate;
+mod handover;
+mod http;
 mod keeper;
 mod listener;
 mod metrics;
@@ -48,19 +50,25 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use proxyd_core::gate::GateError;
+use proxyd_core::handover::Hello;
+use rehome_runtime::report::Report;
+use rehome_runtime::supervise::{Criticality, Supervisor};
 use rehome_shared::api::proxy::{
     CheckPorts, CheckPortsReply, Commit, ConnectionsReply, Drain, GateCounts, GateRef, PortProblem,
-    Prepare, ReloadReply, RouteKey, RoutesReply, SetRoutes,
+    Prepare, ReloadReply, RouteKey, RoutesReply, SetRoutes, Upgrade, UpgradeReply,
 };
 use rehome_shared::config::daemon::ProxydConfig;
 use rehome_shared::ids::AppName;
 use tokio::sync::{mpsc, oneshot};
 
+use book::connection::Stage;
 use book::orders::Order;
 use context::Context;
 use keeper::{Desk, GateVerb, Request};
 use settings::Settings;
+use start::Doors;
 
+pub use handover::{GiveError, TakeError};
 pub use keeper::{PortsTaken, Stopping};
 pub use reload::{ConfigError, ReloadError, Reloader, load};
 pub use start::StartError;
@@ -85,6 +93,10 @@ pub struct Proxyd {
     metrics: Option<SocketAddr>,
     /// Where the file is read again, once somebody does that.
     reloads: Arc<OnceLock<mpsc::Sender<reload::Ask>>>,
+    supervisor: Supervisor,
+    doors: Arc<Doors>,
+    /// What this process says of itself to a successor.
+    hello: Arc<Hello>,
 }
 
 impl Proxyd {
@@ -152,7 +164,8 @@ impl Proxyd {
         }))
         .await?;
         let book = &self.context.book;
-        Ok(gate::drain(book, &application, deadline, gate::IDLE_AFTER).await)
+        let drained = gate::drain(book, &application, deadline, gate::IDLE_AFTER);
+        self.unless_handed_over(&application, drained).await
     }
 
     /// Resets what still flows.
@@ -165,7 +178,60 @@ impl Proxyd {
     pub async fn freeze(&self, verb: GateRef) -> Result<GateCounts, VerbError> {
         let application = verb.application.clone();
         self.gate(GateVerb::Check(verb)).await?;
-        Ok(gate::freeze(&self.context.book, &application).await)
+        let frozen = gate::freeze(&self.context.book, &application);
+        self.unless_handed_over(&application, frozen).await
+    }
+
+    /// A verb that ends what flows answers only where everything is that flows: not in the
+    /// middle of a handover, and not while the predecessor still has some of it. `migrated`
+    /// asks again.
+    async fn unless_handed_over<T>(
+        &self,
+        application: &AppName,
+        verb: impl Future<Output = T>,
+    ) -> Result<T, VerbError> {
+        if self.context.handover.is_behind(application) {
+            return Err(Stopping.into());
+        }
+        // Both may be dropped: what was ended stays ended.
+        tokio::select! {
+            biased;
+            () = self.context.handover.begun() => Err(Stopping.into()),
+            done = verb => Ok(done),
+        }
+    }
+
+    /// Starts another program of proxyd and hands everything over to it: sockets, clients that
+    /// wait, connections. This process then ends by itself, as soon as nothing is left in it.
+    ///
+    /// # Errors
+    /// [`GiveError`]; this process goes on.
+    ///
+    /// # Cancel safety
+    /// A dropped call is still carried out.
+    pub async fn upgrade(&self, upgrade: Upgrade) -> Result<UpgradeReply, GiveError> {
+        let (answer, answered) = oneshot::channel();
+        let proxy = self.clone();
+        let task = async move {
+            let outcome = handover::hand_over(&proxy, &upgrade).await;
+            if let Err(error) = &outcome {
+                tracing::error!(error = %Report(error), "not handed over");
+            }
+            // Who asked may be gone.
+            drop(answer.send(outcome));
+            if proxy.has_handed_over() {
+                proxy.supervisor.cancel();
+            }
+        };
+        self.supervisor
+            .spawn("handover", Criticality::Ordinary, task);
+        answered.await.unwrap_or(Err(GiveError::Stopping(Stopping)))
+    }
+
+    /// Whether everything has gone to a successor, so that this process ends.
+    #[must_use]
+    pub fn has_handed_over(&self) -> bool {
+        self.context.handover.is_over()
     }
 
     /// Leads somewhere else and lets the held connections go there. The answer does not wait
@@ -255,21 +321,35 @@ impl Proxyd {
         self.context.book.metrics.reloaded("rejected");
     }
 
-    /// After the listeners have stopped: idle connections are closed politely, the others get
-    /// until `grace`, then everything is reset.
+    /// After the listeners have stopped: who waits is turned away, idle connections are closed
+    /// politely, the others get until `grace`, then everything is reset. After a handover who
+    /// waits here waits on, for as long.
     ///
     /// # Cancel safety
     /// Cancel safe: what was closed stays closed.
     pub async fn wind_down(&self, grace: Duration) {
         let book = &self.context.book;
-        let relays =
-            |c: &book::connection::Connection| c.stage() == book::connection::Stage::Relaying;
-        book.order_all(Order::Stop, |connection| !relays(connection));
+        let last = self.has_handed_over();
+        if !last {
+            book.order_all(Order::Stop, |c| {
+                matches!(c.stage(), Stage::Connecting | Stage::Parked)
+            });
+        }
+        let here = || {
+            if last {
+                book.connection_count()
+            } else {
+                book.active()
+            }
+        };
         let started = std::time::Instant::now();
-        while book.active() > 0 && started.elapsed() < grace {
+        while here() > 0 && started.elapsed() < grace {
             let left = grace.saturating_sub(started.elapsed());
-            book.order_all(Order::ClosePolitely, |c| {
-                relays(c) && gate::is_to_be_closed(c, gate::IDLE_AFTER, left)
+            book.order_all(Order::ClosePolitely, |c| match c.stage() {
+                // It ends at once, or after the response.
+                Stage::Resting | Stage::Answering => true,
+                Stage::Relaying => gate::is_to_be_closed(c, gate::IDLE_AFTER, left),
+                Stage::Connecting | Stage::Parked => false,
             });
             tokio::time::sleep(Duration::from_millis(20)).await;
         }

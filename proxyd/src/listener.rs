@@ -7,37 +7,69 @@
 
 mod clients;
 mod port;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use proxyd_core::handover::Socket;
 use proxyd_core::reload::{Need, Place, Plan, Spot, plan};
 use proxyd_core::table::{Changes, Phase, Route, RouteTable};
-use rehome_runtime::supervise::Supervisor;
+use rehome_runtime::supervise::{Criticality, Supervisor};
 use rehome_shared::api::proxy::{PortProblem, RouteKey};
 use rehome_shared::config::daemon::{ListenOn, ProxydTimeouts};
+use tokio::net::TcpListener;
 use tokio::time::sleep;
 
 use crate::context::Context;
+use crate::handover::Shared;
 use crate::settings::Settings;
-use port::{Port, try_port};
+use crate::socket::tune;
+use crate::trunk;
+use port::{Port, try_port, why_not};
 
 /// For handshakes that have begun when a port changes its address: the time of a way there and
 /// back, to far away.
 const HANDSHAKES: Duration = Duration::from_millis(200);
+/// For the task of the trunk's port to end.
+const TRUNK_TIME: Duration = Duration::from_secs(1);
 /// For the last clients of a route that goes, to reach their application.
 const LAST_CLIENTS: Duration = Duration::from_millis(500);
 
-/// The open external ports. Dropping it closes them.
+/// The open external ports, and the trunk's. Dropping it closes them.
 #[derive(Debug)]
 pub(crate) struct Listeners {
     context: Context,
     supervisor: Supervisor,
+    trunk: Trunk,
+    /// Whether clients are taken in; until then they wait in the kernel.
+    accepting: bool,
+    /// Some of the open ones may be another process's: none of them is closed yet.
+    borrowed: bool,
     open: BTreeMap<Spot, Port>,
     failed: BTreeMap<RouteKey, String>,
     /// The addresses that the open ones are on.
     on: ListenOn,
     timeouts: ProxydTimeouts,
+}
+
+/// What another process listens on.
+#[derive(Debug, Default)]
+pub(crate) struct Inherited {
+    pub(crate) open: BTreeMap<Spot, OwnedFd>,
+    /// Ports that it could not have.
+    pub(crate) missing: Vec<RouteKey>,
+}
+
+/// The trunk's port.
+#[derive(Debug)]
+struct Trunk {
+    tasks: Supervisor,
+    listener: Arc<TcpListener>,
 }
 
 /// What is new listens already and is not served yet. Dropping it closes that again, and nothing
@@ -55,26 +87,116 @@ pub(crate) struct Change {
 }
 
 impl Listeners {
-    pub(crate) fn new(context: Context, supervisor: &Supervisor) -> Self {
+    /// Without ports of its own yet, and accepting nothing until [`Listeners::accept`]. What is
+    /// inherited stays open until [`Listeners::settle`].
+    ///
+    /// # Errors
+    /// When an inherited socket cannot be watched.
+    pub(crate) fn new(
+        context: Context,
+        supervisor: &Supervisor,
+        trunk: TcpListener,
+        inherited: Inherited,
+    ) -> io::Result<Self> {
         let settings = context.settings();
         let (on, timeouts) = (settings.listen.clone(), settings.timeouts);
-        Self {
+        let supervisor = supervisor.group();
+        let trunk = Trunk {
+            tasks: supervisor.group(),
+            listener: Arc::new(trunk),
+        };
+        let missing = inherited.missing.into_iter();
+        let before = |key| {
+            (
+                key,
+                "the process before this one could not have it".to_owned(),
+            )
+        };
+        let borrowed = !inherited.open.is_empty();
+        let inherit = |(spot, descriptor)| {
+            let port = Port::inherit(spot, descriptor)?;
+            io::Result::Ok((spot, port))
+        };
+        let open = inherited.open.into_iter().map(inherit);
+        Ok(Self {
             context,
-            supervisor: supervisor.group(),
-            open: BTreeMap::new(),
-            failed: BTreeMap::new(),
+            supervisor,
+            trunk,
+            accepting: false,
+            borrowed,
+            open: open.collect::<io::Result<_>>()?,
+            failed: missing.map(before).collect(),
             on,
             timeouts,
+        })
+    }
+
+    /// What was inherited is this process's own from now on: closes what is not wanted of it, and
+    /// gives the rest the times of this process's file.
+    ///
+    /// # Cancel safety
+    /// A dropped call leaves ports open that nobody wants.
+    pub(crate) async fn settle(&mut self, table: &RouteTable) {
+        if std::mem::take(&mut self.borrowed) {
+            let keys = self.open.keys().map(|spot| spot.key).collect();
+            // What is missing is known since it was looked at first.
+            drop(self.look_at(table, keys).await);
+            self.tune_all();
         }
     }
 
+    /// Takes clients in from now on, on every port.
+    pub(crate) fn accept(&mut self) {
+        if std::mem::replace(&mut self.accepting, true) {
+            return;
+        }
+        for port in self.open.values_mut() {
+            port.serve(&self.context, &self.supervisor);
+        }
+        self.trunk.tasks = self.supervisor.group();
+        let listener = Arc::clone(&self.trunk.listener);
+        let stop = self.trunk.tasks.token().clone();
+        let accepts = trunk::run(self.context.clone(), listener, stop);
+        self.trunk
+            .tasks
+            .spawn("trunk listener", Criticality::Critical, accepts);
+    }
+
+    /// Takes nobody in any more; who comes waits in the kernel. Says whether that is certain.
+    ///
+    /// # Cancel safety
+    /// A dropped call may leave some ports accepting.
+    pub(crate) async fn pause(&mut self) -> bool {
+        self.accepting = false;
+        self.trunk.tasks.cancel();
+        self.open.values().for_each(Port::tire);
+        let mut certain = self.trunk.tasks.idle(TRUNK_TIME).await;
+        for port in self.open.values_mut() {
+            certain &= port.rest().await;
+        }
+        certain
+    }
+
+    /// Every open socket.
+    pub(crate) fn shared(&self) -> Vec<(Socket, Shared)> {
+        let trunk = (Socket::Trunk, Arc::clone(&self.trunk.listener).into());
+        let ports = self.open.values();
+        let ports = ports.map(|port| (port.described(), port.shared()));
+        ports.chain([trunk]).collect()
+    }
+
     /// After a change: opens and closes so that exactly the routes of the table that are not
-    /// closed listen, as far as their ports can be had. Only what changed is looked at.
+    /// closed listen, as far as their ports can be had. Only what changed is looked at. Answers
+    /// the file's own routes whose ports cannot be had, where that is news.
     ///
     /// # Cancel safety
     /// A dropped call leaves ports unopened until the next one.
-    pub(crate) async fn reconcile(&mut self, table: &RouteTable, changes: &Changes) {
-        self.look_at(table, changes.keys().collect()).await;
+    pub(crate) async fn reconcile(
+        &mut self,
+        table: &RouteTable,
+        changes: &Changes,
+    ) -> Vec<PortProblem> {
+        self.look_at(table, changes.keys().collect()).await
     }
 
     /// Tries again to open what could not be had the last time.
@@ -83,15 +205,17 @@ impl Listeners {
     /// A dropped call leaves ports unopened until the next one.
     pub(crate) async fn retry(&mut self, table: &RouteTable) {
         if !self.failed.is_empty() {
-            self.look_at(table, self.failed.keys().copied().collect())
-                .await;
+            let keys = self.failed.keys().copied().collect();
+            // Each is reported on its route.
+            drop(self.look_at(table, keys).await);
         }
     }
 
-    async fn look_at(&mut self, table: &RouteTable, keys: BTreeSet<RouteKey>) {
+    async fn look_at(&mut self, table: &RouteTable, keys: BTreeSet<RouteKey>) -> Vec<PortProblem> {
         let settings = self.context.settings();
-        let (change, _refused) = self.open_new(table, keys, &settings);
+        let (change, refused) = self.open_new(table, keys, &settings);
         self.finish(change).await;
+        refused
     }
 
     /// Opens what another configuration needs and closes nothing. Everything is looked at when
@@ -147,8 +271,9 @@ impl Listeners {
                 Err(error) => {
                     let key = opening.spot.key;
                     let reason = format!(
-                        "cannot listen on port {key} at {}: {error}",
-                        at(opening.spot.place)
+                        "cannot listen on port {key} at {}: {}",
+                        at(opening.spot.place),
+                        why_not(&error, key)
                     );
                     if opening.need == Need::Must {
                         let route = table.route(key).map(AsRef::as_ref);
@@ -249,12 +374,16 @@ impl Listeners {
         }
         self.on = settings.listen.clone();
         for (spot, mut port) in change.opened {
-            port.serve(&self.context, &self.supervisor);
+            if self.accepting {
+                port.serve(&self.context, &self.supervisor);
+            }
             self.open.insert(spot, port);
         }
         let missing: BTreeSet<RouteKey> = change.missing.keys().copied().collect();
-        self.close(&change.plan.to_close(&missing), &change.wanted)
-            .await;
+        if !self.borrowed {
+            self.close(&change.plan.to_close(&missing), &change.wanted)
+                .await;
+        }
         self.report(&change.keys, change.missing, &change.wanted);
     }
 
@@ -317,10 +446,10 @@ impl Listeners {
 
     /// Other times are those of connections from now on.
     fn tune_all(&self) {
-        for port in self.open.values() {
-            if let Err(error) = port.tune(&self.timeouts) {
-                tracing::warn!(%error, "new timeouts are not in force on an open port");
-            }
+        let ports = self.open.values().map(|port| port.tune(&self.timeouts));
+        let trunk = tune(&*self.trunk.listener, &self.timeouts);
+        for error in ports.chain([trunk]).filter_map(Result::err) {
+            tracing::warn!(%error, "new timeouts are not in force on an open port");
         }
     }
 
@@ -337,7 +466,7 @@ impl Listeners {
                 None
             } else {
                 let mut tries = places.iter().map(|place| try_port(*place, *key));
-                tries.find_map(|tried| tried.err().map(|error| error.to_string()))
+                tries.find_map(|tried| tried.err().map(|error| why_not(&error, *key)))
             };
             reason.map(|reason| PortProblem { key: *key, reason })
         };

@@ -1,12 +1,15 @@
-//! `proxyd [--config FILE] [--check FILE]`
+//! `proxyd [--config FILE] [--check FILE | --upgrade]`
 
 #![forbid(unsafe_code)]
 
+mod upgrade;
+
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use proxyd::{Proxyd, Reloader, load};
 use rehome_runtime::notify;
 use rehome_runtime::report::Report;
@@ -17,6 +20,8 @@ use rehome_shared::config::daemon::{self, ProxydConfig};
 
 /// What busy connections get at a stop.
 const GRACE: Duration = Duration::from_secs(3);
+/// What busy connections get that a successor could not take.
+const REMAINDER: Duration = Duration::from_secs(30);
 /// What the tasks get after that.
 const TASKS: Duration = Duration::from_secs(2);
 
@@ -30,6 +35,21 @@ struct Arguments {
     /// Only says whether a configuration file is right.
     #[arg(long, value_name = "FILE", conflicts_with = "config")]
     check: Option<PathBuf>,
+    /// Has the running proxyd hand everything over to this program: no client notices.
+    #[arg(long, conflicts_with = "check")]
+    upgrade: bool,
+    /// How a running proxyd starts this program.
+    #[arg(long, hide = true, conflicts_with_all = ["check", "upgrade"])]
+    succeed: Option<Succeed>,
+}
+
+/// The two processes that a running proxyd starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Succeed {
+    /// The one in between: it checks the configuration, starts the successor and ends.
+    Begin,
+    /// The successor.
+    Run,
 }
 
 pub(crate) fn main() -> ExitCode {
@@ -38,20 +58,43 @@ pub(crate) fn main() -> ExitCode {
     let config = match load(path) {
         Ok(config) => config,
         Err(error) => {
-            complain(&Report(&error).to_string());
+            let text = Report(&error).to_string();
+            if arguments.succeed == Some(Succeed::Begin) {
+                say(&text);
+            } else {
+                complain(&text);
+            }
             return ExitCode::from(2);
         }
     };
     if arguments.check.is_some() {
         return ExitCode::SUCCESS;
     }
-    match run(path, &config) {
+    let done = if arguments.upgrade {
+        upgrade::upgrade(path, &config).map(|reply| say(&upgrade::told(&reply)))
+    } else {
+        match arguments.succeed {
+            Some(Succeed::Begin) => upgrade::begin(path).map(|pid| say(&format!("pid {pid}"))),
+            Some(Succeed::Run) => run(path, &config, Origin::Predecessor),
+            None => run(path, &config, Origin::Nothing),
+        }
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             complain(&format!("proxyd: {error:#}"));
             ExitCode::FAILURE
         }
     }
+}
+
+/// What a proxy begins with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    /// What is on disk.
+    Nothing,
+    /// What a running one hands over, at the other end of standard input.
+    Predecessor,
 }
 
 #[expect(
@@ -62,12 +105,20 @@ fn complain(text: &str) {
     eprintln!("{text}");
 }
 
-fn run(path: &Path, config: &ProxydConfig) -> anyhow::Result<()> {
+#[expect(
+    clippy::print_stdout,
+    reason = "this is the answer to the person or the process that asked for it"
+)]
+fn say(text: &str) {
+    println!("{text}");
+}
+
+fn run(path: &Path, config: &ProxydConfig, origin: Origin) -> anyhow::Result<()> {
     let logs = telemetry::init_logs(format(config), &config.log.filter)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
-    runtime.block_on(serve(path, config, logs))
+    runtime.block_on(serve(path, (config, origin), logs))
 }
 
 fn format(config: &ProxydConfig) -> LogFormat {
@@ -77,10 +128,27 @@ fn format(config: &ProxydConfig) -> LogFormat {
     }
 }
 
-async fn serve(path: &Path, config: &ProxydConfig, logs: LogHandle) -> anyhow::Result<()> {
+/// Starts, or takes over.
+async fn start(
+    config: &ProxydConfig,
+    origin: Origin,
+    supervisor: &Supervisor,
+) -> anyhow::Result<Proxyd> {
+    if origin == Origin::Nothing {
+        return Ok(Proxyd::start(config, supervisor).await?);
+    }
+    let socket = std::io::stdin().as_fd().try_clone_to_owned()?;
+    Ok(Proxyd::take_over(config, supervisor, socket).await?)
+}
+
+async fn serve(
+    path: &Path,
+    (config, origin): (&ProxydConfig, Origin),
+    logs: LogHandle,
+) -> anyhow::Result<()> {
     let supervisor = Supervisor::new();
     let reloads = signals::listen(&supervisor)?;
-    let proxy = Proxyd::start(config, &supervisor).await?;
+    let proxy = start(config, origin, &supervisor).await?;
     let reloader = Reloader::new(path.to_owned(), config.clone(), proxy.clone(), logs);
     let stop = supervisor.token().clone();
     supervisor.spawn("reloads", Criticality::Critical, async move {
@@ -91,7 +159,16 @@ async fn serve(path: &Path, config: &ProxydConfig, logs: LogHandle) -> anyhow::R
     tracing::info!(trunk = %proxy.trunk_addr(), "serving");
 
     let failure = supervisor.wait().await;
-    notify::stopping();
+    if proxy.has_handed_over() {
+        // Both may be dropped: what was closed stays closed. A stop that is asked for now is not
+        // kept waiting for what could not go over.
+        tokio::select! {
+            () = proxy.wind_down(REMAINDER) => {}
+            () = signals::stop_asked() => {}
+        }
+    } else {
+        notify::stopping();
+    }
     proxy.wind_down(GRACE).await;
     let stop = supervisor.stop(TASKS).await;
     tracing::info!(?stop, "stopped");

@@ -35,6 +35,8 @@ struct ReloadLabel {
 pub(crate) struct RouteMeters {
     pub(crate) bytes_in: Counter,
     pub(crate) bytes_out: Counter,
+    /// Requests that were passed on, where they are followed.
+    pub(crate) requests: Counter,
     /// What held clients have sent and nobody has read.
     pub(crate) unread: AtomicU64,
     /// By the place of each end in [`End::ALL`].
@@ -67,6 +69,8 @@ pub(crate) enum Shed {
     Ports,
     /// Relays hold as much between reads and writes as they may.
     Memory,
+    /// The kernel has no pipe that is worth it: bulk is copied.
+    Pipes,
     /// A client address that has as many connections as it may.
     Source,
     /// A trunk connection from an address that is no peer.
@@ -80,7 +84,7 @@ pub(crate) enum Shed {
 }
 
 impl Shed {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 13] = [
         Self::Limit(Full::RouteParked),
         Self::Limit(Full::RouteConnections),
         Self::Limit(Full::Connections),
@@ -88,6 +92,7 @@ impl Shed {
         Self::Descriptors,
         Self::Ports,
         Self::Memory,
+        Self::Pipes,
         Self::Source,
         Self::Stranger,
         Self::Header,
@@ -110,6 +115,7 @@ impl Shed {
             Self::Descriptors => "descriptors",
             Self::Ports => "ports",
             Self::Memory => "memory",
+            Self::Pipes => "pipes",
             Self::Source => "source",
             Self::Stranger => "stranger",
             Self::Header => "header",
@@ -136,6 +142,7 @@ pub(crate) struct Metrics {
     pub(crate) udp_sessions: Gauge,
     pub(crate) pipe_bytes: Gauge,
     pub(crate) relay_bytes: Gauge,
+    pub(crate) datagram_bytes: Gauge,
     pub(crate) parked_bytes: Gauge,
 }
 
@@ -160,6 +167,7 @@ impl Metrics {
             udp_sessions: Gauge::default(),
             pipe_bytes: Gauge::default(),
             relay_bytes: Gauge::default(),
+            datagram_bytes: Gauge::default(),
             parked_bytes: Gauge::default(),
         };
         metrics.register(registry);
@@ -182,6 +190,7 @@ impl Metrics {
         to.register("proxy_store_failures", "Tries to keep the routes on disk that failed", self.store_failures.clone());
         to.register("proxy_store_corrupt", "Files of kept routes that were damaged", self.store_corrupt.clone());
         to.register("proxy_pipe_bytes", "What the pipes of connections that carry bulk hold at most now", self.pipe_bytes.clone());
+        to.register("proxy_datagram_bytes", "What datagrams that wait hold now", self.datagram_bytes.clone());
         to.register("proxy_relay_bytes", "What connections hold at most now between a read and a write", self.relay_bytes.clone());
         to.register("proxy_parked_bytes", "What held clients have sent and nobody has read", self.parked_bytes.clone());
         to.register("proxy_udp_sessions", "UDP clients remembered now", self.udp_sessions.clone());
@@ -198,6 +207,7 @@ impl Metrics {
                 client.addr = %connection.client,
                 upstream = connection.upstream(),
                 end = end.as_str(),
+                requests = connection.requests(),
                 bytes_in,
                 bytes_out,
                 seconds = connection.accepted.elapsed().as_secs_f64()

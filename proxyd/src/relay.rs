@@ -4,7 +4,11 @@
 //! bytes are, the other direction goes on; a reset becomes a reset, that of an application after
 //! the bytes that came before it; a slow reader stops the reading on the other side. Each direction is a [`Pump`],
 //! which copies messages and splices bulk, and holds memory only while it carries bytes.
+//!
+//! Whatever a relay knows is in [`Relay`] between any two polls, so it can stop anywhere, be taken
+//! apart ([`Apart`]) and be put together again, here or in another process, without a byte lost.
 
+mod apart;
 mod budget;
 mod buffers;
 mod pipes;
@@ -18,6 +22,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use proxyd_core::gait::{Gait, SMALL};
 use proxyd_core::tally::End;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
@@ -28,12 +33,16 @@ use crate::book::orders::Order;
 use crate::gate;
 use crate::metrics::Metrics;
 use crate::socket::{finish_sending, reset_on_drop};
-use budget::{Budget, Freed};
+pub(crate) use apart::{Apart, State as RelayState};
+use budget::Budget;
+pub(crate) use budget::Spent;
 use buffers::Buffers;
 pub(crate) use buffers::Lent as Buffer;
 use pipes::Pipes;
 use pump::{Ends, Pump, Stop};
 
+/// Datagrams that wait may hold this part of what relays may, beside that.
+const DATAGRAMS: usize = 4;
 /// Between two looks for a pause of a connection whose lifetime is over.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -43,15 +52,18 @@ pub(crate) struct Stores {
     budget: Budget,
     buffers: Buffers,
     pipes: Pipes,
+    datagrams: Budget,
 }
 
 impl Stores {
     /// Stores that lend so many bytes together, and so many of them in pipes.
     pub(crate) fn new(bytes: usize, pipe_bytes: usize, metrics: &Arc<Metrics>) -> Self {
-        let budget = Budget::new(bytes, metrics);
+        let budget = Budget::new(bytes, &metrics.relay_bytes, metrics);
+        let datagrams = bytes / DATAGRAMS;
         Self {
             buffers: Buffers::new(&budget),
             pipes: Pipes::new(pipe_bytes, metrics.pipe_bytes.clone(), &budget),
+            datagrams: Budget::new(datagrams, &metrics.datagram_bytes, metrics),
             budget,
         }
     }
@@ -59,7 +71,13 @@ impl Stores {
     /// Other limits, for what is lent from now on.
     pub(crate) fn set_limits(&self, bytes: usize, pipe_bytes: usize) {
         self.budget.set_limit(bytes);
+        self.datagrams.set_limit(bytes / DATAGRAMS);
         self.pipes.set_limit(pipe_bytes);
+    }
+
+    /// A place for a datagram that waits.
+    pub(crate) fn datagram(&self, bytes: usize) -> Option<Spent> {
+        self.datagrams.spend(bytes)
     }
 
     /// A buffer for the largest datagram, to be given back before anything is waited for.
@@ -67,8 +85,19 @@ impl Stores {
         self.buffers.scratch()
     }
 
-    fn freed(&self) -> Freed {
-        self.budget.freed()
+    /// A small buffer, or a tiny one where there is no memory.
+    pub(crate) fn small(&self) -> Buffer {
+        self.buffers.take(SMALL)
+    }
+
+    /// A buffer with these bytes, which were read already.
+    pub(crate) fn buffer_of(&self, bytes: &[u8]) -> Buffer {
+        self.buffers.with(bytes)
+    }
+
+    /// A small buffer for what fits into nothing less.
+    pub(crate) fn small_for_certain(&self) -> Buffer {
+        self.buffers.small()
     }
 }
 
@@ -83,42 +112,91 @@ pub(crate) struct Times {
     pub(crate) lifetime: Option<Duration>,
 }
 
-/// Relays until the end and says how it came. Both sockets are closed then: with a reset,
-/// unless both sides had finished, or nothing was under way.
-///
-/// # Cancel safety
-/// Dropping it closes both sockets.
-pub(crate) async fn relay(
+/// A connection whose bytes flow. Dropping it closes both sockets.
+#[derive(Debug)]
+pub(crate) struct Relay {
     client: TcpStream,
     upstream: TcpStream,
-    connection: &Connection,
-    stores: &Stores,
-    times: Times,
-) -> End {
-    let end = run(&client, &upstream, connection, stores, times).await;
-    match end {
-        End::Idle if !connection.has_in_hand() => {}
-        End::Finished | End::Drained | End::Lifetime => {}
-        End::Idle
-        | End::ClientReset
-        | End::UpstreamReset
-        | End::HalfCloseTimeout
-        | End::Cut
-        | End::ParkTimeout
-        | End::ClientGone
-        | End::Moved
-        | End::Refused
-        | End::ConnectFailed
-        | End::Stopped => {
-            reset_on_drop(&client);
-            reset_on_drop(&upstream);
+    progress: Progress,
+    inward: Pump,
+    outward: Pump,
+}
+
+/// Bytes that were read and not yet passed on.
+#[derive(Debug)]
+pub(crate) struct Rest {
+    pub(crate) buffer: Buffer,
+    pub(crate) taken: usize,
+    pub(crate) length: usize,
+}
+
+/// Why a relay does not run any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Halt {
+    /// It is over.
+    Ended(End),
+    /// It was asked to leave: it is to go on somewhere else.
+    Leaves,
+}
+
+impl Relay {
+    /// One through which no byte has passed.
+    pub(crate) fn new(client: TcpStream, upstream: TcpStream) -> Self {
+        Self::with((client, None), (upstream, None))
+    }
+
+    /// One for which somebody else has passed on what came before, and has read the rests.
+    pub(crate) fn with(
+        (client, from_client): (TcpStream, Option<Rest>),
+        (upstream, from_upstream): (TcpStream, Option<Rest>),
+    ) -> Self {
+        Self {
+            client,
+            upstream,
+            progress: Progress::default(),
+            inward: Pump::with(from_client.into(), Gait::default()),
+            outward: Pump::with(from_upstream.into(), Gait::default()),
         }
     }
-    end
+
+    /// Relays until the end, or until it is asked to leave. At an end the sockets are left to be
+    /// dropped: as a reset, unless both sides had finished, or nothing was under way.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: what it has between a read and a write stays in the relay.
+    pub(crate) async fn run(
+        &mut self,
+        connection: &Connection,
+        stores: &Stores,
+        times: Times,
+    ) -> Halt {
+        let halt = run(self, connection, stores, times).await;
+        match halt {
+            Halt::Ended(End::Idle) if !connection.has_in_hand() => {}
+            Halt::Leaves | Halt::Ended(End::Finished | End::Drained | End::Lifetime) => {}
+            Halt::Ended(
+                End::Idle
+                | End::ClientReset
+                | End::UpstreamReset
+                | End::HalfCloseTimeout
+                | End::Cut
+                | End::ParkTimeout
+                | End::ClientGone
+                | End::Moved
+                | End::Refused
+                | End::ConnectFailed
+                | End::Stopped,
+            ) => {
+                reset_on_drop(&self.client);
+                reset_on_drop(&self.upstream);
+            }
+        }
+        halt
+    }
 }
 
 /// How far a relay has come.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 struct Progress {
     in_done: bool,
     out_done: bool,
@@ -129,7 +207,7 @@ struct Progress {
 }
 
 impl Progress {
-    fn finish(&self) -> Option<End> {
+    fn finish(self) -> Option<End> {
         match (self.in_done, self.out_done, self.broken) {
             (_, true, Some(end)) => Some(end),
             (true, true, None) => Some(self.polite.unwrap_or(End::Finished)),
@@ -179,13 +257,22 @@ impl Progress {
         }
     }
 
+    /// The order that it has obeyed already.
+    fn told(self) -> Order {
+        if self.polite.is_some() {
+            Order::ClosePolitely
+        } else {
+            Order::Run
+        }
+    }
+
     fn say_goodbye(&mut self, end: End, client: &TcpStream, connection: &Connection) {
         self.polite = Some(end);
         connection.touch();
         finish_sending(client);
     }
 
-    fn limit(&self, times: Times) -> Option<(Duration, End)> {
+    fn limit(self, times: Times) -> Option<(Duration, End)> {
         let one_side = self.in_done || self.out_done;
         let end = self.polite.or(self.broken);
         match end.or(one_side.then_some(End::HalfCloseTimeout)) {
@@ -199,7 +286,7 @@ impl Progress {
 /// tell of a reset.
 struct Half<'a> {
     ends: Ends<'a>,
-    pump: Pump,
+    pump: &'a mut Pump,
     watch: Option<Pin<Box<dyn Future<Output = ()> + Send + 'a>>>,
     broken: bool,
 }
@@ -212,10 +299,10 @@ enum Event {
 }
 
 impl<'a> Half<'a> {
-    fn new(ends: Ends<'a>) -> Self {
+    fn new(ends: Ends<'a>, pump: &'a mut Pump) -> Self {
         Self {
             ends,
-            pump: Pump::default(),
+            pump,
             watch: None,
             broken: false,
         }
@@ -224,7 +311,7 @@ impl<'a> Half<'a> {
     fn poll(&mut self, done: bool, cx: &mut Context<'_>) -> Poll<Event> {
         if !done && let Poll::Ready(stop) = self.pump.poll(&self.ends, cx) {
             // What it may hold has no sink any more.
-            self.pump = Pump::default();
+            *self.pump = Pump::default();
             self.note_in_hand();
             return Poll::Ready(Event::Stopped(stop));
         }
@@ -248,54 +335,64 @@ impl<'a> Half<'a> {
             direction,
             ..
         } = self.ends;
-        connection.set_in_hand(direction, self.pump.has_in_hand());
+        connection.set_in_hand(direction, self.pump.is_loaded());
     }
 }
 
 fn halves<'a>(
-    client: &'a TcpStream,
-    upstream: &'a TcpStream,
+    (client, upstream): (&'a TcpStream, &'a TcpStream),
+    (inward, outward): (&'a mut Pump, &'a mut Pump),
     connection: &'a Connection,
     stores: &'a Stores,
 ) -> (Half<'a>, Half<'a>) {
-    let half = |from, to, direction| {
-        Half::new(Ends {
-            from,
-            to,
-            direction,
-            connection,
-            stores,
-        })
+    let ends = |from, to, direction| Ends {
+        from,
+        to,
+        direction,
+        connection,
+        stores,
     };
     (
-        half(client, upstream, Direction::In),
-        half(upstream, client, Direction::Out),
+        Half::new(ends(client, upstream, Direction::In), inward),
+        Half::new(ends(upstream, client, Direction::Out), outward),
     )
 }
 
-async fn run(
-    client: &TcpStream,
-    upstream: &TcpStream,
-    connection: &Connection,
-    stores: &Stores,
-    times: Times,
-) -> End {
-    let (mut inward, mut outward) = halves(client, upstream, connection, stores);
-    let mut seen = Order::Run;
-    let mut progress = Progress::default();
+/// What a direction comes to that had not.
+async fn next_event(halves: [(&mut Half<'_>, bool); 2]) -> (Direction, Event) {
+    let mut halves = halves;
+    poll_fn(|cx| {
+        for (half, done) in &mut halves {
+            if let Poll::Ready(event) = half.poll(*done, cx) {
+                return Poll::Ready((half.ends.direction, event));
+            }
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+async fn run(relay: &mut Relay, connection: &Connection, stores: &Stores, times: Times) -> Halt {
+    let Relay {
+        client,
+        upstream,
+        progress,
+        inward,
+        outward,
+    } = relay;
+    let (client, upstream) = (&*client, &*upstream);
+    let (mut inward, mut outward) =
+        halves((client, upstream), (inward, outward), connection, stores);
+    let mut seen = progress.told();
     loop {
         if let Some(end) = progress.finish() {
-            return end;
+            return Halt::Ended(end);
         }
         let limit = progress.limit(times);
-        let (in_done, out_done) = (progress.in_done, progress.out_done);
-        let event = poll_fn(|cx| {
-            if let Poll::Ready(event) = inward.poll(in_done, cx) {
-                return Poll::Ready((Direction::In, event));
-            }
-            let event = outward.poll(out_done, cx);
-            event.map(|event| (Direction::Out, event))
-        });
+        let event = next_event([
+            (&mut inward, progress.in_done),
+            (&mut outward, progress.out_done),
+        ]);
         // Every arm is cancel safe: what the halves hold is kept outside, the others only wait.
         tokio::select! {
             (direction, event) = event => {
@@ -304,20 +401,21 @@ async fn run(
                     Event::Broken => progress.broke(direction),
                 };
                 if let Some(end) = end {
-                    return end;
+                    return Halt::Ended(end);
                 }
                 connection.touch();
             }
-            order = connection.orders.beyond(seen) => match order {
-                Order::Run => {}
-                Order::ClosePolitely => {
-                    seen = order;
+            order = connection.orders.next(seen) => match order {
+                None => return Halt::Leaves,
+                Some(Order::Run) => {}
+                Some(Order::ClosePolitely) => {
+                    seen = Order::ClosePolitely;
                     progress.say_goodbye(End::Drained, client, connection);
                 }
-                Order::Cut => return End::Cut,
-                Order::Stop => return End::Stopped,
+                Some(Order::Cut) => return Halt::Ended(End::Cut),
+                Some(Order::Stop) => return Halt::Ended(End::Stopped),
             },
-            end = silent(connection, limit) => return end,
+            end = silent(connection, limit) => return Halt::Ended(end),
             over = outlived(connection, times), if progress.polite.is_none() => match over {
                 Over::Pause => {
                     seen = Order::ClosePolitely;
@@ -327,7 +425,7 @@ async fn run(
                 Over::Late => {
                     reset_on_drop(client);
                     reset_on_drop(upstream);
-                    return End::Lifetime;
+                    return Halt::Ended(End::Lifetime);
                 }
             },
         }
@@ -344,7 +442,7 @@ async fn broken(stream: &TcpStream) {
 
 /// Waits until no byte has passed for the limit. Boxed where there is one: most connections have
 /// none while they rest.
-async fn silent(connection: &Connection, limit: Option<(Duration, End)>) -> End {
+pub(crate) async fn silent(connection: &Connection, limit: Option<(Duration, End)>) -> End {
     let Some((limit, end)) = limit else {
         return std::future::pending().await;
     };

@@ -5,6 +5,7 @@
 
 mod waiting;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use proxyd_core::tally::End;
@@ -21,12 +22,15 @@ use crate::book::connection::Upstream;
 use crate::book::held::{Attempt, Held, Leave, Pause, Step};
 use crate::context::Context;
 use crate::dial;
+use crate::handover::{Departure, depart};
+use crate::http::{Sides, converse};
 use crate::metrics::Shed;
-use crate::relay::{Times, relay};
+use crate::relay::{Halt, Relay, Times};
 use crate::socket::reset_on_drop;
 use crate::sources::Place;
 use crate::unread::Unread;
-use waiting::{Watched, gone, stopped};
+pub(crate) use waiting::Read;
+use waiting::{Watched, stopped};
 
 /// How much longer a sender waits than the owner holds, so that the owner's word arrives.
 const ANSWER_MARGIN: Duration = Duration::from_secs(5);
@@ -54,8 +58,18 @@ enum Tried {
     Short,
 }
 
-/// Serves a connection that was taken in. It has its place among those of its address until the
-/// end.
+/// What came of a connection before bytes could flow.
+pub(crate) enum Begun {
+    /// The application has accepted.
+    Flows(Active, TcpStream),
+    /// It is to go on somewhere else.
+    Leaves(Held),
+    /// It is over.
+    Ended,
+}
+
+/// Serves a connection that was taken in, to its end, or until it is to go on somewhere else. It
+/// has its place among those of its address for as long.
 ///
 /// # Cancel safety
 /// Dropping it closes the connection and takes it out of the book.
@@ -66,24 +80,34 @@ pub(crate) async fn serve(
     _place: Option<Place>,
 ) {
     // Boxed: what it takes to reach an application is large, and not held while bytes flow.
-    if let Some((active, upstream)) = Box::pin(begin(&context, held, &mut client)).await {
-        let end = carry(&context, &active, client, upstream).await;
-        active.end(end);
+    match Box::pin(begin(&context, held, &mut client)).await {
+        Begun::Flows(active, upstream) if active.connection().is_http() => {
+            let sides = Sides::from((client, upstream));
+            Box::pin(converse(&context, active, sides)).await;
+        }
+        Begun::Flows(active, upstream) => {
+            // Boxed: by value it would be in the task more than once.
+            carry(context, active, Box::new(Relay::new(client, upstream))).await;
+        }
+        Begun::Leaves(held) => depart(&context, Departure::held(held, client)),
+        Begun::Ended => {}
     }
 }
 
 /// Reaches the application, or turns the connection away.
-async fn begin(
-    context: &Context,
-    held: Held,
-    client: &mut TcpStream,
-) -> Option<(Active, TcpStream)> {
+async fn begin(context: &Context, held: Held, client: &mut TcpStream) -> Begun {
     let from_trunk = held.is_from_trunk();
+    let connection = Arc::clone(held.connection());
     let mut held = Some(held);
-    match reach(context, &mut held, client).await {
+    // Whatever was begun to reach it may be dropped: the upstream has seen no byte.
+    let reached = tokio::select! {
+        reached = reach(context, &mut held, client, Read::Nothing) => reached,
+        () = connection.orders.leaving() => return held.map_or(Begun::Ended, Begun::Leaves),
+    };
+    match reached {
         Ok((active, upstream)) => {
             if !from_trunk || answer(client, &Answer::Connected).await {
-                return Some((active, upstream));
+                return Begun::Flows(active, upstream);
             }
             active.end(End::ClientReset);
         }
@@ -100,24 +124,59 @@ async fn begin(
             }
         }
     }
-    None
+    Begun::Ended
 }
 
-async fn carry(context: &Context, active: &Active, client: TcpStream, upstream: TcpStream) -> End {
+/// Takes a connection that has reached its application before to where the route leads now.
+///
+/// # Cancel safety
+/// Dropping it takes the connection out of the book.
+pub(crate) async fn again(context: &Context, held: Held, client: &TcpStream, read: Read) -> Begun {
+    let connection = Arc::clone(held.connection());
+    let mut held = Some(held);
+    // As at the first time.
+    let reached = tokio::select! {
+        reached = reach(context, &mut held, client, read) => reached,
+        () = connection.orders.leaving() => return held.map_or(Begun::Ended, Begun::Leaves),
+    };
+    match reached {
+        Ok((active, upstream)) => Begun::Flows(active, upstream),
+        Err(failed) => {
+            // It had asked something, and an end that looks right would be no answer.
+            reset_on_drop(client);
+            let (end, _) = verdict(failed);
+            if let Some(held) = held {
+                held.end(end);
+            }
+            Begun::Ended
+        }
+    }
+}
+
+/// Relays to the end, or until the connection is to go on somewhere else.
+///
+/// # Cancel safety
+/// Dropping it closes the connection and takes it out of the book.
+pub(crate) async fn carry(context: Context, active: Active, mut relay: Box<Relay>) {
+    let times = times(&context);
+    let connection = active.connection();
+    match relay.run(connection, &context.stores, times).await {
+        Halt::Ended(end) => {
+            drop(relay);
+            active.end(end);
+        }
+        Halt::Leaves => depart(&context, Departure::relay(active, *relay)),
+    }
+}
+
+/// How long a connection may last that begins now.
+pub(crate) fn times(context: &Context) -> Times {
     let timeouts = context.settings().timeouts;
-    let times = Times {
+    Times {
         half_close: timeouts.half_close,
         idle: timeouts.idle,
         lifetime: timeouts.lifetime,
-    };
-    relay(
-        client,
-        upstream,
-        active.connection(),
-        &context.stores,
-        times,
-    )
-    .await
+    }
 }
 
 /// How a connection ends that did not get through, and what a trunk is told about it.
@@ -171,6 +230,7 @@ async fn reach(
     context: &Context,
     slot: &mut Option<Held>,
     client: &TcpStream,
+    read: Read,
 ) -> Result<(Active, TcpStream), Failed> {
     let mut unread = match slot {
         Some(held) => Unread::new(held.book(), &held.connection().meters),
@@ -187,11 +247,12 @@ async fn reach(
         let mut watched = Watched {
             client,
             unread: &mut unread,
+            read,
             deadline,
         };
         let attempt = match step {
             Step::Try(attempt) => attempt,
-            Step::Leave(leave) => return Err(Failed::Leave(leave)),
+            Step::Leave(leave) => return Err(Failed::Leave(*leave)),
             Step::Wait(called) => {
                 let called = async { drop(called.await) };
                 watched.wait(held, called).await?;
@@ -254,7 +315,7 @@ async fn try_once(
 ) -> Result<Tried, Failed> {
     match attempt.by.phase.target() {
         Some(Target::Local { addr }) => {
-            held.connection().set_upstream(Upstream::Local(*addr));
+            held.connection().set_upstream(Some(Upstream::Local(*addr)));
             let settings = context.settings();
             let left = watched.deadline.saturating_duration_since(Instant::now());
             let longest = settings.timeouts.connect.min(left);
@@ -295,7 +356,7 @@ async fn through_trunk(
             return Ok(Tried::NotReached);
         };
         held.connection()
-            .set_upstream(Upstream::Trunk(trunk.clone()));
+            .set_upstream(Some(Upstream::Trunk(trunk.clone())));
         let settings = context.settings();
         let mut stream = match dial::trunk(held.book(), &settings, &trunk, &header).await {
             Ok(stream) => stream,
@@ -306,7 +367,7 @@ async fn through_trunk(
         // The losing arms only wait; the stream of a lost answer is dropped with it.
         let answer = tokio::select! {
             answer = dial::answer(&mut stream) => answer,
-            () = gone(watched.client, watched.unread) => return Err(Failed::End(End::ClientGone)),
+            () = watched.gone() => return Err(Failed::End(End::ClientGone)),
             () = sleep_until(deadline.into()) => return Err(Failed::End(End::ParkTimeout)),
             () = stopped(orders) => return Err(Failed::End(End::Stopped)),
         };
@@ -386,7 +447,8 @@ mod tests {
         fn size<F: Future>(_: fn(Context, Held, TcpStream, Option<Place>) -> F) -> usize {
             size_of::<F>()
         }
-        let (task, book) = (size(serve), size_of::<Connection>());
+        let task = size(serve) + size_of::<Relay>();
+        let book = size_of::<Connection>();
         assert!(task <= 1600 && book <= 256, "{task}, {book}");
     }
 }

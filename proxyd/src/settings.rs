@@ -6,6 +6,7 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use proxyd_core::limits::Limits;
+use proxyd_core::table::FileRoute;
 use rehome_shared::api::proxy::{ParkLimits, RouteKey, Target};
 use rehome_shared::config::daemon::{ListenOn, ProxydConfig, ProxydTimeouts};
 use rehome_shared::ids::HostAddr;
@@ -29,7 +30,7 @@ pub(crate) struct Settings {
     /// How long a trunk connection may wait for a route that this host does not know yet.
     pub(crate) unknown_route: Duration,
     /// Routes of the file.
-    pub(crate) routes: BTreeMap<RouteKey, (Target, ParkLimits)>,
+    pub(crate) routes: BTreeMap<RouteKey, FileRoute>,
 }
 
 impl From<&ProxydConfig> for Settings {
@@ -43,12 +44,13 @@ impl From<&ProxydConfig> for Settings {
             let key = RouteKey::new(route.external, route.protocol);
             (
                 key,
-                (
-                    Target::Local {
+                FileRoute {
+                    target: Target::Local {
                         addr: route.backend,
                     },
-                    park,
-                ),
+                    limits: park,
+                    content: route.protocol.into(),
+                },
             )
         };
         Self {

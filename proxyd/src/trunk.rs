@@ -13,6 +13,8 @@ use rehome_shared::trunk::{Answer, Decoded, Header, Refusal};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::Instrument;
 
 use crate::accept::accept;
@@ -37,10 +39,9 @@ const UNKNOWN_AT_ONCE: usize = 1024;
 ///
 /// # Cancel safety
 /// Dropping it stops accepting; connections go on.
-pub(crate) async fn run(context: Context, listener: TcpListener) {
+pub(crate) async fn run(context: Context, listener: Arc<TcpListener>, stop: CancellationToken) {
     let permits = Arc::new(Semaphore::new(GREETED_AT_ONCE));
     let unknown = Arc::new(Semaphore::new(UNKNOWN_AT_ONCE));
-    let stop = context.connections.token().clone();
     let work = async {
         loop {
             let Ok(permit) = Arc::clone(&permits).acquire_owned().await else {
@@ -54,7 +55,10 @@ pub(crate) async fn run(context: Context, listener: TcpListener) {
                 continue;
             }
             let span = tracing::debug_span!("trunk", peer.addr = %peer);
-            let task = greet(context.clone(), stream, permit, Arc::clone(&unknown));
+            // From here on, not from when its task runs first: a handover waits for it.
+            let arriving = context.handover.arriving();
+            let limits = (permit, Arc::clone(&unknown));
+            let task = greet(context.clone(), stream, limits, arriving);
             let task = task.instrument(span);
             context.connections.spawn_light("trunk connection", task);
         }
@@ -65,11 +69,19 @@ pub(crate) async fn run(context: Context, listener: TcpListener) {
 async fn greet(
     context: Context,
     stream: TcpStream,
-    permit: OwnedSemaphorePermit,
-    unknown: Arc<Semaphore>,
+    (permit, unknown): (OwnedSemaphorePermit, Arc<Semaphore>),
+    arriving: TaskTrackerToken,
 ) {
     // Boxed: what it takes to begin is not held while bytes flow.
-    let taken_in = Box::pin(take_in(&context, stream, permit, unknown)).await;
+    let take_in = Box::pin(take_in(&context, stream, permit, unknown));
+    // A sender whose header is not read, or not answered, comes again, to the successor; so does
+    // one that sends datagrams.
+    let taken_in = tokio::select! {
+        biased;
+        () = context.handover.moved() => None,
+        taken_in = take_in => taken_in,
+    };
+    drop(arriving);
     if let Some((held, stream)) = taken_in {
         serve(context, held, stream, None).await;
     }
@@ -154,3 +166,6 @@ async fn read_header(context: &Context, stream: &mut TcpStream) -> Option<Header
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

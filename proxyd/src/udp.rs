@@ -8,11 +8,13 @@
 //!
 //! A session follows its route: when the route leads elsewhere, the next datagram goes there.
 //! While the gate is parked the socket's newest [`HELD`] datagrams wait, older ones are dropped
-//! as a network would. An owner that parks ends the sessions that came over its trunk; their
-//! senders come again and wait for the answer. Sessions are limited in number and end after a
-//! silence.
+//! as a network would, and so are those for which there is no memory. An owner that parks ends the
+//! sessions that came over its trunk; their senders come again and wait for the answer. Sessions
+//! are limited in number and end after a silence.
 
+mod datagram;
 mod link;
+mod packet;
 mod session;
 
 use std::collections::{HashMap, VecDeque};
@@ -29,6 +31,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use crate::context::Context;
 use crate::metrics::Shed;
 use crate::relay::Buffer;
+use datagram::Datagram;
+use packet::{Control, Path};
 use session::Session;
 pub(crate) use session::from_trunk;
 
@@ -86,6 +90,7 @@ pub(crate) fn listen(
     key: RouteKey,
     socket: Arc<UdpSocket>,
 ) -> io::Result<()> {
+    packet::ask_for_paths(&socket)?;
     let listener = Listener {
         context: context.clone(),
         tasks: tasks.clone(),
@@ -108,8 +113,8 @@ struct Listener {
     key: RouteKey,
     destination: SocketAddr,
     socket: Arc<UdpSocket>,
-    sessions: HashMap<SocketAddr, mpsc::Sender<Box<[u8]>>>,
-    held: VecDeque<(SocketAddr, Box<[u8]>)>,
+    sessions: HashMap<Path, mpsc::Sender<Datagram>>,
+    held: VecDeque<(Path, Datagram)>,
 }
 
 impl Listener {
@@ -117,10 +122,11 @@ impl Listener {
         let (socket, stores) = (Arc::clone(&self.socket), self.context.stores.clone());
         let mut news = self.context.book.news(self.key);
         let mut sweep = tokio::time::interval(SWEEP);
+        let mut control = Control::new();
         loop {
             // Every arm is cancel safe; a datagram that was not received is still in the socket.
             tokio::select! {
-                _ready = socket.readable() => self.receive(stores.scratch()),
+                _ready = socket.readable() => self.receive(stores.scratch(), &mut control),
                 changed = news.changed() => match changed {
                     Ok(()) => self.release(),
                     Err(_) => return,
@@ -131,10 +137,10 @@ impl Listener {
     }
 
     /// Takes what has come, up to a limit: other tasks run too.
-    fn receive(&mut self, mut buffer: Buffer) {
+    fn receive(&mut self, mut buffer: Buffer, control: &mut Control) {
         for _ in 0..TURN {
-            match self.socket.try_recv_from(buffer.space()) {
-                Ok((length, client)) => self.take_in(client, buffer.part(0, length).into()),
+            match packet::receive(&self.socket, buffer.space(), control) {
+                Ok((length, path)) => self.take_in(path, buffer.part(0, length)),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 // An ICMP message about an earlier answer; the socket is well.
                 Err(error) => tracing::debug!(%error, "a datagram was not received"),
@@ -142,33 +148,52 @@ impl Listener {
         }
     }
 
-    fn take_in(&mut self, client: SocketAddr, datagram: Box<[u8]>) {
-        if !self.context.book.is_parked(self.key) {
-            return self.deliver(client, datagram);
+    fn take_in(&mut self, path: Path, bytes: &[u8]) {
+        if self.context.book.is_parked(self.key) {
+            self.hold(path, bytes);
+        } else if let Some(datagram) = self.keep(bytes) {
+            self.deliver(path, datagram);
         }
+    }
+
+    fn keep(&self, bytes: &[u8]) -> Option<Datagram> {
+        let context = &self.context;
+        Datagram::keep(bytes, &context.stores, &context.book.metrics)
+    }
+
+    /// The newest are worth most: the oldest make room.
+    fn hold(&mut self, path: Path, bytes: &[u8]) {
         if self.held.len() >= HELD {
             self.held.pop_front();
             self.context.book.metrics.shed(Shed::Datagram);
         }
-        self.held.push_back((client, datagram));
+        loop {
+            if let Some(datagram) = self.keep(bytes) {
+                self.held.push_back((path, datagram));
+                return;
+            }
+            if self.held.pop_front().is_none() {
+                return;
+            }
+        }
     }
 
     fn release(&mut self) {
         if self.context.book.is_parked(self.key) {
             return;
         }
-        for (client, datagram) in std::mem::take(&mut self.held) {
-            self.deliver(client, datagram);
+        for (path, datagram) in std::mem::take(&mut self.held) {
+            self.deliver(path, datagram);
         }
     }
 
-    fn deliver(&mut self, client: SocketAddr, datagram: Box<[u8]>) {
+    fn deliver(&mut self, path: Path, datagram: Datagram) {
         let known = self
             .sessions
-            .get(&client)
+            .get(&path)
             .filter(|inbox| !inbox.is_closed())
             .cloned();
-        let Some(inbox) = known.or_else(|| self.begin(client)) else {
+        let Some(inbox) = known.or_else(|| self.begin(path)) else {
             return;
         };
         if inbox.try_send(datagram).is_err() {
@@ -176,15 +201,16 @@ impl Listener {
         }
     }
 
-    fn begin(&mut self, client: SocketAddr) -> Option<mpsc::Sender<Box<[u8]>>> {
-        let Some(source) = self.context.sources.take(client.ip().to_canonical()) else {
+    fn begin(&mut self, path: Path) -> Option<mpsc::Sender<Datagram>> {
+        let source = path.client.ip().to_canonical();
+        let Some(source) = self.context.sources.take(source) else {
             self.context.book.metrics.shed(Shed::Source);
             return None;
         };
         let place = self.context.udp_room.take(&self.context)?;
         let (inbox, datagrams) = mpsc::channel(INBOX);
-        self.sessions.insert(client, inbox.clone());
-        let session = Session::new(self.context.clone(), self.key, client, self.destination);
+        self.sessions.insert(path, inbox.clone());
+        let session = Session::new(self.context.clone(), self.key, path, self.destination);
         let (socket, stop) = (Arc::clone(&self.socket), self.tasks.token().clone());
         self.context
             .connections

@@ -71,7 +71,7 @@ impl Drop for Unread {
         if self.bytes > 0 {
             self.set(0);
             // There may be listeners that wait for just this.
-            self.book.call_listeners();
+            self.book.call_starved();
         }
     }
 }

@@ -15,8 +15,8 @@ use proxyd::Proxyd;
 use rehome_runtime::http_client::HttpClient;
 use rehome_runtime::supervise::{Stop, Supervisor};
 use rehome_shared::api::proxy::{
-    Commit, CommitTarget, GateRef, MAX_BODY, ParkLimits, Prepare, RouteIntent, RouteKey, RouteSpec,
-    RouteStatus, RoutesReply, SetRoutes, Target,
+    Commit, CommitTarget, Content, GateRef, MAX_BODY, ParkLimits, Prepare, RouteIntent, RouteKey,
+    RouteSpec, RouteStatus, RoutesReply, SetRoutes, Target,
 };
 use rehome_shared::config::daemon::{
     ListenOn, Log, ProxydConfig, ProxydLimits, ProxydTimeouts, Trunk,
@@ -240,6 +240,7 @@ fn desired(routes: usize) -> Result<SetRoutes> {
             RouteIntent::Closed
         };
         Ok(RouteSpec {
+            content: Content::default(),
             key,
             application: name(number)?,
             version: version(1, 0),

@@ -20,11 +20,15 @@ pub mod http;
 pub mod lab;
 pub mod load;
 pub mod log;
+pub mod network;
 pub mod page;
 pub mod program;
+pub mod proxy;
 pub mod soak;
 pub mod store;
+pub mod storm;
 pub mod wait;
+pub mod web;
 
 /// `promtool` of this machine, or the one that `make deps-test` unpacks.
 ///

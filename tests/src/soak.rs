@@ -10,7 +10,7 @@
 
 pub mod check;
 mod clients;
-mod diary;
+pub(crate) mod diary;
 mod ending;
 mod evidence;
 pub mod history;

@@ -92,6 +92,7 @@ fn routes_of(
                 version,
                 intent,
                 limits,
+                content: port.protocol.into(),
             }
         })
         .collect()
@@ -140,9 +141,11 @@ pub fn own_adverts(locals: &Locals, here: &HostAddr) -> Vec<Advert> {
 
 #[cfg(test)]
 mod tests {
-    use rehome_shared::ids::Epoch;
+    use rehome_shared::api::proxy::Content;
+    use rehome_shared::ids::{Epoch, Protocol};
 
     use super::*;
+    use crate::fixtures;
 
     fn advert(epoch: u64, generation: u64, host: &str) -> Advert {
         Advert {
@@ -163,6 +166,38 @@ mod tests {
         assert!(!merge(&mut adverts, &advert(1, 99, "h1")));
         assert!(merge(&mut adverts, &advert(3, 0, "h1")));
         assert_eq!(adverts.values().next().unwrap().host.as_str(), "h1");
+    }
+
+    #[test]
+    fn a_proxy_is_told_which_ports_carry_http() {
+        let mut spec = fixtures::spec();
+        for (external, protocol) in [(80, Protocol::Http), (81, Protocol::Udp)] {
+            let mut port = spec.ports[0];
+            (port.external, port.protocol) = (external, protocol);
+            spec.ports.push(port);
+        }
+        let name = fixtures::application();
+        let limits = ParkLimits {
+            park_limit: 1,
+            park_timeout: std::time::Duration::from_secs(1),
+        };
+        let routes = routes_of(&name, &spec, None, None, 7421, limits);
+        let told: Vec<_> = routes
+            .iter()
+            .map(|route| (route.key.to_string(), route.content))
+            .collect();
+        let expected = [
+            ("6379/tcp", Content::Bytes),
+            ("80/tcp", Content::Http),
+            ("81/udp", Content::Bytes),
+        ];
+        assert_eq!(
+            told,
+            expected.map(|(key, content)| (key.to_owned(), content))
+        );
+        // An older proxy or an older word leaves it at bytes.
+        let json = serde_json::to_value(&routes).unwrap();
+        assert!(json[0].get("content").is_none() && json[1]["content"] == "http");
     }
 
     #[test]

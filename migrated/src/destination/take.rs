@@ -19,6 +19,7 @@ use super::{TakeError, discard, handoff, is_void, others_coming, step, view, voi
 use crate::applications::{self, instance_spec};
 use crate::fence;
 use crate::host::Host;
+use crate::proxy::{Patience, ask_again};
 use crate::storage::StorageError;
 
 /// Beside the volumes a pool needs room for what changes meanwhile and for its own metadata.
@@ -210,9 +211,8 @@ async fn check_ports(host: &Host, offer: &Offer) -> Result<(), TakeError> {
     if keys.is_empty() {
         return Ok(());
     }
-    let reply = host
-        .proxy
-        .check_ports(&CheckPorts { keys })
+    let ports = CheckPorts { keys };
+    let reply = ask_again(Patience::ORDINARY, || host.proxy.check_ports(&ports))
         .await
         .map_err(|error| {
             TakeError::Refused(format!("its proxyd cannot be asked: {}", Report(&error)))

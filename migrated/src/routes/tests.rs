@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use rehome_shared::api::proxy::Content;
 use rehome_shared::ids::Generation;
 
 use super::*;
@@ -20,6 +21,8 @@ fn status(version: RouteVersion, gate: Gate) -> RouteStatus {
         active: 0,
         parked: 0,
         from_trunk: 0,
+        resting: 0,
+        content: Content::default(),
     }
 }
 

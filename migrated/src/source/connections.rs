@@ -6,7 +6,6 @@ use std::time::Duration;
 use migrated_core::routes::LocalRoute;
 use migrated_core::source::{Event, SourceMigration};
 use migrated_core::stamp::Stamp;
-use rehome_runtime::backoff::Backoff;
 use rehome_runtime::http_client::ClientError;
 use rehome_runtime::report::Report;
 use rehome_shared::api::cluster::Connections;
@@ -16,6 +15,7 @@ use tokio::time::Instant;
 
 use super::Driver;
 use crate::host::spec_of;
+use crate::proxy::{Patience, ask_again};
 use crate::routes;
 use crate::storage::StorageError;
 use crate::throttle;
@@ -25,9 +25,6 @@ const LEASE: Duration = Duration::from_secs(15);
 
 /// Of the hard cap the application may take this share to stop.
 const STOP_SHARE: f64 = 0.6;
-
-/// Outside of a cut-over `proxyd` gets so long to come back.
-const RESTART: Duration = Duration::from_secs(5);
 
 /// The gate of the application on this host.
 #[derive(Debug, Default)]
@@ -81,8 +78,10 @@ impl Driver {
             limits,
         };
         // A deployment that has just come may name routes that the proxy was not told of yet.
-        self.push_routes().await;
-        let asked = ask_proxy(self.patience(migration), || self.host.proxy.prepare(&gate));
+        let patience = self.patience(migration);
+        let told = ask_again(patience, || routes::push(&self.host)).await;
+        note_told(told);
+        let asked = ask_again(patience, || self.host.proxy.prepare(&gate));
         let counts = asked
             .await
             .map_err(|error| format!("the connections cannot be parked: {}", Report(&error)))?;
@@ -90,9 +89,10 @@ impl Driver {
         Ok(())
     }
 
-    /// How long `proxyd` may be away: in a cut-over for as long as that may take.
-    fn patience(&self, migration: &SourceMigration) -> Duration {
-        self.time_left(migration).unwrap_or(RESTART)
+    /// How long `proxyd` may be away or handing over: in a cut-over for as long as that may take.
+    fn patience(&self, migration: &SourceMigration) -> Patience {
+        let left = self.time_left(migration);
+        left.map_or(Patience::ORDINARY, Patience::within)
     }
 
     /// Lets old connections finish. What does not is ended after the application has stopped.
@@ -122,7 +122,17 @@ impl Driver {
             let Some(gate) = gate else {
                 return Ok(None);
             };
-            let counts = ask_proxy(patience, || host.proxy.drain(&gate)).await;
+            let (began, proxy) = (Instant::now(), &host.proxy);
+            let asked = ask_again(patience, || {
+                // What is asked again has only the time that is left.
+                let deadline = gate.deadline.saturating_sub(began.elapsed());
+                let gate = Drain {
+                    deadline,
+                    ..gate.clone()
+                };
+                async move { proxy.drain(&gate).await }
+            });
+            let counts = asked.await;
             counts
                 .map(Some)
                 .map_err(|error| format!("the connections cannot be drained: {}", Report(&error)))
@@ -185,7 +195,7 @@ impl Driver {
             application: migration.plan.application.clone(),
             version,
         };
-        let asked = ask_proxy(self.patience(migration), || self.host.proxy.freeze(&gate));
+        let asked = ask_again(self.patience(migration), || self.host.proxy.freeze(&gate));
         let counts = asked
             .await
             .map_err(|error| format!("the connections cannot be ended: {}", Report(&error)))?;
@@ -200,10 +210,7 @@ impl Driver {
 
     /// Tells the proxy its routes now; when it cannot hear, the loop repeats it.
     pub(super) async fn push_routes(&self) {
-        if let Err(error) = routes::push(&self.host).await {
-            let error = Report(&error).to_string();
-            tracing::warn!(error, "proxyd cannot be told its routes now");
-        }
+        note_told(routes::push(&self.host).await);
     }
 
     pub(super) fn count(&self, counts: GateCounts) {
@@ -215,37 +222,9 @@ impl Driver {
     }
 }
 
-/// Asks `proxyd`, and again while it is away: it may be about to come back from a restart, with
-/// its gates as they were.
-async fn ask_proxy<T, F>(patience: Duration, ask: impl Fn() -> F + Send) -> Result<T, ClientError>
-where
-    F: Future<Output = Result<T, ClientError>> + Send,
-{
-    let until = Instant::now() + patience;
-    let mut pause = Backoff::new(Duration::from_millis(50), Duration::from_millis(500));
-    loop {
-        match ask().await {
-            Err(error) if is_away(&error) && Instant::now() < until => {
-                let error = Report(&error).to_string();
-                tracing::info!(error, "proxyd does not answer; it is asked again");
-            }
-            answer => return answer,
-        }
-        tokio::time::sleep(pause.next_delay()).await;
-    }
-}
-
-/// Whether another try may find it: it does not listen, or ended in the middle of the answer.
-fn is_away(error: &ClientError) -> bool {
-    match error {
-        ClientError::Unreachable { .. }
-        | ClientError::Timeout { .. }
-        | ClientError::Broken { .. } => true,
-        ClientError::Status { .. }
-        | ClientError::Source { .. }
-        | ClientError::BadAnswer { .. }
-        | ClientError::TooLong { .. }
-        | ClientError::Encode(_)
-        | ClientError::Request(_) => false,
+fn note_told(told: Result<(), ClientError>) {
+    if let Err(error) = told {
+        let error = Report(&error).to_string();
+        tracing::warn!(error, "proxyd cannot be told its routes now");
     }
 }

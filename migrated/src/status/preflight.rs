@@ -10,6 +10,7 @@ use rehome_shared::ids::AppName;
 
 use crate::applications::instance_spec;
 use crate::host::Host;
+use crate::proxy::{Patience, ask_again};
 
 /// How long a preflight waits for word of an image. An engine whose registry refuses says so
 /// after ten seconds; who asks for the preflight waits for thirty.
@@ -34,12 +35,12 @@ pub async fn preflight(host: &Host, desired: &Desired) -> PreflightReply {
         .flatten()
         .filter_map(|name| desired.applications.get(name).map(|spec| (name, spec)))
         .collect();
-    let keys: Vec<RouteKey> = placed
-        .iter()
-        .flat_map(|(_, spec)| spec.ports.iter())
-        .map(|port| RouteKey::new(port.external, port.protocol))
-        .collect();
-    match host.proxy.check_ports(&CheckPorts { keys }).await {
+    let ports = placed.iter().flat_map(|(_, spec)| spec.ports.iter());
+    let keys = ports.map(|port| RouteKey::new(port.external, port.protocol));
+    let ports = CheckPorts {
+        keys: keys.collect(),
+    };
+    match ask_again(Patience::BRIEF, || host.proxy.check_ports(&ports)).await {
         Ok(reply) => {
             for problem in reply.problems {
                 add(

@@ -10,6 +10,9 @@ pub const SMALL: usize = 16 << 10;
 /// What a copied read takes at most when bulk flows and there is no pipe.
 pub const LARGE: usize = 64 << 10;
 
+/// What a copied read takes at most when there is no memory for more.
+pub const TINY: usize = 4 << 10;
+
 /// So many reads in a row that fill a small buffer are bulk.
 const BULK: u8 = 4;
 
@@ -38,6 +41,15 @@ enum Pace {
 }
 
 impl Gait {
+    /// One that has seen bulk.
+    #[must_use]
+    pub fn bulk() -> Self {
+        Self {
+            pace: Pace::Bulk,
+            run: 0,
+        }
+    }
+
     /// Whether the next bytes go through a pipe, when there is one.
     #[must_use]
     pub fn wants_pipe(self) -> bool {
@@ -104,7 +116,9 @@ mod tests {
     }
 
     fn bulk() -> Gait {
-        after(Gait::default(), [SMALL; 4])
+        let bulk = after(Gait::default(), [SMALL; 4]);
+        assert_eq!(bulk, Gait::bulk());
+        bulk
     }
 
     #[test]

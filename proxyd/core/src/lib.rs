@@ -10,10 +10,12 @@
 //! | [`sources`] | whether a client address gets another connection |
 //! | [`reload`] | which sockets other routes or addresses open and close |
 //! | [`retry`] | how long to wait between tries and how long one try may take |
+//! | [`http`] | where requests and responses begin and end |
 //! | [`gait`] | by which means a relay moves its next bytes |
 //! | [`drain`] | which connections a drain closes and when it is over |
 //! | [`tally`] | what the verbs count |
 //! | [`saved`] | the table as it is kept on disk: a journal of what changed |
+//! | [`handover`] | what a proxy and its successor say, and what each may do when |
 //!
 //! Two rules hold whatever is called in whatever order: a route's version never goes back,
 //! and a verb that is repeated changes nothing.
@@ -23,6 +25,8 @@
 pub mod drain;
 pub mod gait;
 pub mod gate;
+pub mod handover;
+pub mod http;
 pub mod limits;
 pub mod line;
 pub mod reload;

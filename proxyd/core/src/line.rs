@@ -1,9 +1,12 @@
 //! The line of connections that want to reach a route's application.
 //!
 //! First come, first served, at most [`Line::AT_ONCE`] tries under way. When a try fails, the
-//! application is not there yet: from then on a single connection keeps trying and the others
-//! wait behind it, so ten thousand held connections cost one connect every 100 ms and not a
-//! storm. The first success lets the line flow again.
+//! application is not there yet, or it accepts more slowly than they come: from then on a single
+//! connection keeps trying, the first in the line, and the others wait behind it, so ten thousand
+//! held connections cost one connect every 100 ms and not a storm. Each success then lets one more
+//! try at a time, up to half of what was too much, and from there on only each round of them: a slow
+//! application is not overrun again and again, which would serve those first who happen to come
+//! through.
 //!
 //! Invariant: a ticket is either waiting or going, never both, and nobody waits while the line
 //! may flow and has room (the caller passes on what [`Line::next`] returns until it is `None`).
@@ -47,11 +50,30 @@ pub enum Retry {
 }
 
 /// One route's line.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Line {
     waiting: BTreeSet<Ticket>,
     going: BTreeSet<Ticket>,
     failures: u32,
+    /// Tries at once, now.
+    room: usize,
+    /// Up to here `room` grows with each success.
+    safe: usize,
+    /// Successes since `room` has grown, beyond that.
+    round: usize,
+}
+
+impl Default for Line {
+    fn default() -> Self {
+        Self {
+            waiting: BTreeSet::new(),
+            going: BTreeSet::new(),
+            failures: 0,
+            room: Self::AT_ONCE,
+            safe: Self::AT_ONCE,
+            round: 0,
+        }
+    }
 }
 
 impl Line {
@@ -59,13 +81,15 @@ impl Line {
     /// queue of an application that listens with the usual backlog of 128.
     pub const AT_ONCE: usize = 128;
 
-    /// A connection comes, or asks again.
+    /// A connection comes, or asks again. While tries fail, one that asks again lets those go
+    /// first who came before it.
     pub fn arrive(&mut self, ticket: Ticket, flow: Flow) -> Turn {
-        if flow == Flow::May && self.going.contains(&ticket) {
+        let first = self.waiting.first().is_none_or(|first| *first >= ticket);
+        let its_turn = self.going.contains(&ticket) && (first || self.failures == 0);
+        if flow == Flow::May && its_turn {
             return Turn::Go;
         }
         self.going.remove(&ticket);
-        let first = self.waiting.first().is_none_or(|first| *first >= ticket);
         if flow == Flow::May && first && self.has_room() {
             self.waiting.remove(&ticket);
             self.going.insert(ticket);
@@ -96,12 +120,22 @@ impl Line {
     /// A try reached the application; its connection is in the line no longer.
     pub fn succeeded(&mut self, ticket: Ticket) {
         self.failures = 0;
+        self.round = self.round.saturating_add(1);
+        if self.room < self.safe || self.round >= self.room {
+            self.room = self.room.saturating_add(1).min(Self::AT_ONCE);
+            self.round = 0;
+        }
         self.leave(ticket);
     }
 
     /// A try failed. While nobody else is trying, the connection keeps at it.
     pub fn failed(&mut self, ticket: Ticket) -> Retry {
         self.failures = self.failures.saturating_add(1);
+        if self.room > 1 {
+            self.safe = self.room / 2;
+            self.room = 1;
+        }
+        self.round = 0;
         self.leave(ticket);
         if self.going.is_empty() {
             self.going.insert(ticket);
@@ -115,6 +149,7 @@ impl Line {
     /// The route changed: earlier failures say nothing about the new target.
     pub fn forgive(&mut self) {
         self.failures = 0;
+        (self.room, self.safe) = (Self::AT_ONCE, Self::AT_ONCE);
     }
 
     /// Failed tries since the last success.
@@ -136,6 +171,6 @@ impl Line {
     }
 
     fn has_room(&self) -> bool {
-        self.going.len() < if self.failures > 0 { 1 } else { Self::AT_ONCE }
+        self.going.len() < self.room
     }
 }

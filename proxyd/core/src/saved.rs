@@ -11,7 +11,7 @@ mod record;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rehome_shared::api::proxy::{ParkLimits, RouteKey, Target};
+use rehome_shared::api::proxy::{Content, ParkLimits, RouteKey, Target};
 use rehome_shared::ids::{AppName, HostAddr, RouteVersion};
 use serde::{Deserialize, Serialize};
 
@@ -20,7 +20,7 @@ use crate::table::{Owner, Parked, Phase, Route, RouteTable};
 pub use record::{KIND, KeptRoute, Record};
 
 /// The only form of a table in one piece.
-const FORM: u32 = 1;
+pub const FORM: u32 = 1;
 
 /// A table in one piece.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,6 +52,8 @@ struct SavedRoute {
     version: RouteVersion,
     phase: SavedPhase,
     limits: ParkLimits,
+    #[serde(default, skip_serializing_if = "Content::is_bytes")]
+    content: Content,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -104,6 +106,7 @@ impl From<&RouteTable> for Saved {
                 version: route.version,
                 phase: (&route.phase).into(),
                 limits: route.limits,
+                content: route.content,
             })
         };
         let resolution = |(application, version): (&AppName, &RouteVersion)| SavedResolution {
@@ -143,6 +146,7 @@ impl TryFrom<Saved> for RouteTable {
             version,
             phase,
             limits,
+            content,
         } in saved.routes
         {
             let route = Route {
@@ -150,6 +154,7 @@ impl TryFrom<Saved> for RouteTable {
                 version,
                 phase: phase.into(),
                 limits,
+                content,
             };
             if table.routes.put(key, route).is_some() {
                 return Err(SavedError::Twice(key));

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rehome_shared::api::proxy::{
-    Gate, ParkLimits, RouteIntent, RouteKey, RouteSpec, SetRoutes, Target,
+    Content, Gate, ParkLimits, RouteIntent, RouteKey, RouteSpec, SetRoutes, Target,
 };
 use rehome_shared::ids::{AppName, HostAddr, RouteVersion};
 
@@ -119,6 +119,19 @@ pub struct Route {
     pub phase: Phase,
     /// Limits while parked.
     pub limits: ParkLimits,
+    /// What travels. A way on which the proxy does not see each byte is for plain bytes alone.
+    pub content: Content,
+}
+
+/// A route of the configuration file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileRoute {
+    /// Where it leads.
+    pub target: Target,
+    /// Limits while connections wait for that.
+    pub limits: ParkLimits,
+    /// What travels.
+    pub content: Content,
 }
 
 impl Route {
@@ -235,17 +248,18 @@ impl RouteTable {
     }
 
     /// Takes over the routes of the configuration file; those of `migrated` give way.
-    pub fn apply_file(&mut self, routes: &BTreeMap<RouteKey, (Target, ParkLimits)>) -> Changes {
+    pub fn apply_file(&mut self, routes: &BTreeMap<RouteKey, FileRoute>) -> Changes {
         let mut changes = Changes::default();
         self.retain(&mut changes, |key, route| {
             route.owner != Owner::File || routes.contains_key(&key)
         });
-        for (key, (target, limits)) in routes {
+        for (key, route) in routes {
             let route = Route {
                 owner: Owner::File,
                 version: RouteVersion::default(),
-                phase: Phase::Open(target.clone()),
-                limits: *limits,
+                phase: Phase::Open(route.target.clone()),
+                limits: route.limits,
+                content: route.content,
             };
             self.set(*key, route, &mut changes);
         }
@@ -330,6 +344,7 @@ impl RouteTable {
                 version: spec.version,
                 phase: now.phase.towards(&spec.intent),
                 limits: spec.limits,
+                content: spec.content,
             },
             Owner::Application(_)
                 if spec.version < now.version || !now.phase.agrees(&spec.intent) =>
@@ -340,9 +355,13 @@ impl RouteTable {
                     current: now.version,
                 });
             }
-            Owner::Application(_) if now.limits == spec.limits => return,
+            // What it leads to is a matter of versions; how it is treated is not.
+            Owner::Application(_) if (now.limits, now.content) == (spec.limits, spec.content) => {
+                return;
+            }
             Owner::Application(_) => Route {
                 limits: spec.limits,
+                content: spec.content,
                 ..Route::clone(now)
             },
         };
@@ -367,5 +386,6 @@ fn fresh(spec: &RouteSpec) -> Route {
         version: spec.version,
         phase: Phase::Closed.towards(&spec.intent),
         limits: spec.limits,
+        content: spec.content,
     }
 }

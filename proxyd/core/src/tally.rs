@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use rehome_shared::api::proxy::GateCounts;
+use serde::{Deserialize, Serialize};
 
 /// Why a connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -79,7 +80,8 @@ impl End {
 }
 
 /// The counts that only grow.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Tally {
     parked: u64,
     drained: u64,

@@ -32,6 +32,17 @@ pub fn for_client(route: &Route) -> Way<'_> {
     }
 }
 
+/// The way of the next request of a connection that has reached its application before: wherever
+/// the route leads by now, also when the connection came by a trunk.
+#[must_use]
+pub fn for_next<'a>(route: &'a Route, application: Option<&AppName>) -> Way<'a> {
+    if route.application() == application {
+        for_client(route)
+    } else {
+        Way::Refuse
+    }
+}
+
 /// What a trunk connection says about itself, as far as the decision needs it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Arrival {
@@ -112,7 +123,7 @@ pub fn redial(went_by: RouteVersion, answer: RouteVersion, hops: u8) -> Redial {
 
 #[cfg(test)]
 mod tests {
-    use rehome_shared::api::proxy::ParkLimits;
+    use rehome_shared::api::proxy::{Content, ParkLimits};
     use rehome_shared::ids::{Epoch, Generation};
 
     use super::*;
@@ -136,6 +147,7 @@ mod tests {
             version: version(epoch),
             phase,
             limits,
+            content: Content::default(),
         }
     }
 
@@ -183,6 +195,19 @@ mod tests {
         let here = route(1, Phase::Open(Target::Local { addr }));
         assert_eq!(for_trunk(Some(&here), &other), TrunkWay::Hold);
         assert_eq!(for_trunk(Some(&here), &arrival(1, 0)), TrunkWay::Go(addr));
+    }
+
+    #[test]
+    fn a_next_request_goes_where_its_route_leads_and_to_no_other_application() {
+        let application = arrival(1, 0).application;
+        let led = route(2, elsewhere());
+        let Way::Go(target) = for_next(&led, Some(&application)) else {
+            panic!("not led on");
+        };
+        assert_eq!(Some(target), elsewhere().target());
+        let other = AppName::try_new("web").unwrap();
+        assert_eq!(for_next(&led, Some(&other)), Way::Refuse);
+        assert_eq!(for_next(&led, None), Way::Refuse);
     }
 
     #[test]

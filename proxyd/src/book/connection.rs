@@ -5,10 +5,12 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use proxyd_core::handover::{self, Identity};
 use proxyd_core::table::Route;
-use rehome_shared::api::proxy::{ConnectionInfo, RouteKey};
+use rehome_shared::api::proxy::{ConnectionInfo, Content, RouteKey};
 use rehome_shared::ids::AppName;
 
+use super::Origin;
 use super::orders::Orders;
 use crate::metrics::RouteMeters;
 
@@ -26,7 +28,41 @@ pub(crate) enum Direction {
 pub(crate) enum Stage {
     Connecting,
     Parked,
+    /// Bytes flow, and nobody knows what they mean.
     Relaying,
+    /// A request is in flight.
+    Answering,
+    /// There is none.
+    Resting,
+}
+
+impl Stage {
+    const ALL: [Self; 5] = [
+        Self::Connecting,
+        Self::Parked,
+        Self::Relaying,
+        Self::Answering,
+        Self::Resting,
+    ];
+
+    fn number(self) -> u8 {
+        match self {
+            Self::Connecting => 0,
+            Self::Parked => 1,
+            Self::Relaying => 2,
+            Self::Answering => 3,
+            Self::Resting => 4,
+        }
+    }
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Connecting => "connecting",
+            Self::Parked => "parked",
+            Self::Relaying | Self::Answering => "relaying",
+            Self::Resting => "resting",
+        }
+    }
 }
 
 /// Where a connection goes.
@@ -54,6 +90,12 @@ pub(crate) struct Connection {
     bytes_out: AtomicU64,
     /// Microseconds from `accepted` to when the first byte could flow.
     flows_since: AtomicU64,
+    /// Microseconds from `accepted` to when it began to wait, for the last time.
+    waits_since: AtomicU64,
+    /// Whether that is not over, though it rests: it is about to wait somewhere else.
+    waits_on: AtomicBool,
+    /// The requests that were seen.
+    requests: AtomicU64,
     /// Microseconds from `accepted` to the last byte.
     last_byte: AtomicU64,
     /// Whether that was the application's.
@@ -84,6 +126,9 @@ impl Connection {
             bytes_in: AtomicU64::new(0),
             bytes_out: AtomicU64::new(0),
             flows_since: AtomicU64::new(0),
+            waits_since: AtomicU64::new(0),
+            waits_on: AtomicBool::new(false),
+            requests: AtomicU64::new(0),
             last_byte: AtomicU64::new(0),
             answered: AtomicBool::new(false),
             in_hand: Default::default(),
@@ -92,35 +137,152 @@ impl Connection {
         }
     }
 
+    /// One that another proxy took in and knows this of, under its number here.
+    pub(super) fn adopted(
+        (id, known): (u64, &Identity),
+        by: Arc<Route>,
+        stage: Stage,
+        meters: Arc<RouteMeters>,
+    ) -> Self {
+        let now = Instant::now();
+        let age = Duration::from_micros(known.age);
+        let last_byte = known.age.saturating_sub(known.quiet);
+        let flows_since = known.age.saturating_sub(known.flowing);
+        let upstream = known.upstream.clone().map(|upstream| match upstream {
+            handover::Upstream::Local(address) => Upstream::Local(address),
+            handover::Upstream::Trunk(trunk) => Upstream::Trunk(trunk),
+        });
+        let route = (known.route, by);
+        let connection = Self {
+            accepted: now.checked_sub(age).unwrap_or(now),
+            upstream: Mutex::new(upstream),
+            bytes_in: AtomicU64::new(known.bytes_in),
+            bytes_out: AtomicU64::new(known.bytes_out),
+            flows_since: AtomicU64::new(flows_since),
+            last_byte: AtomicU64::new(last_byte),
+            answered: AtomicBool::new(known.answered),
+            ..Self::new(id, route, known.client, known.destination, meters)
+        };
+        connection.set_stage(stage);
+        connection
+    }
+
+    /// What another proxy has to know of it.
+    pub(crate) fn identity(&self, origin: &Origin) -> Identity {
+        let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        let (bytes_in, bytes_out) = self.bytes();
+        let upstream = self.upstream.lock().unwrap_or_else(PoisonError::into_inner);
+        Identity {
+            id: self.id,
+            route: self.route,
+            application: self.application().cloned(),
+            client: self.client,
+            destination: self.destination,
+            age: micros(self.accepted.elapsed()),
+            flowing: micros(self.flows_since().elapsed()),
+            upstream: upstream.as_ref().map(|upstream| match upstream {
+                Upstream::Local(address) => handover::Upstream::Local(*address),
+                Upstream::Trunk(trunk) => handover::Upstream::Trunk(trunk.clone()),
+            }),
+            bytes_in,
+            bytes_out,
+            quiet: micros(self.quiet_for()),
+            answered: self.was_answered(),
+            origin: origin.into(),
+        }
+    }
+
     /// Whose it is, unless it came by a route of the file.
     pub(crate) fn application(&self) -> Option<&AppName> {
         self.by.application()
     }
 
+    /// The route as it was when the connection came.
+    pub(super) fn by(&self) -> &Arc<Route> {
+        &self.by
+    }
+
+    /// Whether its requests are followed.
+    pub(crate) fn is_http(&self) -> bool {
+        self.by.content == Content::Http
+    }
+
     pub(crate) fn stage(&self) -> Stage {
-        match self.stage.load(Ordering::Relaxed) {
-            0 => Stage::Connecting,
-            1 => Stage::Parked,
-            _ => Stage::Relaying,
+        let number = self.stage.load(Ordering::Relaxed);
+        let mut all = Stage::ALL.into_iter();
+        all.find(|stage| stage.number() == number)
+            .unwrap_or(Stage::Relaying)
+    }
+
+    /// Whether it can go on in another process now: not with a request in flight that is followed.
+    pub(super) fn may_leave(&self) -> bool {
+        if self.orders.is_bound() {
+            return false;
+        }
+        match self.stage() {
+            Stage::Connecting | Stage::Parked | Stage::Relaying | Stage::Resting => true,
+            Stage::Answering => false,
         }
     }
 
     pub(super) fn set_stage(&self, stage: Stage) {
-        let number = match stage {
-            Stage::Connecting => 0,
-            Stage::Parked => 1,
-            Stage::Relaying => 2,
-        };
-        self.stage.store(number, Ordering::Relaxed);
+        self.stage.store(stage.number(), Ordering::Relaxed);
+    }
+
+    /// It waits again: from now on, or, when it was only interrupted, as before. Then it is known
+    /// since when, and was counted.
+    pub(super) fn begin_to_wait(&self) -> Option<Instant> {
+        self.set_stage(Stage::Connecting);
+        self.set_upstream(None);
+        if self.waits_on.swap(false, Ordering::Relaxed) {
+            let since = Duration::from_micros(self.waits_since.load(Ordering::Relaxed));
+            return Some(self.accepted + since);
+        }
+        self.waits_since.store(self.age(), Ordering::Relaxed);
+        None
+    }
+
+    /// It was parked, and its waiting goes on when it waits the next time.
+    pub(super) fn interrupt_wait(&self) {
+        self.waits_on.store(true, Ordering::Relaxed);
+    }
+
+    /// For how many microseconds it has waited, when that was interrupted.
+    pub(crate) fn waited(&self) -> Option<u64> {
+        let since = self.waits_since.load(Ordering::Relaxed);
+        self.waits_on
+            .load(Ordering::Relaxed)
+            .then(|| self.age().saturating_sub(since))
+    }
+
+    /// It has waited for so many microseconds, and was counted, in another process.
+    pub(super) fn waits_on_for(&self, waited: u64) {
+        let since = self.age().saturating_sub(waited);
+        self.waits_since.store(since, Ordering::Relaxed);
+        self.interrupt_wait();
     }
 
     /// How long it has been held, while it is parked.
     pub(super) fn parked_for(&self, now: Instant) -> Option<Duration> {
-        (self.stage() == Stage::Parked).then(|| now.saturating_duration_since(self.accepted))
+        let since = Duration::from_micros(self.waits_since.load(Ordering::Relaxed));
+        let held = now.saturating_duration_since(self.accepted + since);
+        (self.stage() == Stage::Parked).then_some(held)
     }
 
-    pub(crate) fn set_upstream(&self, upstream: Upstream) {
-        *self.upstream.lock().unwrap_or_else(PoisonError::into_inner) = Some(upstream);
+    /// A request was passed on.
+    pub(crate) fn note_request(&self) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        self.meters.requests.inc();
+    }
+
+    /// The requests that were passed on, where they are followed.
+    pub(crate) fn requests(&self) -> Option<u64> {
+        self.is_http()
+            .then(|| self.requests.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn set_upstream(&self, upstream: Option<Upstream>) {
+        *self.upstream.lock().unwrap_or_else(PoisonError::into_inner) = upstream;
     }
 
     /// Where it goes, once that is known.
@@ -169,10 +331,18 @@ impl Connection {
         self.in_hand.iter().any(|of| of.load(Ordering::Relaxed))
     }
 
-    /// Bytes may flow from now on.
+    /// Bytes may flow from now on, for the first time or again.
     pub(super) fn begin_to_flow(&self) {
-        self.set_stage(Stage::Relaying);
-        self.flows_since.store(self.age(), Ordering::Relaxed);
+        let stage = if self.is_http() {
+            Stage::Resting
+        } else {
+            Stage::Relaying
+        };
+        self.set_stage(stage);
+        // Only the first time counts, and only this task sets it.
+        if self.flows_since.load(Ordering::Relaxed) == 0 {
+            self.flows_since.store(self.age(), Ordering::Relaxed);
+        }
         self.touch();
     }
 
@@ -214,20 +384,16 @@ impl Connection {
 
     pub(crate) fn info(&self) -> ConnectionInfo {
         let (bytes_in, bytes_out) = self.bytes();
-        let state = match self.stage() {
-            Stage::Connecting => "connecting",
-            Stage::Parked => "parked",
-            Stage::Relaying => "relaying",
-        };
         ConnectionInfo {
             id: self.id,
             route: self.route,
             client: self.client,
-            state: state.to_owned(),
+            state: self.stage().as_str().to_owned(),
             upstream: self.upstream(),
             age: self.accepted.elapsed(),
             bytes_in,
             bytes_out,
+            requests: self.requests(),
         }
     }
 }

@@ -97,6 +97,33 @@ impl Groups {
         groups.flat_map(|group| group.connections.values())
     }
 
+    /// Whether a connection is here.
+    pub(super) fn has(&self, connection: &Connection) -> bool {
+        self.knows(connection.application(), connection.id)
+    }
+
+    /// Whether an application, or the file, has a connection of this number.
+    pub(super) fn knows(&self, application: Option<&AppName>, id: u64) -> bool {
+        let group = match application {
+            Some(application) => self.of.get(application),
+            None => Some(&self.of_file),
+        };
+        group.is_some_and(|group| group.connections.contains_key(&id))
+    }
+
+    /// Takes a connection in whose route may be gone.
+    pub(super) fn adopt(&mut self, connection: &Arc<Connection>) {
+        if let Some(application) = connection.application() {
+            self.of.entry(application.clone()).or_default();
+        }
+        self.add(connection);
+    }
+
+    /// What was counted of each application.
+    pub(super) fn tallies(&self) -> impl Iterator<Item = (&AppName, &Tally)> {
+        self.of.iter().map(|(name, group)| (name, &group.tally))
+    }
+
     fn tidy(&mut self, application: Option<&AppName>) {
         if let Some(application) = application
             && self.of.get(application).is_some_and(Group::is_empty)

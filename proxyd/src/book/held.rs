@@ -1,4 +1,5 @@
-//! A connection that is held: accepted, and no byte has flowed yet.
+//! A connection that is held: accepted, and no byte has flowed yet, or none of the next request of
+//! an HTTP connection.
 //!
 //! It either becomes [`Active`] or ends. Dropping it takes it out of the book, so a task that
 //! is aborted leaves nothing behind.
@@ -18,6 +19,7 @@ use tokio::sync::oneshot;
 
 use super::active::Active;
 use super::connection::{Connection, Stage};
+use super::lane::Counts;
 use super::news::News;
 use super::{Book, Inner, Origin};
 use crate::metrics::Metrics;
@@ -31,8 +33,8 @@ pub(crate) enum Step {
     Wait(oneshot::Receiver<()>),
     /// Wait until the route changes, then ask again.
     WaitForNews(News),
-    /// Turn it away.
-    Leave(Leave),
+    /// Turn it away. Boxed: it is large and rare.
+    Leave(Box<Leave>),
 }
 
 /// A try to reach the application.
@@ -74,6 +76,8 @@ pub(crate) struct Held {
     /// How it ended, unless it became active.
     end: Option<End>,
     released: bool,
+    /// It goes on in another process: nothing ended.
+    departed: bool,
 }
 
 /// What the book knows of a held connection besides the connection itself.
@@ -81,9 +85,21 @@ pub(crate) struct Held {
 pub(super) struct Hold {
     connection: Arc<Connection>,
     origin: Origin,
+    visit: Visit,
+    ticket: Ticket,
+    /// Since when it waits.
+    since: Instant,
     parked: bool,
     /// How long it may be held; absent where the route never moves.
     limit: Option<Duration>,
+}
+
+/// Whether a connection was held before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Visit {
+    First,
+    /// It was, and reached its application: it takes no place of those that are held.
+    Again,
 }
 
 impl Held {
@@ -94,7 +110,21 @@ impl Held {
             first: Some(first),
             end: None,
             released: false,
+            departed: false,
         }
+    }
+
+    pub(crate) fn origin(&self) -> &Origin {
+        &self.hold.origin
+    }
+
+    pub(crate) fn is_parked(&self) -> bool {
+        self.hold.parked
+    }
+
+    /// Another process has it now.
+    pub(crate) fn depart(mut self) {
+        self.departed = true;
     }
 
     pub(crate) fn connection(&self) -> &Arc<Connection> {
@@ -112,7 +142,7 @@ impl Held {
     /// Until when it may be held, as the last step found. `connect` is the limit of routes that
     /// never move.
     pub(crate) fn deadline(&self, connect: Duration) -> Instant {
-        self.hold.connection.accepted + self.hold.limit.unwrap_or(connect)
+        self.hold.since + self.hold.limit.unwrap_or(connect)
     }
 
     /// Asks what to do next.
@@ -135,7 +165,7 @@ impl Held {
         if let Some(lane) = inner.lanes.get_mut(&self.hold.connection.route)
             && lane.line.failures() == 0
         {
-            lane.line.succeeded(self.hold.ticket());
+            lane.line.succeeded(self.hold.ticket);
             lane.call();
         }
     }
@@ -152,9 +182,36 @@ impl Held {
         self.hold.unpark(&mut inner, &book);
         self.released = true;
         book.tell_room(inner);
-        let from_trunk = self.is_from_trunk();
+        let origin = self.hold.origin.clone();
         let connection = Arc::clone(&self.hold.connection);
-        Ok(Active::new(book, connection, from_trunk))
+        Ok(Active::new(
+            book,
+            connection,
+            origin,
+            Arc::clone(&attempt.by),
+        ))
+    }
+
+    /// One that was held again stops waiting, and rests without a way to its application.
+    pub(crate) fn back(mut self) -> Active {
+        let (connection, ticket) = (Arc::clone(&self.hold.connection), self.hold.ticket);
+        let book = Arc::clone(&self.book);
+        let mut inner = book.lock();
+        self.released = true;
+        if self.hold.parked {
+            connection.interrupt_wait();
+        }
+        self.hold.depart(&mut inner);
+        if let Some(lane) = inner.lanes.get_mut(&connection.route) {
+            lane.leave(ticket);
+            lane.call();
+        }
+        inner.relayed = inner.relayed.saturating_add(1);
+        connection.set_stage(Stage::Resting);
+        connection.set_upstream(None);
+        drop(inner);
+        let (origin, by) = (self.hold.origin.clone(), Arc::clone(connection.by()));
+        Active::new(book, connection, origin, by)
     }
 
     /// It ended before a byte could flow.
@@ -166,26 +223,57 @@ impl Held {
 impl Hold {
     pub(super) fn new(connection: Arc<Connection>, origin: Origin) -> Self {
         Self {
+            ticket: Ticket(connection.id),
+            since: connection.accepted,
             connection,
             origin,
+            visit: Visit::First,
             parked: false,
             limit: None,
         }
     }
 
-    fn ticket(&self) -> Ticket {
-        Ticket(self.connection.id)
+    /// One that another proxy held, and counted as parked or not.
+    pub(super) fn adopted(connection: Arc<Connection>, origin: Origin, parked: bool) -> Self {
+        Self {
+            parked,
+            ..Self::new(connection, origin)
+        }
+    }
+
+    /// One that has reached its application before, and stands in line behind who came meanwhile.
+    /// One whose waiting was interrupted has waited, and was counted as parked, since then.
+    pub(super) fn again(
+        inner: &mut Inner,
+        connection: Arc<Connection>,
+        origin: Origin,
+        since: Option<Instant>,
+    ) -> Self {
+        inner.last_id = inner.last_id.saturating_add(1);
+        if since.is_some() {
+            connection.set_stage(Stage::Parked);
+            inner.count(connection.route, |counts| {
+                counts.parked = counts.parked.saturating_add(1);
+            });
+        }
+        Self {
+            ticket: Ticket(inner.last_id),
+            since: since.unwrap_or_else(Instant::now),
+            visit: Visit::Again,
+            parked: since.is_some(),
+            ..Self::new(connection, origin)
+        }
     }
 
     /// What to do next.
     pub(super) fn step(&mut self, inner: &mut Inner) -> Step {
-        let (ticket, key) = (self.ticket(), self.connection.route);
+        let (ticket, key) = (self.ticket, self.connection.route);
         let Some(lane) = inner.lanes.get_mut(&key) else {
-            return Step::Leave(Leave::Refused(Refusal::UnknownRoute));
+            return Step::Leave(Box::new(Leave::Refused(Refusal::UnknownRoute)));
         };
         let route = Arc::clone(&lane.route);
         self.limit = route.may_move().then_some(route.limits.park_timeout);
-        let heading = heading(&self.origin, &route);
+        let heading = self.heading(&route);
         let (step, waits_for_gate) = match heading {
             Heading::Go => match lane.line.arrive(ticket, lane.flow()) {
                 Turn::Go => {
@@ -211,7 +299,7 @@ impl Hold {
             }
             Heading::Leave(leave) => {
                 lane.leave(ticket);
-                (Step::Leave(leave), false)
+                (Step::Leave(Box::new(leave)), false)
             }
         };
         lane.call();
@@ -222,7 +310,7 @@ impl Hold {
     }
 
     fn failed(&mut self, inner: &mut Inner) -> Pause {
-        let (ticket, key) = (self.ticket(), self.connection.route);
+        let (ticket, key) = (self.ticket, self.connection.route);
         let Some(lane) = inner.lanes.get_mut(&key) else {
             // The next step says that the route is gone.
             return Pause::For(Duration::ZERO, inner.news.of(key));
@@ -238,7 +326,7 @@ impl Hold {
 
     /// Counts it among the relayed ones, unless its attempt led where the route does not lead.
     fn activate(&mut self, inner: &mut Inner, attempt: &Attempt) -> bool {
-        let ticket = self.ticket();
+        let ticket = self.ticket;
         let Some(lane) = inner.lanes.get_mut(&self.connection.route) else {
             return false;
         };
@@ -253,14 +341,39 @@ impl Hold {
         }
         lane.line.succeeded(ticket);
         lane.call();
-        lane.counts.held = lane.counts.held.saturating_sub(1);
-        lane.counts.active = lane.counts.active.saturating_add(1);
-        if self.origin != Origin::Client {
-            lane.counts.from_trunk = lane.counts.from_trunk.saturating_add(1);
+        if self.visit == Visit::First {
+            self.enter(&mut lane.counts);
         }
         inner.relayed = inner.relayed.saturating_add(1);
         self.connection.begin_to_flow();
         true
+    }
+
+    /// Counts it among those that have reached their application, for the first time.
+    fn enter(&self, counts: &mut Counts) {
+        counts.held = counts.held.saturating_sub(1);
+        let of = if self.connection.is_http() {
+            &mut counts.resting
+        } else {
+            &mut counts.active
+        };
+        *of = of.saturating_add(1);
+        if self.origin != Origin::Client {
+            counts.from_trunk = counts.from_trunk.saturating_add(1);
+        }
+    }
+
+    /// Counts it no longer.
+    fn leave(&self, counts: &mut Counts) {
+        match self.visit {
+            Visit::First => counts.held = counts.held.saturating_sub(1),
+            Visit::Again => {
+                counts.resting = counts.resting.saturating_sub(1);
+                if self.origin != Origin::Client {
+                    counts.from_trunk = counts.from_trunk.saturating_sub(1);
+                }
+            }
+        }
     }
 
     fn park(&mut self, inner: &mut Inner) {
@@ -275,11 +388,20 @@ impl Hold {
         inner.groups.note(&self.connection, Tally::parked);
     }
 
+    /// It waits on, but not here.
+    fn depart(&mut self, inner: &mut Inner) {
+        if std::mem::take(&mut self.parked) {
+            inner.count(self.connection.route, |counts| {
+                counts.parked = counts.parked.saturating_sub(1);
+            });
+        }
+    }
+
     fn unpark(&mut self, inner: &mut Inner, book: &Book) {
         if !std::mem::take(&mut self.parked) {
             return;
         }
-        let held = self.connection.accepted.elapsed();
+        let held = self.since.elapsed();
         inner.count(self.connection.route, |counts| {
             counts.parked = counts.parked.saturating_sub(1);
         });
@@ -295,16 +417,22 @@ impl Drop for Held {
             return;
         }
         let end = self.end.unwrap_or(End::Stopped);
-        let (connection, ticket) = (Arc::clone(&self.hold.connection), self.hold.ticket());
+        let (connection, ticket) = (Arc::clone(&self.hold.connection), self.hold.ticket);
         let mut inner = self.book.lock();
-        self.hold.unpark(&mut inner, &self.book);
+        if self.departed {
+            self.hold.depart(&mut inner);
+        } else {
+            self.hold.unpark(&mut inner, &self.book);
+        }
         if let Some(lane) = inner.lanes.get_mut(&connection.route) {
             lane.leave(ticket);
             lane.call();
         }
-        inner.count(connection.route, |counts| {
-            counts.held = counts.held.saturating_sub(1);
-        });
+        inner.count(connection.route, |counts| self.hold.leave(counts));
+        if self.departed {
+            inner.forget(&connection, |_| {});
+            return self.book.tell_room(inner);
+        }
         inner.forget(&connection, |tally| tally.held_ended(end));
         self.book.tell_room(inner);
         Metrics::connection_ended(&connection, end);
@@ -318,26 +446,41 @@ enum Heading {
     Leave(Leave),
 }
 
-fn heading(origin: &Origin, route: &Route) -> Heading {
-    match origin {
-        Origin::Client => match way::for_client(route) {
-            Way::Go(_) => Heading::Go,
-            Way::Hold => Heading::Hold,
-            Way::Refuse => Heading::Leave(Leave::Refused(Refusal::Closed)),
-        },
-        Origin::Trunk(arrival) => match way::for_trunk(Some(route), arrival) {
-            TrunkWay::Go(_) => Heading::Go,
-            TrunkWay::Hold => Heading::Hold,
-            TrunkWay::Refuse(refusal) => Heading::Leave(Leave::Refused(refusal)),
+impl Hold {
+    fn heading(&self, route: &Route) -> Heading {
+        match (self.visit, &self.origin) {
+            (Visit::First, Origin::Client) => way::for_client(route).into(),
+            (Visit::First, Origin::Trunk(arrival)) => way::for_trunk(Some(route), arrival).into(),
+            (Visit::Again, _) => way::for_next(route, self.connection.application()).into(),
+        }
+    }
+}
+
+impl From<Way<'_>> for Heading {
+    fn from(way: Way<'_>) -> Self {
+        match way {
+            Way::Go(_) => Self::Go,
+            Way::Hold => Self::Hold,
+            Way::Refuse => Self::Leave(Leave::Refused(Refusal::Closed)),
+        }
+    }
+}
+
+impl From<TrunkWay> for Heading {
+    fn from(way: TrunkWay) -> Self {
+        match way {
+            TrunkWay::Go(_) => Self::Go,
+            TrunkWay::Hold => Self::Hold,
+            TrunkWay::Refuse(refusal) => Self::Leave(Leave::Refused(refusal)),
             TrunkWay::Moved {
                 host,
                 trunk,
                 version,
-            } => Heading::Leave(Leave::Moved {
+            } => Self::Leave(Leave::Moved {
                 host,
                 trunk,
                 version,
             }),
-        },
+        }
     }
 }

@@ -18,6 +18,8 @@ pub(crate) struct Counts {
     pub(crate) parked: u64,
     pub(crate) active: u64,
     pub(crate) from_trunk: u64,
+    /// HTTP connections without a request in flight, also while their next one waits.
+    pub(crate) resting: u64,
 }
 
 impl Counts {

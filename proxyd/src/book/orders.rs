@@ -1,7 +1,7 @@
 //! What a connection is told to do while it runs.
 
 use std::future::poll_fn;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::task::Poll;
 
 use futures_util::task::AtomicWaker;
@@ -44,6 +44,12 @@ impl Order {
 #[derive(Debug, Default)]
 pub(crate) struct Orders {
     given: AtomicU8,
+    /// The connection is to go on somewhere else; not an order, because it can be taken back.
+    leaves: AtomicBool,
+    /// In the middle of a request, too.
+    hurries: AtomicBool,
+    /// It cannot.
+    bound: AtomicBool,
     waits: AtomicWaker,
 }
 
@@ -53,6 +59,15 @@ impl Orders {
         let before = self.given.fetch_max(order.number(), Ordering::AcqRel);
         if before < order.number() {
             self.waits.wake();
+        }
+    }
+
+    /// Takes this order back: the connection goes on all the same. Any other one stays.
+    pub(super) fn take_back(&self, order: Order) {
+        let (given, run) = (order.number(), Order::Run.number());
+        let (success, failure) = (Ordering::AcqRel, Ordering::Acquire);
+        match self.given.compare_exchange(given, run, success, failure) {
+            Ok(_) | Err(_) => {}
         }
     }
 
@@ -76,6 +91,101 @@ impl Orders {
             stronger().map_or(Poll::Pending, Poll::Ready)
         })
         .await
+    }
+
+    /// From now on it cannot go on anywhere else, whether it was asked to or not.
+    pub(crate) fn bind(&self) {
+        self.bound.store(true, Ordering::Release);
+    }
+
+    /// Whether it cannot go on anywhere else.
+    pub(crate) fn is_bound(&self) -> bool {
+        self.bound.load(Ordering::Acquire)
+    }
+
+    /// Asks the connection to stop where it is, after the request in flight if that is followed,
+    /// and go on somewhere else; false when it was asked before, or cannot.
+    pub(crate) fn leave(&self) -> bool {
+        let first = !self.is_bound() && !self.leaves.swap(true, Ordering::AcqRel);
+        if first {
+            self.waits.wake();
+        }
+        first
+    }
+
+    /// Asks one that was asked to leave not to wait for the end of a request.
+    pub(crate) fn hurry(&self) {
+        self.hurries.store(true, Ordering::Release);
+        self.waits.wake();
+    }
+
+    /// Whether it was asked to leave, and can.
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.leaves.load(Ordering::Acquire) && !self.is_bound()
+    }
+
+    /// It is to stay after all.
+    pub(crate) fn stay(&self) {
+        self.hurries.store(false, Ordering::Release);
+        self.leaves.store(false, Ordering::Release);
+    }
+
+    /// Waits for an order that is stronger than what was seen, or, `None`, until the connection
+    /// is to leave. For one task only.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: orders stay given.
+    pub(crate) async fn next(&self, seen: Order) -> Option<Order> {
+        let next = || {
+            let order = self.given();
+            if order > seen {
+                Some(Some(order))
+            } else {
+                self.is_leaving().then_some(None)
+            }
+        };
+        poll_fn(|cx| {
+            if let Some(next) = next() {
+                return Poll::Ready(next);
+            }
+            self.waits.register(cx.waker());
+            next().map_or(Poll::Pending, Poll::Ready)
+        })
+        .await
+    }
+
+    /// Waits until it is to leave. For one task only, which may wait for an order meanwhile.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub(crate) async fn leaving(&self) {
+        self.until(|| self.is_leaving()).await;
+    }
+
+    /// Waits until it is to leave in the middle of a request. For one task only, which may wait
+    /// for an order meanwhile.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub(crate) async fn hurried(&self) {
+        let hurries = || self.is_leaving() && self.hurries.load(Ordering::Acquire);
+        self.until(hurries).await;
+    }
+
+    async fn until(&self, is_so: impl Fn() -> bool) {
+        poll_fn(|cx| {
+            if is_so() {
+                return Poll::Ready(());
+            }
+            self.waits.register(cx.waker());
+            // It may have become so between the look and the registration.
+            if is_so() {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
+        })
+        .await;
     }
 
     /// Waits for one that is at least this strong. For one task only.
@@ -107,6 +217,63 @@ mod tests {
             orders.give(order);
             assert_eq!(orders.given(), then);
         }
+    }
+
+    #[test]
+    fn only_the_order_that_is_meant_is_taken_back() {
+        for given in [Order::ClosePolitely, Order::Cut, Order::Stop] {
+            for back in [Order::ClosePolitely, Order::Cut] {
+                let orders = Orders::default();
+                orders.give(given);
+                orders.take_back(back);
+                let then = if given == back { Order::Run } else { given };
+                assert_eq!(orders.given(), then);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn who_is_asked_to_leave_hears_of_it_beside_orders_and_may_stay() {
+        let orders = Orders::default();
+        let ask = async { assert!(orders.leave() && !orders.leave()) };
+        assert_eq!(tokio::join!(orders.next(Order::Run), ask).0, None);
+        // An order goes first: it may end the connection here.
+        orders.give(Order::ClosePolitely);
+        let first = orders.next(Order::Run).await;
+        assert_eq!(first, Some(Order::ClosePolitely));
+        assert_eq!(orders.next(Order::ClosePolitely).await, None);
+        orders.stay();
+        let cut = async { orders.give(Order::Cut) };
+        let next = tokio::join!(orders.next(Order::ClosePolitely), cut).0;
+        assert_eq!(next, Some(Order::Cut));
+    }
+
+    #[test]
+    fn who_is_bound_is_not_asked_to_leave_and_need_not_if_it_was() {
+        let (bound, asked) = (Orders::default(), Orders::default());
+        bound.bind();
+        assert!(!bound.leave() && !bound.is_leaving());
+        assert!(asked.leave() && asked.is_leaving());
+        asked.bind();
+        assert!(!asked.is_leaving());
+    }
+
+    #[tokio::test]
+    async fn only_who_was_asked_to_leave_is_hurried_and_not_any_more_once_it_may_stay() {
+        let orders = Orders::default();
+        let is_hurried = async || {
+            let hurried = std::pin::pin!(orders.hurried());
+            futures_util::poll!(hurried).is_ready()
+        };
+        orders.hurry();
+        assert!(!is_hurried().await);
+        orders.leave();
+        assert!(is_hurried().await);
+        orders.stay();
+        orders.leave();
+        assert!(!is_hurried().await);
+        let hurry = async { orders.hurry() };
+        tokio::join!(orders.hurried(), hurry);
     }
 
     #[tokio::test]

@@ -74,6 +74,8 @@ impl Book {
                 active: counts.active,
                 parked: counts.parked,
                 from_trunk: counts.from_trunk,
+                resting: counts.resting,
+                content: route.content,
             })
         });
         RoutesReply {

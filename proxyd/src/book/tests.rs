@@ -1,9 +1,12 @@
 use std::time::Duration;
 
 use prometheus_client::registry::Registry;
+use proxyd_core::handover::{self, Coming, Identity};
 use proxyd_core::tally::End;
 use proxyd_core::way::Arrival;
-use rehome_shared::api::proxy::{ParkLimits, Prepare, RouteIntent, RouteSpec, SetRoutes, Target};
+use rehome_shared::api::proxy::{
+    Content, ParkLimits, Prepare, RouteIntent, RouteSpec, SetRoutes, Target,
+};
 use rehome_shared::ids::{Epoch, Generation, RouteVersion};
 
 use super::connection::{Stage, Upstream};
@@ -41,6 +44,7 @@ fn limits() -> ParkLimits {
 struct Proxy {
     table: RouteTable,
     book: Arc<Book>,
+    content: Content,
 }
 
 impl Proxy {
@@ -54,12 +58,14 @@ impl Proxy {
         Self {
             table: RouteTable::default(),
             book: Book::new(limits, metrics),
+            content: Content::default(),
         }
     }
 
     /// The whole set: every route with its application and version.
     fn set(&mut self, routes: &[(u16, &str, u64, RouteIntent)]) {
         let spec = |(port, name, generation, intent): &(u16, &str, u64, RouteIntent)| RouteSpec {
+            content: self.content,
             key: key(*port),
             application: app(name),
             version: at(*generation),
@@ -99,7 +105,8 @@ impl Proxy {
     fn relay(&self, port: u16) -> active::Active {
         let mut held = self.client(port);
         let attempt = attempt(&mut held);
-        held.connection().set_upstream(Upstream::Local(addr(port)));
+        held.connection()
+            .set_upstream(Some(Upstream::Local(addr(port))));
         held.activate(&attempt).unwrap()
     }
 
@@ -299,4 +306,258 @@ fn more_routes_than_are_looked_at_at_once_are_all_there_in_order() {
     let shown: Vec<RouteKey> = proxy.book.glimpse().iter().map(|seen| seen.key).collect();
     let all: Vec<RouteKey> = proxy.table.routes().keys().copied().collect();
     assert_eq!(shown, all);
+}
+
+/// A connection of another process.
+fn known(id: u64, port: u16) -> Identity {
+    Identity {
+        id,
+        route: key(port),
+        application: Some(app("a")),
+        client: addr(1),
+        destination: addr(port),
+        age: 0,
+        flowing: 0,
+        upstream: None,
+        bytes_in: 0,
+        bytes_out: 0,
+        quiet: 0,
+        answered: false,
+        origin: handover::Origin::Client,
+    }
+}
+
+#[test]
+fn a_number_that_another_process_gave_twice_is_two_connections() {
+    let mut proxy = Proxy::new();
+    proxy.set(&[(1, "a", 0, open(1))]);
+    let one = proxy.book.adopt_active(&known(7, 1));
+    let two = proxy.book.adopt_active(&known(7, 1));
+    assert_eq!((one.connection().id, two.connection().id), (7, 8));
+    assert_eq!(proxy.book.count(&app("a"), |_| true), 2);
+    one.end(End::Finished);
+    assert_eq!(proxy.book.count(&app("a"), |_| true), 1);
+    let newcomer = proxy.client(1);
+    assert_eq!(newcomer.connection().id, 9);
+    two.end(End::Finished);
+}
+
+#[test]
+fn newcomers_do_not_get_the_places_of_those_who_are_on_their_way_from_another_process() {
+    let mut proxy = Proxy::new();
+    proxy.set(&[(1, "a", 0, open(1)), (2, "a", 0, open(2))]);
+    let full = |proxy: &Proxy| proxy.book.may_admit(key(1)).is_err();
+    let coming = Coming { held: 7, active: 2 };
+    proxy.book.count_on(&handover::Counts {
+        last_id: 20,
+        coming: [(key(1), coming)].into(),
+        ..handover::Counts::default()
+    });
+    let newcomers = [proxy.client(1), proxy.client(1)];
+    let last = proxy.client(1);
+    assert!(full(&proxy) && proxy.book.may_admit(key(2)).is_ok());
+    // Nothing changes by those that come, waiting or not.
+    let _held = proxy.book.adopt_held(&known(3, 1), false);
+    let _relay = proxy.book.adopt_active(&known(4, 1));
+    assert!(full(&proxy));
+    drop(newcomers);
+    assert!(!full(&proxy));
+    let _again = [proxy.client(1), proxy.client(1)];
+    assert!(full(&proxy));
+    let mut room = proxy.book.room();
+    room.mark_unchanged();
+    proxy.book.all_came();
+    assert!(!full(&proxy) && room.has_changed().unwrap());
+    drop(last);
+}
+
+#[test]
+fn what_is_counted_here_is_what_another_process_expects() {
+    let mut proxy = Proxy::new();
+    proxy.set(&[(1, "a", 0, open(1)), (2, "a", 0, open(2))]);
+    let (relay, held) = (proxy.relay(1), proxy.client(1));
+    let outlived = proxy.relay(2);
+    proxy.set(&[(1, "a", 0, open(1))]);
+    let counts = proxy.book.counted();
+    let here = Coming { held: 1, active: 1 };
+    let gone = Coming { held: 0, active: 1 };
+    assert_eq!(counts.coming, [(key(1), here), (key(2), gone)].into());
+    assert_eq!(counts.last_id, 3);
+    relay.end(End::Finished);
+    outlived.end(End::Finished);
+    drop(held);
+    assert!(proxy.book.counted().coming.is_empty());
+}
+
+fn http() -> Proxy {
+    let mut proxy = Proxy::new();
+    proxy.content = Content::Http;
+    proxy
+}
+
+fn resting(proxy: &Proxy) -> (u64, u64, u64) {
+    let routes = proxy.book.routes().routes;
+    let status = routes.first().unwrap();
+    (status.active, status.resting, status.parked)
+}
+
+#[test]
+fn a_request_begins_only_where_its_route_leads() {
+    let mut proxy = http();
+    proxy.set(&[(1, "a", 0, open(1))]);
+    let (asks, rests) = (proxy.relay(1), proxy.relay(1));
+    assert_eq!(resting(&proxy), (0, 2, 0));
+    assert!(asks.begin(Stage::Answering) && asks.leads_on());
+    assert_eq!(resting(&proxy), (1, 1, 0));
+    let mut news = proxy.book.news(key(1));
+    proxy.prepare("a", 1);
+    assert!(news.has_changed().unwrap());
+    news.mark_unchanged();
+    assert!(!rests.begin(Stage::Answering) && !rests.begin(Stage::Relaying));
+    assert!(!asks.rest());
+    assert_eq!((resting(&proxy), proxy.book.active()), ((0, 2, 0), 2));
+    // Neither a drain nor a freeze has to wait for them.
+    let flows = |c: &Connection| matches!(c.stage(), Stage::Answering | Stage::Relaying);
+    assert_eq!(proxy.book.count(&app("a"), flows), 0);
+    proxy.set(&[(1, "a", 2, open(1))]);
+    assert!(rests.begin(Stage::Answering), "back where it was");
+    proxy.set(&[(1, "a", 3, open(2))]);
+    assert!(!asks.begin(Stage::Answering), "elsewhere");
+    // What is closed, gone or another one's leads nobody elsewhere.
+    proxy.set(&[(1, "a", 4, RouteIntent::Closed)]);
+    assert!(asks.leads_on());
+    proxy.set(&[(1, "b", 0, open(7))]);
+    assert!(asks.leads_on());
+    proxy.set(&[]);
+    assert!(asks.leads_on());
+    rests.end(End::Finished);
+    asks.end(End::Finished);
+    let inner = proxy.book.lock();
+    assert_eq!(
+        (inner.connections, inner.relayed, inner.outlived.len()),
+        (0, 0, 0)
+    );
+}
+
+#[test]
+fn a_wait_is_an_episode_of_its_own_and_takes_no_place_of_newcomers() {
+    let mut proxy = http();
+    proxy.set(&[(1, "a", 0, open(1))]);
+    let relays: Vec<_> = (0..20).map(|_| proxy.relay(1)).collect();
+    proxy.prepare("a", 1);
+    for relay in &relays {
+        relay.connection().orders.give(Order::Cut);
+    }
+    let before = std::time::Instant::now();
+    let mut waiting: Vec<Held> = relays.into_iter().map(active::Active::wait).collect();
+    assert_eq!((resting(&proxy), proxy.book.active()), ((0, 20, 20), 0));
+    // There is room for ten that are held.
+    proxy.book.may_admit(key(1)).unwrap();
+    let mut newcomer = proxy.client(1);
+    for held in &mut waiting {
+        assert!(matches!(held.step(), Step::Wait(_)));
+        assert!(held.deadline(Duration::ZERO) >= before + limits().park_timeout);
+        let connection = held.connection();
+        assert_eq!(connection.orders.given(), Order::Run);
+        assert_eq!(
+            (connection.stage(), connection.is_local()),
+            (Stage::Parked, false)
+        );
+    }
+    let Step::Wait(_called) = newcomer.step() else {
+        panic!("not held");
+    };
+    proxy.set(&[(1, "a", 2, open(2))]);
+    let mut first = waiting.swap_remove(0);
+    let active = match first.step() {
+        Step::Try(attempt) => first.activate(&attempt).unwrap(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!((resting(&proxy), proxy.book.active()), ((0, 20, 20), 1));
+    assert!(active.begin(Stage::Answering));
+    drop((waiting, newcomer));
+    assert_eq!(resting(&proxy), (1, 0, 0));
+    active.end(End::Finished);
+    assert_eq!((resting(&proxy), proxy.book.active()), ((0, 0, 0), 0));
+    let counts = proxy.book.counts(&app("a"));
+    let seen = (counts.parked_total, counts.drained, counts.refused);
+    assert_eq!(seen, (21, 1, 20), "{counts:?}");
+}
+
+#[test]
+fn a_connection_that_waits_again_leaves_as_one_that_rests() {
+    let mut proxy = http();
+    proxy.set(&[(1, "a", 0, open(1))]);
+    let asks = proxy.relay(1);
+    proxy.prepare("a", 1);
+    let waits = asks.wait();
+    assert_eq!((resting(&proxy), proxy.book.active()), ((0, 1, 1), 0));
+    let rests = waits.back();
+    assert_eq!((resting(&proxy), proxy.book.active()), ((0, 1, 0), 1));
+    let known = rests.connection().identity(rests.origin());
+    let waited = rests.connection().waited();
+    let coming = proxy.book.counted().coming;
+    assert_eq!(coming, [(key(1), Coming { held: 0, active: 1 })].into());
+    rests.depart();
+    assert_eq!((resting(&proxy), proxy.book.active()), ((0, 0, 0), 0));
+    let here = proxy.book.adopt_resting(&known, waited);
+    assert_eq!((resting(&proxy), proxy.book.active()), ((0, 1, 0), 1));
+    assert!(here.connection().is_http() && !here.begin(Stage::Answering));
+    // It waits on: it is counted once, and its time goes on.
+    let waits = here.wait();
+    assert_eq!((resting(&proxy), proxy.book.active()), ((0, 1, 1), 0));
+    assert_eq!(proxy.book.counts(&app("a")).parked_total, 1);
+    waits.back().end(End::Finished);
+    assert_eq!((resting(&proxy), proxy.book.active()), ((0, 0, 0), 0));
+}
+
+#[test]
+fn a_connection_that_rested_where_the_route_does_not_lead_here_is_not_led_on() {
+    let mut proxy = http();
+    proxy.set(&[(1, "a", 0, open(1))]);
+    let asks = proxy.relay(1);
+    asks.rest();
+    let mut known = asks.connection().identity(asks.origin());
+    for (was, leads_on) in [(1, true), (2, false)] {
+        known.upstream = Some(handover::Upstream::Local(addr(was)));
+        let here = proxy.book.adopt_resting(&known, None);
+        assert_eq!(here.leads_on(), leads_on);
+        here.end(End::Finished);
+    }
+}
+
+#[test]
+fn the_next_request_of_another_host_s_client_is_led_on() {
+    let mut proxy = http();
+    proxy.set(&[(1, "a", 0, open(1))]);
+    let arrival = Arrival {
+        application: app("a"),
+        known: at(0),
+        hops: 0,
+    };
+    let mut held = proxy.admit(1, Origin::Trunk(Box::new(arrival)));
+    let first = attempt(&mut held);
+    let active = held.activate(&first).unwrap();
+    let from_trunk = |proxy: &Proxy| proxy.book.routes().routes[0].from_trunk;
+    assert_eq!(from_trunk(&proxy), 1);
+    let host = HostAddr::try_new("10.0.0.2").unwrap();
+    let trunk = host.with_port(7421);
+    let elsewhere = RouteIntent::Open(Target::Remote { host, trunk });
+    proxy.set(&[(1, "a", 1, elsewhere.clone())]);
+    assert!(!active.leads_on());
+    let mut again = active.wait();
+    let next = attempt(&mut again);
+    assert!(matches!(
+        next.by.phase.target(),
+        Some(Target::Remote { .. })
+    ));
+    assert_eq!(from_trunk(&proxy), 1);
+    let active = again.activate(&next).unwrap();
+    // But not to another application.
+    proxy.set(&[(1, "b", 0, elsewhere)]);
+    let mut held = active.wait();
+    assert!(matches!(held.step(), Step::Leave(_)));
+    held.end(End::Refused);
+    proxy.set(&[(1, "a", 2, open(1))]);
+    assert_eq!((resting(&proxy), from_trunk(&proxy)), ((0, 0, 0), 0));
 }

@@ -1,9 +1,11 @@
 //! One socket of an external port.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use proxyd_core::handover;
 use proxyd_core::reload::{Place, Spot};
 use rehome_runtime::supervise::{Criticality, Supervisor};
 use rehome_shared::api::proxy::RouteKey;
@@ -12,6 +14,7 @@ use tokio::net::{TcpListener, UdpSocket};
 
 use super::clients;
 use crate::context::Context;
+use crate::handover::Shared;
 use crate::socket::{Company, drop_syns, let_in, listen_tcp, listen_udp, stop_listening, tune};
 use crate::udp;
 
@@ -64,6 +67,38 @@ impl Port {
         })
     }
 
+    /// Takes up the socket of another process.
+    pub(super) fn inherit(spot: Spot, descriptor: OwnedFd) -> io::Result<Self> {
+        let socket = if spot.key.is_udp() {
+            Socket::Udp(Arc::new(UdpSocket::from_std(descriptor.into())?))
+        } else {
+            Socket::Tcp(Arc::new(TcpListener::from_std(descriptor.into())?))
+        };
+        Ok(Self {
+            spot,
+            socket,
+            task: None,
+        })
+    }
+
+    /// What another process is told of it.
+    pub(super) fn described(&self) -> handover::Socket {
+        let Spot { key, place } = self.spot;
+        let at = match place {
+            Place::Everywhere => None,
+            Place::Address(ip) => Some(ip),
+        };
+        handover::Socket::Port { key, at }
+    }
+
+    /// The socket, for another process.
+    pub(super) fn shared(&self) -> Shared {
+        match &self.socket {
+            Socket::Tcp(listener) => Arc::clone(listener).into(),
+            Socket::Udp(socket) => Arc::clone(socket).into(),
+        }
+    }
+
     pub(super) fn key(&self) -> RouteKey {
         self.spot.key
     }
@@ -89,12 +124,18 @@ impl Port {
         self.task = Some(task);
     }
 
-    /// Stops serving. Who comes waits in the kernel.
-    pub(super) async fn rest(&mut self) {
-        if let Some(task) = self.task.take() {
-            task.cancel();
-            task.idle(CLOSE_TIME).await;
-        }
+    /// Asks its task to stop, without waiting.
+    pub(super) fn tire(&self) {
+        self.task.iter().for_each(Supervisor::cancel);
+    }
+
+    /// Stops serving. Who comes waits in the kernel. Says whether nobody serves it any more.
+    pub(super) async fn rest(&mut self) -> bool {
+        let Some(task) = self.task.take() else {
+            return true;
+        };
+        task.cancel();
+        task.idle(CLOSE_TIME).await
     }
 
     /// Has those who come from now on try again in a second, while those who have begun are
@@ -154,4 +195,22 @@ impl Socket {
 pub(super) fn try_port(place: Place, key: RouteKey) -> io::Result<()> {
     let spot = Spot { key, place };
     Socket::open(spot, &ProxydTimeouts::default(), Company::Alone).map(drop)
+}
+
+/// Why a port could not be had, with what to do about it.
+pub(super) fn why_not(error: &io::Error, key: RouteKey) -> String {
+    let port = key.external();
+    let options = if key.is_udp() { "-lunp" } else { "-ltnp" };
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            format!("{error}; another program has it: `ss {options} 'sport = :{port}'` shows which")
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            format!("{error}; `listen` in proxyd.yml names an address that this host has not")
+        }
+        io::ErrorKind::PermissionDenied => {
+            format!("{error}; proxyd needs CAP_NET_BIND_SERVICE for ports below 1024")
+        }
+        _ => error.to_string(),
+    }
 }

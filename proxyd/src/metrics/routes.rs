@@ -8,7 +8,7 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use proxyd_core::table::{Owner, Phase, Route};
-use rehome_shared::api::proxy::Target;
+use rehome_shared::api::proxy::{Content, Target};
 use rehome_shared::ids::HostAddr;
 
 use super::RouteMeters;
@@ -39,6 +39,16 @@ impl Collector for RouteMetrics {
             routes.iter().filter(|shown| shown.is_used()),
             |shown| shown.seen.counts.parked,
         )?;
+        gauge(
+            &mut to,
+            (
+                "proxy_connections_resting",
+                "HTTP connections without a request in flight.",
+            ),
+            routes.iter().filter(|shown| shown.is_http()),
+            |shown| shown.seen.counts.resting,
+        )?;
+        requests(&mut to, &routes)?;
         bytes(&mut to, &routes)?;
         info(&mut to, &routes, host.as_ref())
     }
@@ -63,6 +73,23 @@ impl Shown {
     fn is_used(&self) -> bool {
         self.seen.meters.is_some() || self.seen.route.phase != Phase::Closed
     }
+
+    fn is_http(&self) -> bool {
+        self.is_used() && self.seen.route.content == Content::Http
+    }
+}
+
+fn requests(to: &mut DescriptorEncoder<'_>, routes: &[Shown]) -> fmt::Result {
+    let help = "HTTP requests passed on.";
+    let mut family = to.encode_descriptor("proxy_requests", help, None, MetricType::Counter)?;
+    for shown in routes.iter().filter(|shown| shown.is_http()) {
+        let meters = shown.seen.meters.as_ref();
+        let requests = meters.map_or(0, |meters| meters.requests.get());
+        let labels = [("route", shown.name.as_str())];
+        let mut line = family.encode_family(&labels)?;
+        line.encode_counter::<NoLabelSet, _, u64>(&requests, None)?;
+    }
+    Ok(())
 }
 
 fn ends(to: &mut DescriptorEncoder<'_>, routes: &[Shown]) -> fmt::Result {

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use proxyd_core::gait::{LARGE, SMALL};
+use proxyd_core::gait::{LARGE, SMALL, TINY};
 
 use super::budget::{Budget, Spent};
 
@@ -43,15 +43,46 @@ impl Buffers {
         }
     }
 
-    /// A buffer of [`SMALL`] bytes, or of [`LARGE`] when that is asked for and to be had.
-    pub(super) fn take(&self, size: usize) -> Option<Lent> {
-        let large = if size > SMALL { self.large() } else { None };
-        large.or_else(|| self.lend(&self.spare.small, SMALL))
+    /// A buffer of [`SMALL`] bytes, or of [`LARGE`] when that is asked for and to be had. Where
+    /// the budget is spent it has [`TINY`] bytes.
+    pub(super) fn take(&self, size: usize) -> Lent {
+        let large = (size > SMALL)
+            .then(|| self.lend(&self.spare.large, LARGE))
+            .flatten();
+        large
+            .or_else(|| self.lend(&self.spare.small, SMALL))
+            .unwrap_or_else(|| self.beyond(TINY))
     }
 
-    /// A buffer of [`LARGE`] bytes.
-    fn large(&self) -> Option<Lent> {
-        self.lend(&self.spare.large, LARGE)
+    /// A buffer of [`SMALL`] bytes, also beyond the budget.
+    pub(super) fn small(&self) -> Lent {
+        self.lend(&self.spare.small, SMALL)
+            .unwrap_or_else(|| self.beyond(SMALL))
+    }
+
+    /// These are made when they are needed: they are held for long, by those who do not read.
+    fn beyond(&self, size: usize) -> Lent {
+        Lent {
+            bytes: vec![0; size].into_boxed_slice(),
+            home: Arc::clone(&self.spare),
+            _spent: Some(self.budget.overdraw(size)),
+        }
+    }
+
+    /// A buffer with these bytes, which begin it. It is had whatever the budget: they were read.
+    pub(super) fn with(&self, bytes: &[u8]) -> Lent {
+        let mut sizes = [TINY, SMALL, LARGE].into_iter();
+        // Another version may have larger ones.
+        let size = sizes.find(|size| bytes.len() <= *size);
+        let mut space = vec![0; size.unwrap_or(bytes.len())];
+        if let Some(begin) = space.get_mut(..bytes.len()) {
+            begin.copy_from_slice(bytes);
+        }
+        Lent {
+            _spent: Some(self.budget.spend_anyway(space.len())),
+            bytes: space.into_boxed_slice(),
+            home: Arc::clone(&self.spare),
+        }
     }
 
     /// A buffer of [`LARGE`] bytes that is given back before anything is waited for: there are
@@ -94,10 +125,10 @@ impl Lent {
 impl Drop for Lent {
     fn drop(&mut self) {
         let bytes = std::mem::take(&mut self.bytes);
-        let (shelf, kept) = if bytes.len() > SMALL {
-            (&self.home.large, KEPT_LARGE)
-        } else {
-            (&self.home.small, KEPT_SMALL)
+        let (shelf, kept) = match bytes.len() {
+            LARGE => (&self.home.large, KEPT_LARGE),
+            SMALL => (&self.home.small, KEPT_SMALL),
+            _ => return,
         };
         let mut shelf = lock(shelf);
         if shelf.len() < kept {

@@ -11,6 +11,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_getpipe_size, fcntl_setpipe_size, pipe_with};
 
 use super::budget::{Budget, Spent};
+use crate::metrics::Shed;
 
 /// What a pipe holds where the kernel allows it.
 const WANTED: usize = 256 << 10;
@@ -87,6 +88,19 @@ impl Pipes {
         })
     }
 
+    /// A pipe that another proxy filled. It counts, whatever the limit.
+    pub(super) fn adopt(&self, read: OwnedFd, write: OwnedFd, held: usize) -> io::Result<Lent> {
+        let size = fcntl_getpipe_size(&write)?;
+        self.0.bytes.fetch_add(size, Ordering::Relaxed);
+        self.show();
+        Ok(Lent {
+            pipe: Some(Pipe { read, write, size }),
+            held,
+            home: self.clone(),
+            _spent: self.0.budget.spend_anyway(size),
+        })
+    }
+
     fn spare(&self) -> std::sync::MutexGuard<'_, Vec<Pipe>> {
         self.0.spare.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -97,7 +111,10 @@ impl Pipes {
             return None;
         }
         let made = pipe().inspect_err(|error| tracing::debug!(%error, "no pipe, copying instead"));
-        let pipe = made.ok().filter(|pipe| pipe.size >= LEAST)?;
+        let Some(pipe) = made.ok().filter(|pipe| pipe.size >= LEAST) else {
+            self.0.budget.tell(Shed::Pipes);
+            return None;
+        };
         self.0.bytes.fetch_add(pipe.size, Ordering::Relaxed);
         self.show();
         Some(pipe)
@@ -148,6 +165,12 @@ impl Lent {
         Ok(moved)
     }
 
+    /// Its ends: the one to read from, and the one to write to.
+    pub(super) fn ends(&self) -> Option<[BorrowedFd<'_>; 2]> {
+        let pipe = self.pipe.as_ref()?;
+        Some([pipe.read.as_fd(), pipe.write.as_fd()])
+    }
+
     fn pipe(&self) -> io::Result<&Pipe> {
         self.pipe.as_ref().ok_or(io::ErrorKind::BrokenPipe.into())
     }
@@ -186,7 +209,7 @@ mod tests {
 
     fn pipes(limit: usize) -> Pipes {
         let metrics = Arc::new(Metrics::new(&mut Registry::default()));
-        let budget = Budget::new(usize::MAX, &metrics);
+        let budget = Budget::new(usize::MAX, &metrics.relay_bytes, &metrics);
         Pipes::new(limit, Gauge::default(), &budget)
     }
 

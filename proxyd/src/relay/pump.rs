@@ -6,8 +6,7 @@
 //! ```
 //!
 //! Whatever is between its read and its write is in [`Load`]. Only an empty direction waits for
-//! its source, so a slow sink stops the reading; and an empty one that waits holds nothing. Where
-//! there is no memory to read into, it waits for that.
+//! its source, so a slow sink stops the reading; and an empty one that waits holds nothing.
 //!
 //! Readiness: a system call that would block, and a read that was shorter than its buffer, clear
 //! it, under the runtime's own check that nothing came meanwhile. A socket that has more after a
@@ -21,8 +20,7 @@ use proxyd_core::gait::Gait;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
-use super::budget::Freed;
-use super::{Stores, buffers, pipes};
+use super::{Rest, Stores, buffers, pipes};
 use crate::book::connection::{Connection, Direction};
 use crate::book::orders::Order;
 
@@ -51,12 +49,10 @@ pub(super) struct Ends<'a> {
 }
 
 /// One direction.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(super) struct Pump {
     load: Load,
     gait: Gait,
-    /// While there is nothing to read into.
-    starved: Option<Freed>,
 }
 
 /// What the next bytes go through.
@@ -65,8 +61,9 @@ enum Means {
     Pipe(pipes::Lent),
 }
 
+/// What a direction has read and not yet written.
 #[derive(Debug, Default)]
-enum Load {
+pub(super) enum Load {
     #[default]
     Empty,
     Copied {
@@ -78,7 +75,31 @@ enum Load {
     Piped(pipes::Lent),
 }
 
+impl From<Option<Rest>> for Load {
+    fn from(rest: Option<Rest>) -> Self {
+        rest.map_or(Self::Empty, |rest| Self::Copied {
+            buffer: rest.buffer,
+            taken: rest.taken,
+            length: rest.length,
+        })
+    }
+}
+
 impl Pump {
+    /// One that begins with what another one had read, and had seen.
+    pub(super) fn with(load: Load, gait: Gait) -> Self {
+        Self { load, gait }
+    }
+
+    pub(super) fn gait(&self) -> Gait {
+        self.gait
+    }
+
+    /// What it has read and not yet written.
+    pub(super) fn into_load(self) -> Load {
+        self.load
+    }
+
     /// Whether it has bytes that its sink has not taken: so it does not read, and does not see
     /// what becomes of its source.
     pub(super) fn is_loaded(&self) -> bool {
@@ -86,11 +107,6 @@ impl Pump {
             Load::Empty => false,
             Load::Copied { .. } | Load::Piped(_) => true,
         }
-    }
-
-    /// Whether its source has spoken and its sink has not heard all of it.
-    pub(super) fn has_in_hand(&self) -> bool {
-        self.is_loaded() || self.starved.is_some()
     }
 
     /// Passes bytes on until there is nothing to do but wait.
@@ -119,7 +135,7 @@ impl Pump {
                 return Poll::Ready(Err(Stop::Source));
             }
             // Only now: an idle direction holds nothing.
-            let outcome = match ready!(self.poll_means(ends.stores, cx)) {
+            let outcome = match self.means(ends.stores) {
                 Means::Pipe(pipe) => self.splice(ends, pipe),
                 Means::Buffer(buffer) => self.copy(ends, buffer),
             };
@@ -135,33 +151,14 @@ impl Pump {
         }
     }
 
-    /// Waits for something to read into.
-    fn poll_means(&mut self, stores: &Stores, cx: &mut Context<'_>) -> Poll<Means> {
-        loop {
-            if let Some(means) = self.means(stores) {
-                self.starved = None;
-                return Poll::Ready(means);
-            }
-            let mut freed = self.starved.take().unwrap_or_else(|| stores.freed());
-            if freed.as_mut().poll(cx).is_pending() {
-                // It is sure to hear only now: something may have been given back before.
-                let means = self.means(stores);
-                if means.is_none() {
-                    self.starved = Some(freed);
-                }
-                return means.map_or(Poll::Pending, Poll::Ready);
-            }
-        }
-    }
-
-    fn means(&mut self, stores: &Stores) -> Option<Means> {
+    fn means(&mut self, stores: &Stores) -> Means {
         if self.gait.wants_pipe() {
             if let Some(pipe) = stores.pipes.take() {
-                return Some(Means::Pipe(pipe));
+                return Means::Pipe(pipe);
             }
             self.gait.no_pipe();
         }
-        stores.buffers.take(self.gait.room()).map(Means::Buffer)
+        Means::Buffer(stores.buffers.take(self.gait.room()))
     }
 
     fn splice(&mut self, ends: &Ends<'_>, mut pipe: pipes::Lent) -> io::Result<usize> {

@@ -2,7 +2,7 @@ use std::net::Ipv4Addr;
 
 use prometheus_client::registry::Registry;
 use proxyd_core::table::{Owner, Phase, Route};
-use rehome_shared::api::proxy::{ParkLimits, RouteKey};
+use rehome_shared::api::proxy::{Content, ParkLimits, RouteKey};
 use rehome_shared::ids::{Protocol, RouteVersion};
 use tokio::net::TcpListener;
 
@@ -15,7 +15,8 @@ async fn pair() -> (TcpStream, TcpStream) {
     (accepted.unwrap().0, connected.unwrap())
 }
 
-/// Thousands of connections rest at the same time; what a relay holds then is this future.
+/// Thousands of connections rest at the same time; what a relay holds then is itself and this
+/// future.
 #[tokio::test]
 async fn a_relay_is_small() {
     let metrics = Arc::new(Metrics::new(&mut Registry::default()));
@@ -26,6 +27,7 @@ async fn a_relay_is_small() {
         owner: Owner::File,
         version: RouteVersion::default(),
         phase: Phase::Closed,
+        content: Content::default(),
         limits: ParkLimits {
             park_limit: 1,
             park_timeout: Duration::from_secs(1),
@@ -39,7 +41,8 @@ async fn a_relay_is_small() {
         idle: None,
         lifetime: None,
     };
-    let relay = relay(client, upstream, &connection, &stores, times);
-    let size = std::mem::size_of_val(&relay);
+    let mut relay = Relay::new(client, upstream);
+    let run = relay.run(&connection, &stores, times);
+    let size = std::mem::size_of_val(&run) + size_of::<Relay>();
     assert!(size <= 1024, "{size} bytes");
 }

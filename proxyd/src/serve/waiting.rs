@@ -12,14 +12,38 @@ use crate::book::held::Held;
 use crate::book::orders::{Order, Orders};
 use crate::unread::Unread;
 
+/// What was read of a client that waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Read {
+    /// All that it has sent is in its socket.
+    Nothing,
+    /// The begin of a request.
+    Something,
+}
+
 /// What is watched while a connection waits.
 pub(super) struct Watched<'a> {
     pub(super) client: &'a TcpStream,
     pub(super) unread: &'a mut Unread,
+    pub(super) read: Read,
     pub(super) deadline: Instant,
 }
 
 impl Watched<'_> {
+    /// Waits until the client is certainly gone: a reset, or an end without any byte before it. An
+    /// end after bytes is a legal half-close; those bytes stay in the socket for the application,
+    /// and count meanwhile.
+    pub(super) async fn gone(&mut self) {
+        if self.read == Read::Nothing && is_gone_at_once(self.client).await {
+            return;
+        }
+        // Both only wait.
+        tokio::select! {
+            broken = self.client.ready(Interest::ERROR) => drop(broken),
+            () = self.unread.watch(self.client) => {}
+        }
+    }
+
     /// Waits for `what`, watching the client, the deadline and orders.
     pub(super) async fn wait(
         &mut self,
@@ -27,11 +51,12 @@ impl Watched<'_> {
         what: impl Future<Output = ()>,
     ) -> Result<(), Failed> {
         let orders = &held.connection().orders;
+        let deadline = self.deadline.into();
         // Every arm only waits.
         tokio::select! {
             () = what => Ok(()),
-            () = gone(self.client, self.unread) => Err(Failed::End(End::ClientGone)),
-            () = sleep_until(self.deadline.into()) => Err(Failed::End(timed_out(held))),
+            () = self.gone() => Err(Failed::End(End::ClientGone)),
+            () = sleep_until(deadline) => Err(Failed::End(timed_out(held))),
             () = stopped(orders) => Err(Failed::End(End::Stopped)),
         }
     }
@@ -50,23 +75,15 @@ pub(super) async fn stopped(orders: &Orders) {
     orders.at_least(Order::Stop).await;
 }
 
-/// Waits until the client is certainly gone: a reset, or an end without any byte before it. An
-/// end after bytes is a legal half-close; those bytes stay in the socket for the application, and
-/// count meanwhile.
-pub(super) async fn gone(client: &TcpStream, unread: &mut Unread) {
+/// Waits until there is a byte; true, when an end or a reset came first.
+async fn is_gone_at_once(client: &TcpStream) -> bool {
     let mut byte = [0_u8; 1];
     // Both only wait; nothing is taken out of the socket.
     tokio::select! {
-        peeked = client.peek(&mut byte) => {
-            if matches!(peeked, Ok(0) | Err(_)) {
-                return;
-            }
+        peeked = client.peek(&mut byte) => matches!(peeked, Ok(0) | Err(_)),
+        broken = client.ready(Interest::ERROR) => {
+            drop(broken);
+            true
         }
-        broken = client.ready(Interest::ERROR) => return drop(broken),
-    }
-    // Both only wait.
-    tokio::select! {
-        broken = client.ready(Interest::ERROR) => drop(broken),
-        () = unread.watch(client) => {}
     }
 }

@@ -1,7 +1,8 @@
 use std::time::Duration;
 
 use rehome_shared::api::proxy::{
-    Commit, CommitTarget, ParkLimits, Prepare, RouteIntent, RouteKey, RouteSpec, SetRoutes, Target,
+    Commit, CommitTarget, Content, ParkLimits, Prepare, RouteIntent, RouteKey, RouteSpec,
+    SetRoutes, Target,
 };
 use rehome_shared::ids::{AppName, Epoch, Generation, HostAddr, RouteVersion};
 
@@ -37,6 +38,7 @@ fn target(port: u16) -> Target {
 /// Each route is an application of its own.
 fn desired(routes: u16) -> SetRoutes {
     let spec = |number| RouteSpec {
+        content: Content::default(),
         key: key(number),
         application: app(number),
         version: at(0),

@@ -1,7 +1,6 @@
 //! The two ends of a session, and one direction between them.
 
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -12,13 +11,15 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::mpsc;
 
-use crate::relay::Stores;
+use super::datagram::Datagram;
+use super::packet::{self, Path};
+use crate::context::Context;
 
 /// Where datagrams come from.
 #[derive(Debug)]
 pub(super) enum Source {
     /// What the port's socket received from the client.
-    Inbox(mpsc::Receiver<Box<[u8]>>),
+    Inbox(mpsc::Receiver<Datagram>),
     /// A socket that is connected to the application.
     Socket(Arc<UdpSocket>),
     /// A trunk connection, each with its length in front.
@@ -29,7 +30,7 @@ pub(super) enum Source {
 #[derive(Debug)]
 pub(super) enum Sink {
     /// The client, from the port's socket.
-    Client(Arc<UdpSocket>, SocketAddr),
+    Client(Arc<UdpSocket>, Path),
     /// The application.
     Socket(Arc<UdpSocket>),
     /// A trunk connection.
@@ -104,10 +105,10 @@ pub(super) async fn pass(
     sink: &mut Sink,
     activity: &Activity,
     bytes: &Counter,
-    stores: &Stores,
+    context: &Context,
 ) -> io::Result<()> {
     loop {
-        let datagram = source.next(stores).await?;
+        let datagram = source.next(context).await?;
         sink.send(&datagram).await?;
         activity.touch();
         bytes.inc_by(u64::try_from(datagram.len()).unwrap_or(u64::MAX));
@@ -116,14 +117,20 @@ pub(super) async fn pass(
 
 impl Source {
     /// The next one.
-    async fn next(&mut self, stores: &Stores) -> io::Result<Box<[u8]>> {
+    async fn next(&mut self, context: &Context) -> io::Result<Datagram> {
+        let (stores, metrics) = (&context.stores, &context.book.metrics);
         match self {
             Self::Inbox(inbox) => Ok(inbox.recv().await.ok_or(io::ErrorKind::BrokenPipe)?),
             Self::Socket(socket) => loop {
                 socket.readable().await?;
                 let mut buffer = stores.scratch();
                 match socket.try_recv(buffer.space()) {
-                    Ok(length) => return Ok(buffer.part(0, length).into()),
+                    Ok(length) => {
+                        let datagram = Datagram::keep(buffer.part(0, length), stores, metrics);
+                        if let Some(datagram) = datagram {
+                            return Ok(datagram);
+                        }
+                    }
                     // An ICMP message: nobody listened when an earlier datagram came. They are
                     // lost, as on any network; later ones may not be.
                     Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
@@ -131,22 +138,23 @@ impl Source {
                     Err(error) => return Err(error),
                 }
             },
-            Self::Trunk(stream) => {
-                let length = usize::from(stream.read_u16().await?);
-                let mut datagram = vec![0; length].into_boxed_slice();
-                stream.read_exact(&mut datagram).await?;
-                Ok(datagram)
-            }
+            Self::Trunk(stream) => loop {
+                let mut bytes = vec![0; usize::from(stream.read_u16().await?)];
+                stream.read_exact(&mut bytes).await?;
+                if let Some(datagram) = Datagram::keep(&bytes, stores, metrics) {
+                    return Ok(datagram);
+                }
+            },
         }
     }
 }
 
 impl Sink {
-    async fn send(&mut self, datagram: &[u8]) -> io::Result<()> {
+    async fn send(&mut self, datagram: &Datagram) -> io::Result<()> {
         match self {
             // What cannot be sent is lost, which is what datagrams are.
-            Self::Client(socket, client) => {
-                if let Err(error) = socket.send_to(datagram, *client).await {
+            Self::Client(socket, path) => {
+                if let Err(error) = packet::send(socket, datagram, *path).await {
                     tracing::trace!(%error, "a datagram was not sent");
                 }
                 Ok(())
@@ -158,7 +166,7 @@ impl Sink {
                 Ok(())
             }
             Self::Trunk(stream) => {
-                let length = u16::try_from(datagram.len()).map_err(io::Error::other)?;
+                let length = datagram.length()?;
                 let mut frame = Vec::with_capacity(datagram.len().saturating_add(2));
                 frame.extend_from_slice(&length.to_be_bytes());
                 frame.extend_from_slice(datagram);

@@ -14,12 +14,15 @@ use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
+use super::datagram::Datagram;
 use super::link::{Activity, Link, Sink, Source, pass};
+use super::packet::Path;
 use crate::book::news::News;
 use crate::context::Context;
 use crate::dial;
 use crate::metrics::{RouteMeters, Shed};
 use crate::serve::answer;
+use crate::socket::canonical;
 
 /// Between two tries to reach the application.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -28,36 +31,32 @@ const PAUSE: Duration = Duration::from_millis(50);
 pub(super) struct Session {
     context: Context,
     key: RouteKey,
-    client: SocketAddr,
+    path: Path,
     destination: SocketAddr,
     activity: Activity,
     meters: Arc<RouteMeters>,
 }
 
 impl Session {
-    pub(super) fn new(
-        context: Context,
-        key: RouteKey,
-        client: SocketAddr,
-        destination: SocketAddr,
-    ) -> Self {
+    pub(super) fn new(context: Context, key: RouteKey, path: Path, socket: SocketAddr) -> Self {
+        let here = path.here.unwrap_or(socket.ip()).to_canonical();
         let meters = context.book.meters(key);
         Self {
             context,
             key,
-            client,
-            destination,
+            path,
+            destination: SocketAddr::new(here, key.external()),
             activity: Activity::new(),
             meters,
         }
     }
 
     /// Runs until the client is silent.
-    pub(super) async fn run(self, socket: Arc<UdpSocket>, datagrams: mpsc::Receiver<Box<[u8]>>) {
+    pub(super) async fn run(self, socket: Arc<UdpSocket>, datagrams: mpsc::Receiver<Datagram>) {
         let idle = self.context.settings().timeouts.udp_idle;
         let mut client = Link {
             source: Source::Inbox(datagrams),
-            sink: Sink::Client(socket, self.client),
+            sink: Sink::Client(socket, self.path),
         };
         // Both only wait: the session keeps nothing that a drop could lose but datagrams.
         tokio::select! {
@@ -98,14 +97,14 @@ impl Session {
                 &mut upstream.sink,
                 &self.activity,
                 &self.meters.bytes_in,
-                &self.context.stores,
+                &self.context,
             );
             let outward = pass(
                 &mut upstream.source,
                 &mut client.sink,
                 &self.activity,
                 &self.meters.bytes_out,
-                &self.context.stores,
+                &self.context,
             );
             // The losers are dropped with the upstream; datagrams under way may be lost.
             tokio::select! {
@@ -125,8 +124,8 @@ impl Session {
         let sender = self.context.host()?;
         for hops in 0_u8.. {
             let header = Header {
-                client: self.client,
-                destination: SocketAddr::new(self.destination.ip(), self.key.external()),
+                client: canonical(self.path.client),
+                destination: self.destination,
                 route: self.key,
                 application: application.clone(),
                 hops,
@@ -215,20 +214,19 @@ async fn exchange(
     news: &mut News,
 ) {
     let (activity, meters) = (Activity::new(), context.book.meters(key));
-    let stores = &context.stores;
     let inward = pass(
         &mut sender.source,
         &mut application.sink,
         &activity,
         &meters.bytes_in,
-        stores,
+        context,
     );
     let outward = pass(
         &mut application.source,
         &mut sender.sink,
         &activity,
         &meters.bytes_out,
-        stores,
+        context,
     );
     let idle = context.settings().timeouts.udp_idle;
     // The losers are dropped with both ends; datagrams under way may be lost.

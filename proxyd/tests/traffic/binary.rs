@@ -14,13 +14,12 @@ use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 use socket2::SockRef;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use crate::app::App;
 use crate::host::{LIMIT, ask, free_port, get, unused_address};
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_proxyd");
+pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_proxyd");
 
 /// Ends with the value, also when a test fails.
 struct Running(Child);
@@ -122,54 +121,6 @@ fn ticks(pid: u32) -> Result<u64> {
         fields.next().context("no stime")?,
     );
     Ok(user.parse::<u64>()? + system.parse::<u64>()?)
-}
-
-#[tokio::test]
-async fn without_descriptors_it_neither_spins_nor_refuses() -> Result<()> {
-    let directory = tempfile::tempdir()?;
-    let file = directory.path().join("proxyd.yml");
-    let (app, port, address) = (App::start("a").await?, free_port().await?, unused_address());
-    let page = SocketAddr::from((address, free_port().await?));
-    let route = format!("{{external: {port}, backend: \"{}\"}}", app.addr);
-    fs::write(
-        &file,
-        config(directory.path(), address, page, free_port().await?, &route),
-    )?;
-    let child = Command::new(PROGRAM)
-        .arg("--config")
-        .arg(&file)
-        .stderr(Stdio::null())
-        .spawn()?;
-    let running = Running(child);
-    wait_for(page, "/healthz", "ok").await?;
-    let pid = Pid::from_raw(i32::try_from(running.0.id())?).context("no pid")?;
-    let none = Rlimit {
-        current: Some(3),
-        maximum: Some(4096),
-    };
-    let before = prlimit(Some(pid), Resource::Nofile, none)?;
-    let mut clients = JoinSet::new();
-    for _ in 0..20 {
-        // Each connect succeeds: the kernel completes it.
-        let mut client = TcpStream::connect((address, port)).await?;
-        clients.spawn(async move { ask(&mut client, "x").await });
-    }
-    let used = ticks(running.0.id())?;
-    sleep(Duration::from_secs(1)).await;
-    let used = ticks(running.0.id())?.saturating_sub(used);
-    ensure!(
-        used < 30,
-        "{used} of 100 ticks in a second without descriptors"
-    );
-    let enough = Rlimit {
-        current: before.current.min(Some(4096)),
-        maximum: Some(4096),
-    };
-    prlimit(Some(pid), Resource::Nofile, enough)?;
-    while let Some(answer) = clients.join_next().await {
-        ensure!(answer?? == "a: x");
-    }
-    wait_for(page, "/metrics", "reason=\"descriptors\"}").await
 }
 
 /// Has no more than one more descriptor from now on.
@@ -387,7 +338,13 @@ async fn the_access_log_has_a_line_for_each_connection_once_it_is_asked_for() ->
     Ok(())
 }
 
-fn config(base: &Path, address: Ipv4Addr, page: SocketAddr, trunk: u16, routes: &str) -> String {
+pub(crate) fn config(
+    base: &Path,
+    address: Ipv4Addr,
+    page: SocketAddr,
+    trunk: u16,
+    routes: &str,
+) -> String {
     let base = base.display();
     format!(
         "version: 1\nsocket: {base}/s\nstate: {base}/state\nmetrics: {page}\n\
@@ -395,7 +352,7 @@ fn config(base: &Path, address: Ipv4Addr, page: SocketAddr, trunk: u16, routes: 
     )
 }
 
-async fn wait_for(page: SocketAddr, path: &str, text: &str) -> Result<()> {
+pub(crate) async fn wait_for(page: SocketAddr, path: &str, text: &str) -> Result<()> {
     let started = Instant::now();
     loop {
         match get(page, path).await {

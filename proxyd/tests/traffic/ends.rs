@@ -1,5 +1,5 @@
-//! How connections end, by every way that bytes can go: what one side does, the other side sees,
-//! and no byte is missing.
+//! Ends that come while somebody does not read: what was said is not lost, and nobody waits for
+//! ever. How connections end otherwise, by every way, is in `tests/tests/proxy/ends`.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
 use crate::app::raw;
-use crate::host::{Host, LIMIT, commit_verb, drain_verb, free_port, prepare_verb, tcp, version};
+use crate::host::{Host, LIMIT, drain_verb, free_port, prepare_verb, tcp, version};
 
 /// The way of the bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,24 +123,6 @@ async fn carry(from: &mut TcpStream, to: &mut TcpStream, bytes: usize) -> Result
     Ok(())
 }
 
-async fn rest(stream: &mut TcpStream) -> Result<Vec<u8>> {
-    let mut came = Vec::new();
-    timeout(LIMIT, stream.read_to_end(&mut came)).await??;
-    Ok(came)
-}
-
-/// One side says goodbye, hears all of the answer, and then the other one's goodbye.
-async fn half_close(mut first: TcpStream, mut second: TcpStream) -> Result<()> {
-    first.write_all(b"bye").await?;
-    first.shutdown().await?;
-    ensure!(rest(&mut second).await? == b"bye");
-    carry(&mut second, &mut first, 100_000).await?;
-    second.write_all(b"late").await?;
-    drop(second);
-    ensure!(rest(&mut first).await? == b"late");
-    Ok(())
-}
-
 fn reset(stream: TcpStream) -> Result<()> {
     SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
     drop(stream);
@@ -156,43 +138,6 @@ async fn sees_reset(mut stream: TcpStream) -> Result<()> {
         kind == Some(std::io::ErrorKind::ConnectionReset),
         "{kind:?}"
     );
-    Ok(())
-}
-
-#[tokio::test]
-async fn an_end_of_one_direction_leaves_the_other_whichever_comes_first() -> Result<()> {
-    for way in WAYS {
-        let stage = Stage::set(way).await?;
-        let (client, server) = stage.connect().await?;
-        half_close(client, server).await?;
-        let (client, server) = stage.connect().await?;
-        half_close(server, client).await?;
-    }
-    Ok(())
-}
-
-#[tokio::test]
-async fn a_reset_of_either_side_is_a_reset_for_the_other() -> Result<()> {
-    for way in WAYS {
-        let stage = Stage::set(way).await?;
-        let (client, server) = stage.connect().await?;
-        reset(client)?;
-        sees_reset(server)
-            .await
-            .with_context(|| format!("{way:?}, client"))?;
-        let (client, server) = stage.connect().await?;
-        reset(server)?;
-        sees_reset(client)
-            .await
-            .with_context(|| format!("{way:?}, server"))?;
-        // Also once the client has said goodbye and nobody reads from it any more.
-        let (mut client, mut server) = stage.connect().await?;
-        client.shutdown().await?;
-        ensure!(rest(&mut server).await?.is_empty());
-        reset(client)?;
-        let broken = timeout(LIMIT, server.ready(Interest::ERROR)).await;
-        broken.with_context(|| format!("{way:?}, client after its goodbye"))??;
-    }
     Ok(())
 }
 
@@ -297,84 +242,6 @@ async fn a_drain_does_not_cut_off_what_a_slow_reader_has_not_read() -> Result<()
         timeout(LIMIT, client.read_exact(&mut came)).await??;
         ensure!(noise_at(&came), "{way:?}: other bytes");
         carry(&mut server, &mut client, 1).await?;
-    }
-    Ok(())
-}
-
-#[tokio::test]
-async fn a_slow_reader_gets_every_byte_and_the_end() -> Result<()> {
-    for way in WAYS {
-        let stage = Stage::set(way).await?;
-        let (mut client, mut server) = stage.connect().await?;
-        let sent = noise(24 << 20);
-        let (sending, reading) = (
-            async {
-                server.write_all(&sent).await?;
-                drop(server);
-                anyhow::Ok(())
-            },
-            async {
-                let mut came = Vec::new();
-                let mut piece = vec![0; 70_001];
-                loop {
-                    let length = client.read(&mut piece).await?;
-                    came.extend_from_slice(&piece[..length]);
-                    if length == 0 {
-                        return anyhow::Ok(came);
-                    }
-                    // The buffers between them fill meanwhile.
-                    tokio::time::sleep(Duration::from_millis(1)).await;
-                }
-            },
-        );
-        let ((), came) = timeout(LIMIT, async { tokio::try_join!(sending, reading) }).await??;
-        ensure!(
-            came == sent,
-            "{way:?}: {} of {} bytes",
-            came.len(),
-            sent.len()
-        );
-    }
-    Ok(())
-}
-
-#[tokio::test]
-async fn single_bytes_come_one_by_one() -> Result<()> {
-    for way in WAYS {
-        let stage = Stage::set(way).await?;
-        let (mut client, mut server) = stage.connect().await?;
-        for turn in 0..500_u32 {
-            let byte = u8::try_from(turn % 251)?;
-            client.write_u8(byte).await?;
-            ensure!(timeout(LIMIT, server.read_u8()).await?? == byte);
-            server.write_u8(!byte).await?;
-            ensure!(timeout(LIMIT, client.read_u8()).await?? == !byte);
-        }
-    }
-    Ok(())
-}
-
-#[tokio::test]
-async fn what_was_said_before_a_goodbye_while_parked_arrives() -> Result<()> {
-    for way in [Way::Copied, Way::Trunk] {
-        let stage = Stage::set(way).await?;
-        let owner = stage.owner.as_ref().unwrap_or(&stage.here);
-        let target = owner.status(tcp(stage.port)?)?.target;
-        let target = target.context("it is open")?;
-        owner.proxy.prepare(prepare_verb(version(1, 1))).await?;
-        let mut client = stage.here.client(stage.port).await?;
-        client.write_all(b"question").await?;
-        client.shutdown().await?;
-        owner
-            .wait(tcp(stage.port)?, |route| route.parked == 1)
-            .await?;
-        let commit = commit_verb(tcp(stage.port)?, version(2, 0), target);
-        owner.proxy.commit(commit).await?;
-        let (mut server, _) = timeout(LIMIT, stage.application.accept()).await??;
-        ensure!(rest(&mut server).await? == b"question");
-        server.write_all(b"answer").await?;
-        drop(server);
-        ensure!(rest(&mut client).await? == b"answer");
     }
     Ok(())
 }

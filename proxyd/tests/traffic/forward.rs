@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::app::{App, raw};
-use crate::host::{Host, LIMIT, ask, free_port, tcp, version};
+use crate::host::{Host, LIMIT, ask, free_port, quiet_port, tcp, version};
 
 #[tokio::test]
 async fn a_local_application_is_reached_directly() -> Result<()> {
@@ -109,7 +109,7 @@ async fn exchange(stream: TcpStream, send: &[u8], want: &[u8]) -> Result<()> {
 
 #[tokio::test]
 async fn one_dual_stack_listener_serves_both_families() -> Result<()> {
-    let (app, port) = (App::start("one").await?, free_port().await?);
+    let (app, port) = (App::start("one").await?, quiet_port()?);
     let host = Host::start_with(|config| config.listen = ListenOn::DualStack).await?;
     let status = host
         .set(

@@ -4,12 +4,12 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use proxyd::Proxyd;
 use rehome_runtime::supervise::{Stop, Supervisor};
 use rehome_shared::api::proxy::{
-    Commit, CommitTarget, Drain, GateRef, ParkLimits, Prepare, RouteIntent, RouteKey, RouteSpec,
-    RouteStatus, SetRoutes, Target,
+    Commit, CommitTarget, Content, Drain, GateRef, ParkLimits, Prepare, RouteIntent, RouteKey,
+    RouteSpec, RouteStatus, SetRoutes, Target,
 };
 use rehome_shared::config::daemon::{
     FastPath, ListenOn, Log, ProxydConfig, ProxydLimits, ProxydTimeouts, StaticRoute, Trunk,
@@ -40,6 +40,8 @@ pub(crate) struct Host {
     pub(crate) proxy: Proxyd,
     pub(crate) address: Ipv4Addr,
     pub(crate) config: ProxydConfig,
+    /// What travels on the routes that are set from now on.
+    pub(crate) content: Content,
     supervisor: Supervisor,
     _directory: tempfile::TempDir,
 }
@@ -48,6 +50,17 @@ pub(crate) struct Host {
 pub(crate) async fn free_port() -> Result<u16> {
     let probe = TcpListener::bind((unused_address(), 0)).await?;
     Ok(probe.local_addr()?.port())
+}
+
+/// A port that nobody has at any address: below those that the kernel gives out.
+pub(crate) fn quiet_port() -> Result<u16> {
+    let first = 10_000 + u16::try_from(std::process::id() % 20_000)?;
+    for port in first..first + 500 {
+        if std::net::TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    bail!("every port is taken")
 }
 
 pub(crate) fn tcp(port: u16) -> Result<RouteKey> {
@@ -111,6 +124,13 @@ impl Host {
         Self::start_with(|_| {}).await
     }
 
+    /// One whose routes carry HTTP.
+    pub(crate) async fn start_http() -> Result<Self> {
+        let mut host = Self::start().await?;
+        host.content = Content::Http;
+        Ok(host)
+    }
+
     pub(crate) async fn start_with(adjust: impl FnOnce(&mut ProxydConfig)) -> Result<Self> {
         let address = unused_address();
         let directory = tempfile::tempdir()?;
@@ -137,6 +157,7 @@ impl Host {
             proxy,
             address,
             config,
+            content: Content::default(),
             supervisor,
             _directory: directory,
         })
@@ -192,6 +213,7 @@ impl Host {
         limits: ParkLimits,
     ) -> Result<RouteStatus> {
         let routes = vec![RouteSpec {
+            content: self.content,
             key,
             application: db(),
             version,

@@ -15,21 +15,10 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::app::App;
-use crate::host::{Host, LIMIT, ask, file_route, free_port, tcp, version};
+use crate::host::{Host, LIMIT, ask, file_route, free_port, quiet_port, tcp, version};
 
 const CLIENTS: usize = 16;
 const RELOADS: u16 = 10;
-
-/// A port that nobody has at any address: below those that the kernel gives out.
-fn quiet_port() -> Result<u16> {
-    let first = 10_000 + u16::try_from(std::process::id() % 20_000)?;
-    for port in first..first + 500 {
-        if std::net::TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok() {
-            return Ok(port);
-        }
-    }
-    bail!("every port is taken")
-}
 
 /// Clients that open a connection for each question, and some that keep theirs.
 struct Storm {
@@ -153,7 +142,11 @@ async fn a_port_that_migrated_tells_of_does_not_hold_the_file_back() -> Result<(
     config.routes = vec![file_route(port, app.addr)];
     let missing = host.proxy.configure(&config).await?;
     ensure!(missing.len() == 1 && missing[0].key == key, "{missing:?}");
-    ensure!(missing[0].reason.contains("in use"), "{missing:?}");
+    let cure = format!(
+        "another program has it: `ss -ltnp 'sport = :{}'`",
+        key.external()
+    );
+    ensure!(missing[0].reason.contains(&cure), "{missing:?}");
     let mut client = host.client(port).await?;
     ensure!(ask(&mut client, "x").await? == "app: x");
     Ok(())

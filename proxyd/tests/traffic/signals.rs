@@ -1,4 +1,4 @@
-//! TCP's own signals pass through: half-close, reset, backpressure.
+//! Timeouts, early answers, backpressure. How connections end is in `tests/tests/proxy/ends`.
 
 use std::io::ErrorKind;
 use std::time::Duration;
@@ -6,39 +6,28 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use rehome_shared::api::proxy::RouteKey;
 use rehome_shared::config::daemon::ProxydTimeouts;
-use socket2::SockRef;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
 use crate::app::raw;
 use crate::host::{Host, LIMIT, free_port, tcp, version};
 
-/// A client and its application's side, directly on one host or over the trunk.
+/// A client and its application's side.
 struct Pair {
     client: TcpStream,
     server: TcpStream,
     key: RouteKey,
     _listener: TcpListener,
     here: Host,
-    owner: Option<Host>,
 }
 
-async fn pair(over_trunk: bool) -> Result<Pair> {
+async fn pair() -> Result<Pair> {
     let here = Host::start().await?;
     let (listener, target) = raw().await?;
     let port = free_port().await?;
     let key = tcp(port)?;
-    let owner = if over_trunk {
-        let owner = Host::start().await?;
-        owner.open(&[&here], key, version(1, 0), target).await?;
-        here.open(&[], key, version(1, 0), owner.as_target()?)
-            .await?;
-        Some(owner)
-    } else {
-        here.open(&[], key, version(1, 0), target).await?;
-        None
-    };
+    here.open(&[], key, version(1, 0), target).await?;
     let client = here.client(port).await?;
     let (server, _) = timeout(LIMIT, listener.accept()).await??;
     // A server that resets before the proxy has seen the connect is one that is not there yet.
@@ -49,14 +38,7 @@ async fn pair(over_trunk: bool) -> Result<Pair> {
         key,
         _listener: listener,
         here,
-        owner,
     })
-}
-
-fn reset(stream: TcpStream) -> Result<()> {
-    SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
-    drop(stream);
-    Ok(())
 }
 
 async fn read_all(stream: &mut TcpStream) -> Result<Vec<u8>> {
@@ -65,83 +47,9 @@ async fn read_all(stream: &mut TcpStream) -> Result<Vec<u8>> {
     Ok(got)
 }
 
-#[tokio::test]
-async fn a_client_may_finish_first_and_still_read() -> Result<()> {
-    for over_trunk in [false, true] {
-        let mut pair = pair(over_trunk).await?;
-        pair.client.write_all(b"question").await?;
-        pair.client.shutdown().await?;
-        ensure!(read_all(&mut pair.server).await? == b"question");
-        pair.server.write_all(b"late answer").await?;
-        pair.server.shutdown().await?;
-        ensure!(read_all(&mut pair.client).await? == b"late answer");
-        pair.here
-            .wait(pair.key, |status| status.active == 0)
-            .await?;
-    }
-    Ok(())
-}
-
-#[tokio::test]
-async fn a_server_may_finish_first_and_still_read() -> Result<()> {
-    for over_trunk in [false, true] {
-        let mut pair = pair(over_trunk).await?;
-        pair.server.write_all(b"greeting").await?;
-        pair.server.shutdown().await?;
-        ensure!(read_all(&mut pair.client).await? == b"greeting");
-        pair.client.write_all(b"more to say").await?;
-        pair.client.shutdown().await?;
-        ensure!(read_all(&mut pair.server).await? == b"more to say");
-        if let Some(owner) = &pair.owner {
-            owner.wait(pair.key, |status| status.active == 0).await?;
-        }
-    }
-    Ok(())
-}
-
-#[tokio::test]
-async fn a_reset_passes_in_both_directions() -> Result<()> {
-    for over_trunk in [false, true] {
-        let mut first = pair(over_trunk).await?;
-        reset(first.server)?;
-        let error = next_error(&mut first.client)
-            .await
-            .context("from the server")?;
-        ensure!(
-            error == ErrorKind::ConnectionReset,
-            "{error:?}, trunk {over_trunk}"
-        );
-
-        let mut second = pair(over_trunk).await?;
-        reset(second.client)?;
-        let error = next_error(&mut second.server)
-            .await
-            .context("from the client")?;
-        ensure!(
-            error == ErrorKind::ConnectionReset,
-            "{error:?}, trunk {over_trunk}"
-        );
-    }
-    Ok(())
-}
-
 async fn next_error(stream: &mut TcpStream) -> Result<ErrorKind> {
     let read = timeout(LIMIT, stream.read_u8()).await?;
     Ok(read.err().context("a byte instead of an error")?.kind())
-}
-
-#[tokio::test]
-async fn a_reset_after_a_half_close_passes_too() -> Result<()> {
-    let mut pair = pair(false).await?;
-    pair.client.shutdown().await?;
-    ensure!(read_all(&mut pair.server).await?.is_empty());
-    reset(pair.client)?;
-    // A read would only repeat the end that was read before.
-    timeout(LIMIT, pair.server.ready(Interest::ERROR)).await??;
-    pair.here
-        .wait(pair.key, |status| status.active == 0)
-        .await?;
-    Ok(())
 }
 
 #[tokio::test]
@@ -152,7 +60,7 @@ async fn what_a_server_said_before_it_hung_up_still_arrives() -> Result<()> {
         here,
         key,
         ..
-    } = pair(false).await?;
+    } = pair().await?;
     // The server answers early and closes without reading what the client sent.
     client.write_all(&[7; 4096]).await?;
     let mut server = server;
@@ -219,7 +127,7 @@ async fn a_slow_reader_stops_the_writer_instead_of_growing_memory() -> Result<()
         here,
         key,
         ..
-    } = pair(false).await?;
+    } = pair().await?;
     let block = vec![42_u8; 1 << 16];
     let mut written = 0;
     // Write until nothing is taken any more.

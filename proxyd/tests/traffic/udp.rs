@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use rehome_shared::api::proxy::{CommitTarget, Gate, RouteKey, Target};
+use rehome_shared::units::Bytes;
 use tokio::net::UdpSocket;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -98,7 +99,8 @@ async fn datagrams_are_echoed_locally_and_over_the_trunk() -> Result<()> {
     ensure!(metrics.contains("rehome_proxy_udp_sessions 2"));
     // Sessions and sockets that rest hold no buffers.
     ensure!(
-        metrics.contains("rehome_proxy_relay_bytes 0\n"),
+        metrics.contains("rehome_proxy_relay_bytes 0\n")
+            && metrics.contains("rehome_proxy_datagram_bytes 0\n"),
         "{metrics}"
     );
     Ok(())
@@ -128,6 +130,38 @@ async fn datagrams_are_held_while_parked_and_the_newest_survive() -> Result<()> 
     host.proxy.rollback(gate_ref(version(1, 2))).await?;
     for n in 44..300 {
         ensure!(receive(&socket).await? == format!("one: {n}"));
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn held_datagrams_have_their_own_memory_and_the_newest_survive() -> Result<()> {
+    // A quarter of it: room for four.
+    let host = Host::start_with(|config| config.limits.relay_bytes = Bytes(4 * 4000 * 4)).await?;
+    let (port, key) = free_udp().await?;
+    let app = echo("one").await?;
+    host.open(&[], key, version(1, 0), app.target.clone())
+        .await?;
+    host.proxy.prepare(prepare_verb(version(1, 1))).await?;
+    let socket = client(&host, port).await?;
+    for n in 0..10 {
+        socket.send(format!("{n:<4000}").as_bytes()).await?;
+    }
+    timeout(LIMIT, async {
+        while !host.metrics().await?.contains("reason=\"datagram\"} 6") {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        anyhow::Ok(())
+    })
+    .await??;
+    let metrics = host.metrics().await?;
+    ensure!(
+        metrics.contains("rehome_proxy_datagram_bytes 16000\n"),
+        "{metrics}"
+    );
+    host.proxy.rollback(gate_ref(version(1, 2))).await?;
+    for n in 6..10 {
+        ensure!(receive(&socket).await? == format!("one: {n:<4000}"));
     }
     Ok(())
 }

@@ -7,7 +7,9 @@ use super::{NOTHING, or_nothing, seconds, table};
 
 /// The table of connections, oldest first, and how many there are where not all are in it.
 pub(crate) fn connections(reply: &ConnectionsReply) -> String {
-    const HEADER: [&str; 7] = ["ROUTE", "CLIENT", "STATE", "GOES TO", "AGE", "IN", "OUT"];
+    const HEADER: [&str; 8] = [
+        "ROUTE", "CLIENT", "STATE", "GOES TO", "AGE", "IN", "OUT", "REQUESTS",
+    ];
     if reply.connections.is_empty() {
         return "no connections\n".to_owned();
     }
@@ -36,6 +38,7 @@ fn row(connection: &ConnectionInfo) -> Vec<String> {
         seconds(connection.age.as_secs_f64()),
         Bytes(connection.bytes_in).to_string(),
         Bytes(connection.bytes_out).to_string(),
+        or_nothing(connection.requests.as_ref()),
     ]
 }
 
@@ -56,6 +59,7 @@ mod tests {
             age: Duration::from_secs(age),
             bytes_in: 10,
             bytes_out: 2048,
+            requests: upstream.map(|_| 7),
         };
         let mut reply = ConnectionsReply {
             connections: vec![
@@ -67,9 +71,9 @@ mod tests {
         let text = connections(&reply);
         assert_eq!(
             text,
-            "ROUTE     CLIENT          STATE     GOES TO          AGE     IN    OUT\n\
-             5432/tcp  10.0.0.9:40000  relaying  172.18.0.2:5432  5.00 s  10 B  2.00 KiB\n\
-             5432/tcp  10.0.0.9:40000  parked    -                1.00 s  10 B  2.00 KiB\n"
+            "ROUTE     CLIENT          STATE     GOES TO          AGE     IN    OUT       REQUESTS\n\
+             5432/tcp  10.0.0.9:40000  relaying  172.18.0.2:5432  5.00 s  10 B  2.00 KiB  7\n\
+             5432/tcp  10.0.0.9:40000  parked    -                1.00 s  10 B  2.00 KiB  -\n"
         );
         reply.total = 12_345;
         assert!(connections(&reply).ends_with("\nthe oldest 2 of 12345\n"));

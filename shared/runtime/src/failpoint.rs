@@ -5,7 +5,7 @@
 //! are built with the feature `failpoints`; without it [`hit`] does nothing at all.
 //!
 //! A point has a name like `journal/source/released/after`. What happens there says a file of
-//! that name, with `__` for `/`, in `/run/rehome/failpoints`:
+//! that name, with `__` for `/`, in `/run/rehome/failpoints` (or where `REHOME_FAILPOINTS` says):
 //!
 //! | it holds | the point |
 //! |---|---|

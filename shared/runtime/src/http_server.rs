@@ -15,6 +15,7 @@ mod unix;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,6 +32,7 @@ use connection::Connection;
 use unix::SocketFile;
 
 pub use reply::ErrorResponse;
+pub use unix::FileStays;
 
 /// What one server lets its clients hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,7 +100,7 @@ enum Listener {
     /// The file goes with the server.
     Unix {
         listener: UnixListener,
-        _file: SocketFile,
+        file: SocketFile,
     },
     Tcp(TcpListener),
     MutualTls(TcpListener, Tls),
@@ -116,10 +118,7 @@ impl HttpServer {
     pub async fn unix(path: &Path) -> Result<Self, BindError> {
         let (listener, file) = unix::bind(path).await?;
         Ok(Self {
-            listener: Listener::Unix {
-                listener,
-                _file: file,
-            },
+            listener: Listener::Unix { listener, file },
             limits: ServerLimits::default(),
         })
     }
@@ -152,6 +151,62 @@ impl HttpServer {
             listener: Listener::MutualTls(listener, tls),
             limits: ServerLimits::default(),
         })
+    }
+
+    /// Goes on with the Unix socket of another process, which has this path. Nothing is
+    /// accepted before [`HttpServer::serve`], and the file is the other one's until
+    /// [`FileStays::go`].
+    ///
+    /// # Errors
+    /// [`BindError::Unix`].
+    pub fn adopt_unix(socket: OwnedFd, path: &Path) -> Result<Self, BindError> {
+        let adopt = || {
+            let listener = UnixListener::from_std(socket.into())?;
+            let file = SocketFile::adopt(path)?;
+            io::Result::Ok(Listener::Unix { listener, file })
+        };
+        let listener = adopt().map_err(|source| BindError::Unix {
+            path: path.to_owned(),
+            source,
+        })?;
+        Ok(Self {
+            listener,
+            limits: ServerLimits::default(),
+        })
+    }
+
+    /// Goes on with the TCP socket of another process. Nothing is accepted before
+    /// [`HttpServer::serve`].
+    ///
+    /// # Errors
+    /// When the socket cannot be watched.
+    pub fn adopt_tcp(socket: OwnedFd) -> io::Result<Self> {
+        Ok(Self {
+            listener: Listener::Tcp(TcpListener::from_std(socket.into())?),
+            limits: ServerLimits::default(),
+        })
+    }
+
+    /// Another descriptor of its socket, to be given to another process.
+    ///
+    /// # Errors
+    /// When there is no room for another descriptor.
+    pub fn descriptor(&self) -> io::Result<OwnedFd> {
+        match &self.listener {
+            Listener::Unix { listener, .. } => listener.as_fd().try_clone_to_owned(),
+            Listener::Tcp(listener) | Listener::MutualTls(listener, _) => {
+                listener.as_fd().try_clone_to_owned()
+            }
+        }
+    }
+
+    /// How to say whether the socket's file stays; `None` where there is none.
+    #[must_use]
+    pub fn file(&self) -> Option<FileStays> {
+        match &self.listener {
+            Listener::Unix { file, .. } => Some(file.stays()),
+            Listener::Tcp(_) | Listener::MutualTls(..) => None,
+        }
     }
 
     /// Sets the limits.

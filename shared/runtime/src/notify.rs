@@ -26,6 +26,12 @@ pub fn stopping() {
     send(&[NotifyState::Stopping]);
 }
 
+/// Another process is the service's from now on. It is given the time of a whole watchdog
+/// interval to say its first word.
+pub fn main_process(pid: u32) {
+    send(&[NotifyState::MainPid(pid), NotifyState::Watchdog]);
+}
+
 /// One line for `systemctl status`.
 pub fn status(text: &str) {
     send(&[NotifyState::Status(text)]);

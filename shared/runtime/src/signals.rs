@@ -53,6 +53,27 @@ pub fn listen(supervisor: &Supervisor) -> io::Result<Reloads> {
     Ok(Reloads(receiver))
 }
 
+/// Waits for a SIGTERM or SIGINT that comes from now on, whatever was asked for before.
+///
+/// # Cancel safety
+/// Cancel safe.
+pub async fn stop_asked() {
+    let streams = signal(SignalKind::terminate())
+        .and_then(|terminate| Ok((terminate, signal(SignalKind::interrupt())?)));
+    match streams {
+        Ok((mut terminate, mut interrupt)) => {
+            tokio::select! {
+                () = next(&mut terminate) => {}
+                () = next(&mut interrupt) => {}
+            }
+        }
+        Err(error) => {
+            tracing::warn!(%error, "a second signal to stop is not heard");
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
 /// The next delivery. The stream of a handler that is installed never ends.
 async fn next(signal: &mut Signal) {
     if signal.recv().await.is_none() {
@@ -86,5 +107,11 @@ mod tests {
         assert_eq!(failure, None);
         assert_eq!(supervisor.stop(limit).await, Stop::Clean);
         assert_eq!(reloads.next().await, None);
+        let again = async {
+            tokio::task::yield_now().await;
+            kill_process(getpid(), Signal::TERM).unwrap();
+        };
+        let asked = async { tokio::join!(stop_asked(), again) };
+        tokio::time::timeout(limit, asked).await.unwrap();
     }
 }

@@ -32,7 +32,8 @@ const DROP_TIME: Duration = Duration::from_secs(1);
 /// What the end of a task means for the program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Criticality {
-    /// The program is worthless without it: its end before the stop, or a panic, stops all.
+    /// The program is worthless without it: its end before its group's stop, or a panic, stops
+    /// all.
     Critical,
     /// It may end at any time; a panic is logged.
     Ordinary,
@@ -184,7 +185,8 @@ impl Supervisor {
             let guarded = AssertUnwindSafe(future).catch_unwind();
             // `None`: dropped at the end of a grace, which is not the task's fault.
             if let Some(end) = shared.drop_now.run_until_cancelled(guarded).await {
-                shared.root.note_end(name, criticality, end);
+                let asked = shared.stop.is_cancelled();
+                shared.root.note_end(name, (criticality, asked), end);
             }
             drop(member);
         };
@@ -258,11 +260,11 @@ impl Root {
     fn note_end(
         &self,
         name: &'static str,
-        criticality: Criticality,
+        (criticality, asked): (Criticality, bool),
         end: Result<(), Box<dyn Any + Send>>,
     ) {
         let failure = match end {
-            Ok(()) if criticality == Criticality::Ordinary || self.stop.is_cancelled() => return,
+            Ok(()) if criticality == Criticality::Ordinary || asked => return,
             Ok(()) => Failure::Ended { name },
             Err(payload) => Failure::Panicked {
                 name,

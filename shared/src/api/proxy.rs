@@ -11,6 +11,7 @@
 //! | `POST /v1/gates/rollback` | [`GateRef`] → [`GateCounts`] |
 //! | `GET /v1/connections` | `?route=5432/tcp` → [`ConnectionsReply`] |
 //! | `POST /v1/ports/check` | [`CheckPorts`] → [`CheckPortsReply`]: could these be listened on? |
+//! | `POST /v1/upgrade` | [`Upgrade`] → [`UpgradeReply`], when another process has taken over everything |
 //! | `POST /v1/reload` | → [`ReloadReply`]: reads the configuration file again; what cannot be had whole changes nothing, and the answer says why |
 //!
 //! A gate's verbs name an application: all its routes change together. Each verb may be
@@ -20,6 +21,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -166,6 +168,34 @@ impl Gate {
     }
 }
 
+/// What travels on a route, as far as a proxy has to know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Content {
+    /// Whatever it is: it is passed on as it comes.
+    #[default]
+    Bytes,
+    /// HTTP/1.1: connections of clients are kept open when the application moves.
+    Http,
+}
+
+impl Content {
+    /// Whether nothing is known of it.
+    #[must_use]
+    pub fn is_bytes(&self) -> bool {
+        *self == Self::Bytes
+    }
+}
+
+impl From<Protocol> for Content {
+    fn from(protocol: Protocol) -> Self {
+        match protocol {
+            Protocol::Tcp | Protocol::Udp => Self::Bytes,
+            Protocol::Http => Self::Http,
+        }
+    }
+}
+
 /// One route of the desired set.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RouteSpec {
@@ -179,6 +209,9 @@ pub struct RouteSpec {
     pub intent: RouteIntent,
     /// Limits while parked.
     pub limits: ParkLimits,
+    /// What travels. A proxy that does not know the word passes bytes on.
+    #[serde(default, skip_serializing_if = "Content::is_bytes")]
+    pub content: Content,
 }
 
 /// Limits of a parked gate.
@@ -230,6 +263,12 @@ pub struct RouteStatus {
     pub parked: u64,
     /// Of the relayed ones, those that came over the trunk.
     pub from_trunk: u64,
+    /// HTTP connections without a request in flight; they are not among the relayed ones.
+    #[serde(default)]
+    pub resting: u64,
+    /// What travels.
+    #[serde(default, skip_serializing_if = "Content::is_bytes")]
+    pub content: Content,
 }
 
 /// `POST /v1/gates/prepare`: hold new connections from now on.
@@ -347,6 +386,37 @@ pub mod f64_seconds {
     }
 }
 
+/// `POST /v1/upgrade`: start this program and hand everything over to it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Upgrade {
+    /// The program, by its absolute path.
+    pub executable: PathBuf,
+    /// What it is started with: where its configuration is.
+    pub arguments: Vec<String>,
+}
+
+/// The answer to [`Upgrade`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpgradeReply {
+    /// The process that serves now.
+    pub pid: u32,
+    /// Its version.
+    pub version: String,
+    /// Listening sockets that went over.
+    pub sockets: u64,
+    /// Clients that waited for their application and went over.
+    pub held: u64,
+    /// Connections whose bytes flow and that went over.
+    pub relays: u64,
+    /// Connections that could not go over. The old process passes them on for a while, ends them
+    /// politely when they are idle, and then ends them.
+    pub stayed: u64,
+    /// Why.
+    pub why: Vec<String>,
+    /// How long it took from the moment that nobody was accepted.
+    pub milliseconds: u64,
+}
+
 /// `POST /v1/ports/check`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CheckPorts {
@@ -397,7 +467,7 @@ pub struct ConnectionInfo {
     pub route: RouteKey,
     /// The client's address.
     pub client: SocketAddr,
-    /// `parked`, `connecting` or `relaying`.
+    /// `parked`, `connecting` or `relaying`; `resting` for an HTTP connection between requests.
     pub state: String,
     /// Where it goes, once that is known.
     pub upstream: Option<String>,
@@ -408,4 +478,7 @@ pub struct ConnectionInfo {
     pub bytes_in: u64,
     /// Bytes to the client.
     pub bytes_out: u64,
+    /// The requests that were seen, where they are looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requests: Option<u64>,
 }

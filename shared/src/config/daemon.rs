@@ -289,7 +289,7 @@ pub struct ProxydLimits {
     /// UDP clients remembered at once.
     pub udp_sessions: u32,
     /// What the buffers and pipes of all connections may hold together, between a read and a
-    /// write.
+    /// write. Beyond it a connection gets by with 4 KiB each way.
     pub relay_bytes: Bytes,
     /// What the pipes of relays that carry bulk may hold together. Without room there, bytes are
     /// copied.

@@ -10,14 +10,14 @@ use crate::clock;
 
 /// The diary.
 #[derive(Debug)]
-pub(super) struct Diary {
+pub(crate) struct Diary {
     begin: Instant,
     file: Mutex<File>,
 }
 
 impl Diary {
     /// Begins one.
-    pub(super) fn begin(path: &Path) -> io::Result<Self> {
+    pub(crate) fn begin(path: &Path) -> io::Result<Self> {
         Ok(Self {
             begin: Instant::now(),
             file: Mutex::new(File::create(path)?),
@@ -26,7 +26,7 @@ impl Diary {
 
     /// Writes something down: with the time of this machine, which logs have, and with that of
     /// the history.
-    pub(super) fn note(&self, text: &str) {
+    pub(crate) fn note(&self, text: &str) {
         let now = humantime::format_rfc3339_millis(SystemTime::now());
         let since = self.begin.elapsed().as_secs_f64();
         // What cannot be told must not end the soak.
@@ -38,25 +38,25 @@ impl Diary {
 
 /// The end of the faults, or of the clients, for all threads that wait.
 #[derive(Debug, Default)]
-pub(super) struct Stop {
+pub(crate) struct Stop {
     is_over: Mutex<bool>,
     changed: Condvar,
 }
 
 impl Stop {
     /// It is over.
-    pub(super) fn stop(&self) {
+    pub(crate) fn stop(&self) {
         *self.is_over.lock().unwrap_or_else(PoisonError::into_inner) = true;
         self.changed.notify_all();
     }
 
     /// Whether it is over.
-    pub(super) fn is_over(&self) -> bool {
+    pub(crate) fn is_over(&self) -> bool {
         *self.is_over.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Rests for a time, or until it is over; whether it is.
-    pub(super) fn rest(&self, time: Duration) -> bool {
+    pub(crate) fn rest(&self, time: Duration) -> bool {
         let is_over = self.is_over.lock().unwrap_or_else(PoisonError::into_inner);
         let waited = self
             .changed

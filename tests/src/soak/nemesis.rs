@@ -173,7 +173,21 @@ impl Blow<'_> {
                 ),
             ),
             Fault::Abort => self.abort(),
+            Fault::Upgrade => self.upgrade(),
         }
+    }
+
+    /// It may fail when something else is broken; then the running one goes on.
+    fn upgrade(&self) -> anyhow::Result<()> {
+        let words = ["proxyd", "--upgrade", "--config", "/etc/rehome/proxyd.yml"];
+        let outcome = self.host.exec(&words)?;
+        let said = [&outcome.stdout, &outcome.stderr];
+        let said = said.iter().find_map(|text| text.lines().next());
+        let said = said.unwrap_or_default();
+        self.stage
+            .diary
+            .note(&format!("  {}: {said}", outcome.status));
+        Ok(())
     }
 
     /// Drops the packets of the other hosts; clients have their own way in.

@@ -43,6 +43,8 @@ pub enum Fault {
     Fill,
     /// An operator there calls off whatever move is under way.
     Abort,
+    /// The proxy there hands over to its successor.
+    Upgrade,
 }
 
 /// Which host.
@@ -111,7 +113,7 @@ pub const HOSTS: usize = 3;
 pub const APPLICATIONS: usize = 2;
 
 /// Every fault, as often as it comes in a deal.
-const DEAL: [(Fault, usize); 12] = [
+const DEAL: [(Fault, usize); 13] = [
     (Fault::Kill(Program::Migrated), 4),
     (Fault::Kill(Program::Proxyd), 2),
     (Fault::Kill(Program::Application), 2),
@@ -124,6 +126,7 @@ const DEAL: [(Fault, usize); 12] = [
     (Fault::Slow, 2),
     (Fault::Fill, 2),
     (Fault::Abort, 2),
+    (Fault::Upgrade, 4),
 ];
 
 /// What a `migrated` says at the steps of a move, on the source and on the destination.
@@ -189,7 +192,7 @@ impl Deck {
         let fault = self.fault();
         let rng = &mut self.rng;
         let (shortest, longest) = match fault {
-            Fault::Kill(_) | Fault::Abort => (0, 0),
+            Fault::Kill(_) | Fault::Abort | Fault::Upgrade => (0, 0),
             Fault::Pause(Program::Application) => (300, 4_000),
             Fault::Pause(Program::Migrated | Program::Proxyd) => (500, 8_000),
             Fault::Crash => (0, 3_000),
@@ -255,6 +258,7 @@ impl fmt::Display for Fault {
             Self::Slow => f.write_str("slow"),
             Self::Fill => f.write_str("fill the pool"),
             Self::Abort => f.write_str("abort the move"),
+            Self::Upgrade => f.write_str("upgrade the proxy"),
         }
     }
 }

@@ -9,6 +9,7 @@
 
 mod deploy;
 mod gc;
+mod http;
 mod leftovers;
 mod proxy;
 mod reload;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, ensure};
 use rehome_tests::deployment::Deployment;
-use rehome_tests::lab::{Runtime, with_lab};
+use rehome_tests::lab::{Host, Runtime, with_lab};
 use rehome_tests::page;
 use rehome_tests::wait::wait_until;
 
@@ -117,6 +117,48 @@ fn a_stateless_application_moves(runtime: Runtime) -> anyhow::Result<()> {
             "{migration:?}"
         );
         Ok(())
+    })
+}
+
+/// Upgrades the proxy of a host again and again; says how often.
+fn upgrade_until(host: &Host, over: &AtomicBool) -> anyhow::Result<usize> {
+    let command = ["proxyd", "--upgrade", "--config", "/etc/rehome/proxyd.yml"];
+    let mut times = 0;
+    while !over.load(Ordering::Relaxed) {
+        let before = host.daemon("proxyd")?;
+        host.exec(&command)?.ok()?.saying("handed over")?;
+        host.wait_daemon("proxyd", before)?;
+        times += 1;
+    }
+    Ok(times)
+}
+
+#[test]
+fn every_proxy_is_upgraded_again_and_again_while_an_application_moves_and_no_request_fails()
+-> anyhow::Result<()> {
+    with_lab(Runtime::Process, &[], |lab| {
+        let deployment = Deployment::new().with("page", 1, &page::body(7001, "always"));
+        lab.deploy(&deployment)?.ok()?;
+        let over = AtomicBool::new(false);
+        while_fetching(&lab.doors(7001)?, || {
+            thread::scope(|scope| {
+                let upgrades: Vec<_> = lab
+                    .hosts()
+                    .iter()
+                    .map(|host| scope.spawn(|| upgrade_until(host, &over)))
+                    .collect();
+                let moved = [2, 3, 1, 2].into_iter().try_for_each(|to| {
+                    lab.move_to("page", to)?.ok()?;
+                    lab.wait_running("page", to).map(drop)
+                });
+                over.store(true, Ordering::Relaxed);
+                for upgraded in upgrades {
+                    let upgraded = upgraded.join().map_err(|_| anyhow!("it panicked"))?;
+                    ensure!(upgraded? > 0, "a proxy was not upgraded");
+                }
+                moved
+            })
+        })
     })
 }
 

@@ -1,4 +1,4 @@
-//! A daemon dies as soon as its log says something.
+//! Something happens as soon as the log of a daemon says something.
 
 use std::time::Duration;
 
@@ -23,6 +23,17 @@ pub(crate) fn lie_in_wait(
     words: &str,
     pid: u32,
 ) -> anyhow::Result<Running> {
+    when_it_says(lab, host, words, &format!("kill -KILL {pid}"))
+}
+
+/// Waits until the log of `migrated` on a host says the words once more, and runs a line of shell
+/// there then.
+pub(crate) fn when_it_says(
+    lab: &Lab,
+    host: &Host,
+    words: &str,
+    action: &str,
+) -> anyhow::Result<Running> {
     let log = format!(
         "/var/lib/rehome-lab/{}/{}/log/migrated.log",
         lab.name(),
@@ -31,11 +42,11 @@ pub(crate) fn lie_in_wait(
     let count = format!("grep -cF '{words}' {log}");
     let line = format!(
         "before=$({count} || true); echo ready; \
-         while [ \"$({count} || true)\" = \"$before\" ]; do :; done; kill -KILL {pid}"
+         while [ \"$({count} || true)\" = \"$before\" ]; do :; done; {action}"
     );
-    let killer = host.begin(&["sh", "-ec", &line])?;
-    wait_until("the killer lies in wait", PATIENCE, || {
-        Ok(killer.said()?.contains("ready"))
+    let waits = host.begin(&["sh", "-ec", &line])?;
+    wait_until("somebody lies in wait", PATIENCE, || {
+        Ok(waits.said()?.contains("ready"))
     })?;
-    Ok(killer)
+    Ok(waits)
 }

@@ -17,6 +17,7 @@ mod lost;
 mod refusal;
 mod scene;
 mod streams;
+mod upgrade;
 
 /// A test of each scenario, for one store.
 macro_rules! scenarios {

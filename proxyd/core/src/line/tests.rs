@@ -141,3 +141,59 @@ proptest! {
         }
     }
 }
+
+/// A line in which so many go and so many wait.
+fn crowd(going: u64, waiting: u64) -> Line {
+    let mut line = Line::default();
+    for ticket in 1..=going + waiting {
+        // Told later, by what the line says of itself.
+        let _turn: Turn = line.arrive(Ticket(ticket), Flow::May);
+    }
+    line
+}
+
+fn called(line: &mut Line) -> Vec<Ticket> {
+    std::iter::from_fn(|| line.next(Flow::May)).collect()
+}
+
+#[test]
+fn when_a_crowd_fails_the_first_of_it_tries_next() {
+    let at_once = u64::try_from(Line::AT_ONCE).unwrap();
+    let mut line = crowd(at_once, 10);
+    for ticket in 1..at_once {
+        assert_eq!(line.failed(Ticket(ticket)), Retry::Wait);
+        assert!(called(&mut line).is_empty(), "{ticket}");
+    }
+    // The last to fail has waited out the pause for all, and stands behind the others.
+    assert!(matches!(line.failed(Ticket(at_once)), Retry::Again(_)));
+    assert_eq!(line.arrive(Ticket(at_once), Flow::May), Turn::Wait);
+    assert_eq!(called(&mut line), [Ticket(1)]);
+    assert_eq!(line.arrive(Ticket(1), Flow::May), Turn::Go);
+}
+
+#[test]
+fn after_a_failure_more_and_more_try_at_a_time() {
+    let mut line = crowd(1, 0);
+    assert!(matches!(line.failed(Ticket(1)), Retry::Again(1)));
+    for ticket in 2..=20_000 {
+        assert_eq!(line.arrive(Ticket(ticket), Flow::May), Turn::Wait);
+    }
+    line.succeeded(Ticket(1));
+    assert_eq!(called(&mut line), [Ticket(2), Ticket(3)]);
+    line.succeeded(Ticket(2));
+    line.succeeded(Ticket(3));
+    assert_eq!(called(&mut line).len(), 4);
+    let mut widest = Vec::new();
+    for ticket in 4..15_000 {
+        line.succeeded(Ticket(ticket));
+        called(&mut line);
+        widest.push(line.going());
+    }
+    // Half of what was too much is there soon, all of it much later.
+    assert_eq!((widest[60], widest[14_000]), (64, Line::AT_ONCE));
+    assert!(widest[1_000] < 80);
+    // Another target is another application.
+    assert!(matches!(line.failed(Ticket(15_000)), Retry::Wait));
+    line.forgive();
+    assert_eq!(called(&mut line).len(), 1);
+}

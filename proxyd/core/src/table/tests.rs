@@ -8,8 +8,8 @@ use crate::saved::Saved;
 use crate::table::{Changes, RouteTable};
 use proptest::prelude::*;
 use rehome_shared::api::proxy::{
-    Commit, CommitTarget, Gate, GateRef, ParkLimits, Prepare, RouteIntent, RouteKey, RouteSpec,
-    SetRoutes, Target,
+    Commit, CommitTarget, Content, Gate, GateRef, ParkLimits, Prepare, RouteIntent, RouteKey,
+    RouteSpec, SetRoutes, Target,
 };
 use rehome_shared::ids::{AppName, Epoch, Generation, HostAddr, RouteVersion};
 
@@ -75,6 +75,7 @@ fn put() -> impl Strategy<Value = Call> {
         for ((application, keys), version, intent) in apps {
             for key in keys {
                 specs.push(RouteSpec {
+                    content: Content::default(),
                     key,
                     application: application.clone(),
                     version,

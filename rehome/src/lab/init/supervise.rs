@@ -3,19 +3,25 @@
 //!
 //! Like systemd's `Restart=always`, with two differences: a daemon that keeps ending is started
 //! for ever, after a pause of at most two seconds; and `/run/rehome/hold/NAME` keeps the daemon
-//! of that name down from its next end until the file is gone.
+//! of that name down from its next end until the file is gone. As under systemd, a daemon may say
+//! by `MAINPID=` on its notify socket that another process is the daemon from then on.
 //!
 //! It has one thread: a PID namespace has no room for surprises in its first process.
 
 use std::fs::{self, File};
+use std::future::poll_fn;
 use std::io::{self, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context as _;
-use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, wait};
+use rustix::process::{
+    Pid, Signal, WaitOptions, WaitStatus, kill_process, test_kill_process, wait,
+};
+use tokio::net::UnixDatagram;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::sleep;
 
@@ -33,9 +39,14 @@ const TICK: Duration = Duration::from_millis(50);
 
 const RUN: &str = "/run/rehome";
 
+/// No word of a daemon is longer.
+const WORD: usize = 4096;
+
 struct Daemon {
     plan: DaemonPlan,
     log: PathBuf,
+    /// Where it says who it is.
+    words: UnixDatagram,
     pause: Duration,
     state: State,
 }
@@ -61,7 +72,8 @@ async fn supervise(plan: &Plan) -> anyhow::Result<()> {
         .daemons
         .iter()
         .map(|daemon| Daemon::new(daemon.clone(), &logs))
-        .collect();
+        .collect::<io::Result<_>>()
+        .context("listen to the daemons")?;
     note(&format!("{} begins", plan.host));
     loop {
         reap(&mut daemons);
@@ -73,6 +85,7 @@ async fn supervise(plan: &Plan) -> anyhow::Result<()> {
         // Cancel safety: signal streams and timers lose nothing when dropped.
         tokio::select! {
             _ = child.recv() => {}
+            () = any_speaks(&daemons) => {}
             _ = terminate.recv() => break,
             () = sleep(TICK), if !all_run => {}
         }
@@ -112,25 +125,81 @@ async fn stop(daemons: &mut [Daemon], name: &str) {
     }
 }
 
-/// Reaps every child that has ended: daemons and orphans.
+/// Reaps every child that has ended: daemons and orphans. What a daemon said before its end counts:
+/// that of one that named another process is not the daemon's.
 fn reap(daemons: &mut [Daemon]) {
-    while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
-        for daemon in &mut *daemons {
-            daemon.ended(pid, status);
+    let mut ended = Vec::new();
+    while let Ok(Some(one)) = wait(WaitOptions::NOHANG) {
+        ended.push(one);
+    }
+    for daemon in daemons {
+        daemon.hear();
+        for (pid, status) in &ended {
+            daemon.ended(*pid, *status);
         }
     }
 }
 
+/// Waits until a daemon says something.
+async fn any_speaks(daemons: &[Daemon]) {
+    poll_fn(|cx| {
+        let speaks = |daemon: &Daemon| daemon.words.poll_recv_ready(cx).is_ready();
+        // Each is asked, so that each wakes this task.
+        if daemons.iter().map(speaks).fold(false, |any, one| any | one) {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
+    })
+    .await;
+}
+
 impl Daemon {
-    fn new(plan: DaemonPlan, logs: &Path) -> Self {
+    fn new(plan: DaemonPlan, logs: &Path) -> io::Result<Self> {
         let log = logs.join(format!("{}.log", plan.name));
-        Self {
+        Ok(Self {
+            words: UnixDatagram::bind(words_of(&plan.name))?,
             plan,
             log,
             pause: PAUSE.0,
             state: State::Down {
                 until: Instant::now(),
             },
+        })
+    }
+
+    /// Takes up what it has said.
+    fn hear(&mut self) {
+        let mut word = [0; WORD];
+        while let Ok(length) = self.words.try_recv(&mut word) {
+            let said = word.get(..length).unwrap_or_default();
+            if let Some(pid) = main_process(said) {
+                self.succeed(pid);
+            }
+        }
+    }
+
+    /// Another process is the daemon from now on.
+    fn succeed(&mut self, pid: Pid) {
+        if matches!(self.state, State::Down { .. }) {
+            return;
+        }
+        note(&format!("{} goes on with PID {pid}", self.plan.name));
+        if test_kill_process(pid).is_err() {
+            // It ended before it was heard of.
+            note(&format!("{} ended with PID {pid}", self.plan.name));
+            drop(fs::remove_file(self.pid_file()));
+            return self.back_off();
+        }
+        self.state = State::Running {
+            pid,
+            since: Instant::now(),
+        };
+        if let Err(error) = fs::write(self.pid_file(), format!("{pid}\n")) {
+            note(&format!(
+                "the PID of {} is not known: {error}",
+                self.plan.name
+            ));
         }
     }
 
@@ -169,6 +238,7 @@ impl Daemon {
             .envs(std::env::vars_os().filter(|(name, _)| is_kept(&name.to_string_lossy())))
             .env("PATH", path)
             .env("HOME", "/root")
+            .env("NOTIFY_SOCKET", words_of(&self.plan.name))
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -210,6 +280,20 @@ impl Daemon {
     }
 }
 
+/// The notify socket of a daemon.
+fn words_of(name: &str) -> PathBuf {
+    Path::new(RUN).join(format!("{name}.notify"))
+}
+
+/// The process that a word names as the main one.
+fn main_process(said: &[u8]) -> Option<Pid> {
+    let said = std::str::from_utf8(said).ok()?;
+    let pid = said
+        .lines()
+        .find_map(|line| line.strip_prefix("MAINPID="))?;
+    Pid::from_raw(pid.parse().ok()?)
+}
+
 /// Variables that reach the daemons: those that a person sets to look into them.
 fn is_kept(name: &str) -> bool {
     name.starts_with("REHOME_") || name.starts_with("RUST_") || name == "LANG"
@@ -227,4 +311,19 @@ fn describe(status: WaitStatus) -> String {
 fn note(text: &str) {
     let now = humantime::format_rfc3339_millis(SystemTime::now());
     drop(writeln!(io::stderr(), "{now} {text}"));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_word_for_it_names_another_process() {
+        let named = |said: &str| main_process(said.as_bytes()).map(Pid::as_raw_pid);
+        assert_eq!(named("MAINPID=77\nWATCHDOG=1\n"), Some(77));
+        assert_eq!(named("READY=1\n"), None);
+        assert_eq!(named("MAINPID=\n"), None);
+        assert_eq!(named("STATUS=MAINPID=7\n"), None);
+        assert_eq!(main_process(&[0xff, 0x00]), None);
+    }
 }

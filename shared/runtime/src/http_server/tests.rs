@@ -111,6 +111,29 @@ async fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
 }
 
 #[tokio::test]
+async fn a_socket_that_goes_to_another_server_keeps_its_file_and_who_waits() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("socket");
+    let first = HttpServer::unix(&path).await.unwrap();
+    let waiting = UnixStream::connect(&path).await.unwrap();
+    let given_up = HttpServer::adopt_unix(first.descriptor().unwrap(), &path).unwrap();
+    drop(given_up);
+    assert!(path.exists(), "it was not its own");
+    let second = HttpServer::adopt_unix(first.descriptor().unwrap(), &path).unwrap();
+    first.file().unwrap().stay();
+    second.file().unwrap().go();
+    drop(first);
+    let supervisor = Supervisor::new();
+    let serve = second.serve(app(), supervisor.clone());
+    supervisor.spawn("http", Criticality::Critical, serve);
+    assert!(ask(waiting, GET).await.ends_with("hello"));
+    let next = UnixStream::connect(&path).await.unwrap();
+    assert!(ask(next, GET).await.ends_with("hello"));
+    assert_eq!(supervisor.stop(SOON).await, Stop::Clean);
+    assert!(!path.exists(), "the file goes with the last server");
+}
+
+#[tokio::test]
 async fn a_body_beyond_the_limit_is_answered_not_reset() {
     let unix = Unix::serve(app(), ServerLimits::default()).await;
     let body = "1".repeat(4 << 20);

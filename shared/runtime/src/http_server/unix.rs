@@ -5,6 +5,8 @@ use std::fs::{self, Permissions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::net::{UnixListener, UnixStream};
@@ -20,6 +22,41 @@ const PROBE_TIME: Duration = Duration::from_secs(1);
 pub(super) struct SocketFile {
     path: PathBuf,
     identity: (u64, u64),
+    stays: FileStays,
+}
+
+/// Says whether the file of a socket stays when its server ends, because another process has the
+/// same socket and the file is its own. Clones share.
+#[derive(Debug, Clone, Default)]
+pub struct FileStays(Arc<AtomicBool>);
+
+impl FileStays {
+    /// The file is another process's from now on.
+    pub fn stay(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+
+    /// It is this server's, and goes with it.
+    pub fn go(&self) {
+        self.0.store(false, Ordering::Release);
+    }
+}
+
+impl SocketFile {
+    /// The file of a socket that another process made; it stays until that is said.
+    pub(super) fn adopt(path: &Path) -> io::Result<Self> {
+        let file = Self {
+            path: path.to_owned(),
+            identity: identity(path)?,
+            stays: FileStays::default(),
+        };
+        file.stays.stay();
+        Ok(file)
+    }
+
+    pub(super) fn stays(&self) -> FileStays {
+        self.stays.clone()
+    }
 }
 
 pub(super) async fn bind(path: &Path) -> Result<(UnixListener, SocketFile), BindError> {
@@ -82,6 +119,7 @@ fn make(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
         SocketFile {
             path: path.to_owned(),
             identity,
+            stays: FileStays::default(),
         },
     ))
 }
@@ -93,6 +131,9 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
+        if self.stays.0.load(Ordering::Acquire) {
+            return;
+        }
         if identity(&self.path).is_ok_and(|now| now == self.identity) {
             // A file that stays is replaced by the next start.
             let _removed = fs::remove_file(&self.path);

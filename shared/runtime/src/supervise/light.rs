@@ -84,7 +84,7 @@ impl Supervisor {
         let id = member.id;
         let task = AssertUnwindSafe(future).catch_unwind().map(move |end| {
             let root = &member.shared.root;
-            root.note_end(name, Criticality::Ordinary, end);
+            root.note_end(name, (Criticality::Ordinary, false), end);
         });
         let handle = start(task);
         if let Some(slot) = self.shared.light().handles.get_mut(&id) {

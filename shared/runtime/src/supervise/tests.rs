@@ -47,6 +47,22 @@ async fn a_panic_of_an_ordinary_task_harms_nobody() {
 }
 
 #[tokio::test]
+async fn a_critical_task_of_a_group_may_end_when_its_group_is_stopped() {
+    let supervisor = Supervisor::new();
+    let group = supervisor.group();
+    let token = group.token().clone();
+    group.spawn("listener", Criticality::Critical, async move {
+        token.cancelled().await;
+    });
+    assert_eq!(group.stop(SOON).await, Stop::Clean);
+    assert!(!supervisor.token().is_cancelled());
+    let next = supervisor.group();
+    next.spawn("listener", Criticality::Critical, async {});
+    let failure = tokio::time::timeout(SOON, supervisor.wait()).await.unwrap();
+    assert_eq!(failure, Some(Failure::Ended { name: "listener" }));
+}
+
+#[tokio::test]
 async fn a_critical_task_that_ends_after_the_stop_is_not_a_failure() {
     let supervisor = Supervisor::new();
     let token = supervisor.token().clone();

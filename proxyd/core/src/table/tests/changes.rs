@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::saved::{KIND, Record};
-use crate::table::Route;
+use crate::table::{FileRoute, Route};
 use rehome_shared::journal::{self, Position};
 
 /// What happens to a table.
@@ -28,6 +28,11 @@ fn moving_put() -> impl Strategy<Value = Call> {
     prop::collection::btree_map(key(), spec, 0..4).prop_map(|specs| {
         let specs = specs.into_iter();
         let spec = |(key, ((application, _), version, intent, park_limit))| RouteSpec {
+            content: if park_limit == 1 {
+                Content::Bytes
+            } else {
+                Content::Http
+            },
             key,
             application,
             version,
@@ -54,7 +59,11 @@ fn happen(table: &mut RouteTable, event: &Event) -> Changes {
         Event::Call(call) => run(table, call),
         Event::File(keys) => {
             let addr = ([10, 0, 0, 5], 80).into();
-            let route = (Target::Local { addr }, limits());
+            let route = FileRoute {
+                target: Target::Local { addr },
+                limits: limits(),
+                content: Content::default(),
+            };
             let routes = keys.iter().map(|key| (*key, route.clone())).collect();
             table.apply_file(&routes)
         }

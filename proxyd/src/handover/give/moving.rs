@@ -1,0 +1,236 @@
+//! Connections go over, a batch at a time.
+
+use std::collections::VecDeque;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use proxyd_core::handover::{Message, Packer, Refusal};
+use tokio::sync::mpsc;
+use tokio::time::{sleep, timeout};
+
+use super::super::AT_ONCE;
+use super::super::channel::file_of;
+use super::super::departure::Departure;
+use super::{Give, GiveError, STILL};
+use crate::book::ByAge;
+use crate::book::connection::Connection;
+
+/// How often those that do not stop are looked after.
+const LOOK: Duration = Duration::from_millis(5);
+/// What requests in flight get, once everybody else has gone, so that their connections can go
+/// after the answers. Later ones go in the middle of theirs, as relays, whose requests nobody
+/// follows: they outlive this upgrade, but not the next move.
+const ANSWERS: Duration = Duration::from_millis(200);
+/// Reasons that are told of connections that stay.
+const REASONS: usize = 10;
+
+/// How those with a request in flight leave.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Haste {
+    /// After the answer.
+    AtBoundary,
+    /// In the middle.
+    Now,
+}
+
+impl Give<'_> {
+    /// Hands the connections over, some at a time, so that none is still for long.
+    pub(super) async fn move_all(&mut self) -> Result<(), GiveError> {
+        let (sender, leaving) = mpsc::channel(2 * AT_ONCE);
+        *self.context.handover.collector() = Some(sender);
+        self.leaving = Some(leaving);
+        if !self.move_leavers(ANSWERS, Haste::AtBoundary).await?
+            && !self.move_leavers(STILL, Haste::Now).await?
+        {
+            self.why.insert("it did not stop in time".to_owned());
+        }
+        self.stay();
+        Ok(())
+    }
+
+    /// Until all who can leave have left, or, from when all were asked, for so long: whether all
+    /// have.
+    async fn move_leavers(&mut self, patience: Duration, haste: Haste) -> Result<bool, GiveError> {
+        self.ask_all().await?;
+        let until = Instant::now() + patience;
+        loop {
+            if haste == Haste::Now {
+                self.context.book.hurry_leavers();
+            }
+            self.gather();
+            self.send_stopped().await?;
+            // Who found no room on the way here went back to work, and is asked again.
+            self.ask_all().await?;
+            if !self.context.book.has_late_leavers() {
+                return Ok(true);
+            }
+            if Instant::now() >= until {
+                return Ok(false);
+            }
+            sleep(LOOK).await;
+        }
+    }
+
+    /// Asks all who were not asked, and sends those that stop at once.
+    async fn ask_all(&mut self) -> Result<(), GiveError> {
+        let mut waiting = self.context.book.leavers();
+        waiting.retain(|connection| !self.stays.contains(&connection.id));
+        let mut asked = ask(&mut waiting);
+        while !asked.is_empty() {
+            self.collect(asked).await;
+            // The next ones stop while these are on their way.
+            asked = ask(&mut waiting);
+            self.send_stopped().await?;
+        }
+        Ok(())
+    }
+
+    /// Waits until these have stopped or ended, but for those with a request in flight.
+    async fn collect(&mut self, mut asked: ByAge) {
+        let until = Instant::now() + STILL;
+        let mut look = Instant::now();
+        let Some(leaving) = &mut self.leaving else {
+            return;
+        };
+        while !asked.is_empty() {
+            if Instant::now() >= look {
+                self.context.book.keep_leavers(&mut asked);
+                look = Instant::now() + LOOK;
+                continue;
+            }
+            match timeout(LOOK, leaving.recv()).await {
+                Ok(Some(departure)) => {
+                    asked.remove(&departure.connection().id);
+                    self.stopped.push_back(departure);
+                }
+                Ok(None) => return,
+                Err(_) => {}
+            }
+            if Instant::now() >= until {
+                self.why.insert("it did not stop in time".to_owned());
+                return;
+            }
+        }
+    }
+
+    /// Collects those that have stopped late: after an answer.
+    fn gather(&mut self) {
+        if let Some(leaving) = &mut self.leaving {
+            while let Ok(departure) = leaving.try_recv() {
+                self.stopped.push_back(departure);
+            }
+        }
+    }
+
+    /// Sends all that have stopped.
+    async fn send_stopped(&mut self) -> Result<(), GiveError> {
+        let mut packer = Packer::default();
+        while let Some(departure) = self.stopped.front() {
+            let Some((part, bytes)) = departure.part() else {
+                // Its sockets are lost; it ends.
+                if let Some(lost) = self.stopped.pop_front() {
+                    lost.resume(self.context);
+                }
+                continue;
+            };
+            let descriptors = departure.descriptors().len();
+            if !packer.fits(descriptors, bytes.len()) {
+                let full = std::mem::take(&mut packer);
+                self.send_connections(full).await?;
+            }
+            let id = self.next_part();
+            packer.add(id, &part, descriptors, &bytes)?;
+            if let Some(departure) = self.stopped.pop_front() {
+                self.sent.insert(id, departure);
+            }
+        }
+        if packer.is_empty() {
+            return Ok(());
+        }
+        self.send_connections(packer).await
+    }
+
+    /// Sends a batch of connections, and releases those that the successor holds.
+    async fn send_connections(&mut self, packer: Packer) -> Result<(), GiveError> {
+        let packed = packer.finish()?;
+        let file = match file_of(&packed.content) {
+            Ok(file) => file,
+            Err(error) => {
+                // Nothing was offered: they stay, and the successor keeps what it has.
+                self.keep_sent(&format!("there is no room for a batch: {error}"));
+                return Ok(());
+            }
+        };
+        self.giver.offer(packed.batch.ids.iter().copied())?;
+        let message = Message::Batch(packed.batch);
+        {
+            // In the order of the parts' numbers, which is that of the batch.
+            let parts = self.sent.values().flat_map(Departure::descriptors);
+            let all: Vec<_> = std::iter::once(file.as_fd()).chain(parts).collect();
+            self.say(&message, &all).await?;
+        }
+        drop(file);
+        let (taken, refused) = self.held().await?;
+        for Refusal { id, reason } in refused {
+            if let Some(departure) = self.sent.remove(&id) {
+                self.stays.insert(departure.connection().id);
+                if self.why.len() < REASONS {
+                    self.why.insert(reason);
+                }
+                departure.resume(self.context);
+            }
+        }
+        if taken.is_empty() {
+            return Ok(());
+        }
+        let release = self.giver.release()?;
+        self.say(&release, &[]).await?;
+        self.giver.released();
+        for (_, departure) in std::mem::take(&mut self.sent) {
+            let count = match departure {
+                Departure::Held(..) => &mut self.held,
+                Departure::Relay(..) | Departure::Rest(..) => &mut self.relays,
+            };
+            *count = count.saturating_add(1);
+            departure.depart();
+        }
+        Ok(())
+    }
+
+    /// Has what was not offered go on here.
+    fn keep_sent(&mut self, why: &str) {
+        if self.why.len() < REASONS {
+            self.why.insert(why.to_owned());
+        }
+        for departure in std::mem::take(&mut self.sent).into_values() {
+            self.stays.insert(departure.connection().id);
+            departure.resume(self.context);
+        }
+    }
+
+    /// Nobody collects any more: who stops from now on goes on by itself.
+    pub(super) fn stay(&mut self) {
+        *self.context.handover.collector() = None;
+        if let Some(mut leaving) = self.leaving.take() {
+            leaving.close();
+            while let Ok(departure) = leaving.try_recv() {
+                departure.resume(self.context);
+            }
+        }
+        self.context.book.all_stay();
+    }
+}
+
+/// Asks the first ones to leave; all that are left were asked before when there are none.
+fn ask(waiting: &mut VecDeque<Arc<Connection>>) -> ByAge {
+    let mut asked = ByAge::new();
+    while asked.len() < AT_ONCE
+        && let Some(connection) = waiting.pop_front()
+    {
+        if connection.orders.leave() {
+            asked.insert(connection.id, connection);
+        }
+    }
+    asked
+}

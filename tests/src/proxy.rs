@@ -1,0 +1,387 @@
+//! Proxies of a test's own, as programs, in the network of the calling thread: what they are told
+//! goes over their control sockets, and what is left of them is looked up in `/proc`.
+//!
+//! Proxy 1 is the host 127.0.1.1 with the ports of a real one, proxy 2 is 127.0.2.1, and so on. So
+//! the calling thread must have a network of its own ([`crate::network::own`]).
+
+pub mod soak;
+mod told;
+mod used;
+
+use std::fs::{self, File};
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use rehome_sys::child::kill_with_parent;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::http::{self, Answer};
+use crate::program;
+use crate::wait::{wait_for, wait_until};
+
+pub use told::{Version, local, park_limits, remote, route};
+pub use used::Used;
+
+/// What is waited for comes within it, also on a machine that has much else to do.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The port of `/metrics`.
+const METRICS: u16 = 9421;
+/// The port of the trunk.
+const TRUNK: u16 = 7421;
+
+/// The address of a host, counted from 1.
+#[must_use]
+pub fn address(number: u8) -> Ipv4Addr {
+    Ipv4Addr::new(127, 0, number, 1)
+}
+
+/// How a proxy is set up.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    /// The program.
+    pub program: &'static str,
+    /// A command that starts it, in its own process: with other limits, say.
+    pub through: Vec<String>,
+    /// The user that it runs as; root unless it is another one.
+    pub user: Option<u32>,
+    /// More of its file.
+    pub lines: String,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            program: "proxyd",
+            through: Vec::new(),
+            user: None,
+            lines: String::new(),
+        }
+    }
+}
+
+impl Setup {
+    /// With these lines in its file.
+    #[must_use]
+    pub fn with(lines: &str) -> Self {
+        Self {
+            lines: lines.to_owned(),
+            ..Self::default()
+        }
+    }
+
+    /// Started through a command.
+    #[must_use]
+    pub fn through(mut self, command: &[&str]) -> Self {
+        self.through = command.iter().map(ToString::to_string).collect();
+        self
+    }
+}
+
+/// A proxy. It ends with the value.
+#[derive(Debug)]
+pub struct Proxy {
+    number: u8,
+    setup: Setup,
+    directory: TempDir,
+    child: Option<Child>,
+}
+
+impl Proxy {
+    /// Starts one. When this returns it answers on its control socket.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn start(number: u8, setup: Setup) -> anyhow::Result<Self> {
+        let directory = tempfile::tempdir()?;
+        let mut proxy = Self {
+            number,
+            setup,
+            directory,
+            child: None,
+        };
+        proxy.write_file()?;
+        if let Some(user) = proxy.setup.user {
+            std::os::unix::fs::chown(proxy.directory(), Some(user), Some(user))?;
+        }
+        proxy.start_again()?;
+        Ok(proxy)
+    }
+
+    /// The program. Another user may not come to where it was built, and gets a copy.
+    fn program(&self) -> anyhow::Result<PathBuf> {
+        let built = program::built(self.setup.program)?;
+        if self.setup.user.is_none() {
+            return Ok(built);
+        }
+        let copy = self.directory.path().join(self.setup.program);
+        if !copy.exists() {
+            fs::copy(built, &copy)?;
+        }
+        Ok(copy)
+    }
+
+    /// What starts it.
+    fn command(&self) -> anyhow::Result<Command> {
+        let mut words = self.setup.through.clone();
+        if let Some(user) = self.setup.user {
+            let user = [format!("--reuid={user}"), format!("--regid={user}")];
+            words.push("setpriv".to_owned());
+            words.extend(user);
+            words.push("--clear-groups".to_owned());
+        }
+        words.push(self.program()?.to_string_lossy().into_owned());
+        let mut words = words.into_iter();
+        let mut command = Command::new(words.next().unwrap_or_default());
+        command.args(words);
+        Ok(command)
+    }
+
+    fn write_file(&self) -> anyhow::Result<()> {
+        let (base, address) = (self.directory.path().display(), self.address());
+        let lines = &self.setup.lines;
+        let text = format!(
+            "version: 1\nhost: \"{address}\"\nsocket: {base}/socket\nstate: {base}/state\n\
+             metrics: \"{address}:{METRICS}\"\ntrunk: {{listen: \"{address}:{TRUNK}\"}}\n\
+             listen: [\"{address}\"]\n{lines}\n"
+        );
+        Ok(fs::write(self.file(), text)?)
+    }
+
+    /// Has other lines in the file from now on; they take effect at a reload or a restart.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn rewrite(&mut self, lines: &str) -> anyhow::Result<()> {
+        lines.clone_into(&mut self.setup.lines);
+        self.write_file()
+    }
+
+    /// Starts the program where it has ended.
+    ///
+    /// # Errors
+    /// When it does not answer on its control socket in time.
+    pub fn start_again(&mut self) -> anyhow::Result<()> {
+        self.spawn()?;
+        wait_for("proxyd answers", PATIENCE, || {
+            if let Some(ended) = self.ended()? {
+                bail!("proxyd has ended: {ended}\n{}", self.log()?);
+            }
+            let answer = self.send(("GET", "/v1/routes"), None);
+            Ok(answer
+                .is_ok_and(|answer| answer.status == 200)
+                .then_some(()))
+        })
+    }
+
+    /// Starts the program and does not wait for it.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn spawn(&mut self) -> anyhow::Result<()> {
+        let mut command = self.command()?;
+        let log = File::options()
+            .append(true)
+            .create(true)
+            .open(self.directory.path().join("log"))?;
+        command
+            .arg("--config")
+            .arg(self.file())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log);
+        kill_with_parent(&mut command);
+        let child = command.spawn();
+        self.child = Some(child.with_context(|| format!("cannot run {command:?}"))?);
+        Ok(())
+    }
+
+    fn file(&self) -> PathBuf {
+        self.directory.path().join("proxyd.yml")
+    }
+
+    /// What it writes into is there.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Its host.
+    #[must_use]
+    pub fn address(&self) -> Ipv4Addr {
+        address(self.number)
+    }
+
+    /// Its number, by which other hosts lead to it.
+    #[must_use]
+    pub fn number(&self) -> u8 {
+        self.number
+    }
+
+    /// Where clients of an external port come.
+    #[must_use]
+    pub fn door(&self, port: u16) -> SocketAddr {
+        (self.address(), port).into()
+    }
+
+    /// Its process.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn pid(&self) -> anyhow::Result<u32> {
+        Ok(self.child.as_ref().context("it does not run")?.id())
+    }
+
+    /// Its status, once it has ended.
+    ///
+    /// # Errors
+    /// When it was not started.
+    pub fn ended(&mut self) -> anyhow::Result<Option<ExitStatus>> {
+        Ok(self.child.as_mut().context("it does not run")?.try_wait()?)
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+        let pid = Pid::from_raw(i32::try_from(self.pid()?)?).context("no process")?;
+        Ok(kill_process(pid, signal)?)
+    }
+
+    /// Ends it as a crash does.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn kill(&mut self) -> anyhow::Result<()> {
+        let mut child = self.child.take().context("it does not run")?;
+        child.kill()?;
+        child.wait()?;
+        Ok(())
+    }
+
+    /// Ends it as `systemctl stop` does.
+    ///
+    /// # Errors
+    /// When it does not end well.
+    pub fn terminate(&mut self) -> anyhow::Result<()> {
+        self.signal(Signal::TERM)?;
+        let status = wait_for("proxyd ends", PATIENCE, || self.ended())?;
+        anyhow::ensure!(status.success(), "{status}\n{}", self.log()?);
+        self.child = None;
+        Ok(())
+    }
+
+    /// Waits for an end that something else brings about.
+    ///
+    /// # Errors
+    /// When it goes on.
+    pub fn wait_for_end(&mut self) -> anyhow::Result<ExitStatus> {
+        let status = wait_for("proxyd ends", PATIENCE, || self.ended())?;
+        self.child = None;
+        Ok(status)
+    }
+
+    /// Sends a request over the control socket.
+    ///
+    /// # Errors
+    /// When there is no answer.
+    pub fn send(&self, request: (&str, &str), body: Option<&Value>) -> anyhow::Result<Answer> {
+        http::request(
+            &self.directory.path().join("socket"),
+            request,
+            body,
+            PATIENCE,
+        )
+    }
+
+    /// What it has logged since it was first started.
+    ///
+    /// # Errors
+    /// When that cannot be read.
+    pub fn log(&self) -> anyhow::Result<String> {
+        let bytes = fs::read(self.directory.path().join("log"))?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// The page of metrics.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn metrics(&self) -> anyhow::Result<String> {
+        let at = SocketAddr::new(IpAddr::V4(self.address()), METRICS);
+        let mut stream = TcpStream::connect_timeout(&at, PATIENCE)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n")?;
+        let mut page = String::new();
+        stream.read_to_string(&mut page)?;
+        Ok(page)
+    }
+
+    /// The sum of a metric over all labels that have these texts in them.
+    ///
+    /// # Errors
+    /// When there is no page, or a value is no number.
+    pub fn metric(&self, name: &str, labels: &[&str]) -> anyhow::Result<u64> {
+        sum(&self.metrics()?, name, labels)
+    }
+
+    /// Waits until it says so.
+    ///
+    /// # Errors
+    /// When it does not in time.
+    pub fn wait(
+        &self,
+        what: &str,
+        is: impl Fn(&str) -> anyhow::Result<bool>,
+    ) -> anyhow::Result<()> {
+        let waited = wait_until(what, PATIENCE, || is(&self.metrics()?));
+        waited.with_context(|| {
+            let page = self.metrics().unwrap_or_default();
+            let lines = page.lines().filter(|line| line.starts_with("rehome_proxy"));
+            lines
+                .filter(|line| !line.contains("bucket"))
+                .collect::<Vec<_>>()
+                .join("\n")
+        })
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // Each fails only when it has ended already.
+            drop(child.kill());
+            drop(child.wait());
+        }
+    }
+}
+
+/// The sum of a metric on a page.
+///
+/// # Errors
+/// When a value is no whole number.
+pub fn sum(page: &str, name: &str, labels: &[&str]) -> anyhow::Result<u64> {
+    let mut total = 0;
+    for line in page.lines() {
+        let Some(rest) = line.strip_prefix(name) else {
+            continue;
+        };
+        let (of, value) = match rest.strip_prefix('{') {
+            Some(rest) => rest.split_once("} ").context("no value")?,
+            None if rest.starts_with(' ') => ("", rest.trim()),
+            None => continue,
+        };
+        if labels.iter().all(|label| of.contains(label)) {
+            let value: f64 = value.trim().parse()?;
+            total += format!("{value:.0}").parse::<u64>()?;
+        }
+    }
+    Ok(total)
+}

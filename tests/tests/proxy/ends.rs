@@ -1,0 +1,70 @@
+//! How connections end: every end that a connection can have, by every way that bytes can go. Each
+//! cell checks the bytes both ways, what each side sees and that it sees it at once, how the
+//! proxies call it, and that nothing of the connection is left in them.
+
+mod cases;
+mod way;
+
+use anyhow::{Context as _, ensure};
+
+use cases::CASES;
+use way::{Link, Means, Stage, Way};
+
+#[test]
+fn bytes_that_are_copied() -> anyhow::Result<()> {
+    play(Way {
+        means: Means::Copy,
+        link: Link::None,
+    })
+}
+
+#[test]
+fn bytes_that_are_spliced() -> anyhow::Result<()> {
+    play(Way {
+        means: Means::Splice,
+        link: Link::None,
+    })
+}
+
+#[test]
+fn bytes_that_are_copied_over_a_plain_trunk() -> anyhow::Result<()> {
+    play(Way {
+        means: Means::Copy,
+        link: Link::Plain,
+    })
+}
+
+#[test]
+fn bytes_that_are_spliced_over_a_plain_trunk() -> anyhow::Result<()> {
+    play(Way {
+        means: Means::Splice,
+        link: Link::Plain,
+    })
+}
+
+/// A column of the matrix: the proxies stay, so that what one cell leaves is seen in the next.
+fn play(way: Way) -> anyhow::Result<()> {
+    let stage = Stage::set(way)?;
+    let mut wrong = Vec::new();
+    for case in CASES {
+        let before = stage.ends()?;
+        let played = (case.play)(&stage)
+            .and_then(|()| stage.nothing_is_left())
+            .and_then(|()| {
+                let mut wanted = before;
+                for _ in stage.proxies() {
+                    for end in case.ends {
+                        *wanted.entry(end).or_default() += 1;
+                    }
+                }
+                let found = stage.ends()?;
+                ensure!(found == wanted, "ends are {found:?}, not {wanted:?}");
+                Ok(())
+            });
+        if let Err(error) = played.context(case.name) {
+            wrong.push(format!("{way:?}: {error:#}"));
+        }
+    }
+    ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
+    Ok(())
+}
