@@ -217,11 +217,12 @@ impl Proxyd {
             if let Err(error) = &outcome {
                 tracing::error!(error = %Report(error), "not handed over");
             }
-            // Who asked may be gone.
-            drop(answer.send(outcome));
+            // Before the answer: who has it and asks for something else asks the successor.
             if proxy.has_handed_over() {
                 proxy.supervisor.cancel();
             }
+            // Who asked may be gone.
+            drop(answer.send(outcome));
         };
         self.supervisor
             .spawn("handover", Criticality::Ordinary, task);

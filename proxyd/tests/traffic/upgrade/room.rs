@@ -1,6 +1,7 @@
 //! A handover where there is little room, in the old process or in the new one.
 
 use std::fs::{self, Permissions};
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
@@ -16,7 +17,7 @@ use tokio::time::{sleep, timeout};
 use super::site::Site;
 use crate::app::{App, raw};
 use crate::binary::PROGRAM;
-use crate::host::{LIMIT, ask, drain_verb, free_port, prepare_verb, tcp, version};
+use crate::host::{LIMIT, ask, drain_verb, free_port, prepare_verb, tcp, unused_address, version};
 
 /// The successor counts those who are on their way when newcomers knock.
 #[tokio::test]
@@ -71,13 +72,14 @@ async fn questions(
     Ok(pairs)
 }
 
-/// Drains, as soon as the successor has heard that the old process is gone.
-async fn drained(site: &Site, drain: &Drain) -> Result<GateCounts> {
+/// Drains until nothing flows; that begins when the successor has heard that the old process is
+/// gone.
+async fn drained(site: &Site, drain: &Drain) -> Result<()> {
     let began = Instant::now();
     loop {
-        match site.verb("drain", drain).await {
-            Ok(counts) => return Ok(counts),
-            Err(error) => ensure!(began.elapsed() < LIMIT, "{error:?}"),
+        match site.verb::<_, GateCounts>("drain", drain).await {
+            Ok(counts) if counts.active == 0 => return Ok(()),
+            other => ensure!(began.elapsed() < LIMIT, "{other:?}"),
         }
         sleep(Duration::from_millis(5)).await;
     }
@@ -88,7 +90,7 @@ async fn what_a_successor_has_no_room_for_is_passed_on_by_the_old_process() -> R
     let (listener, target) = raw().await?;
     let mut site = Site::start(PROGRAM).await?;
     let (port, waits) = (free_port().await?, free_port().await?);
-    let late = TcpListener::bind("127.0.0.1:0").await?.local_addr()?;
+    let late = SocketAddr::from((unused_address(), free_port().await?));
     let routes = [
         (tcp(port)?, RouteIntent::Open(target)),
         (tcp(waits)?, RouteIntent::Open(Target::Local { addr: late })),
@@ -143,7 +145,5 @@ async fn what_a_successor_has_no_room_for_is_passed_on_by_the_old_process() -> R
     drop(last);
     answers.write_all(b"!").await?;
     drop((answers, newcomer));
-    let counts = drained(&site, &drain).await?;
-    ensure!(counts.active == 0, "{counts:?}");
-    Ok(())
+    drained(&site, &drain).await
 }
