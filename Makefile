@@ -12,12 +12,14 @@ MAKEFLAGS += --no-print-directory
 # tools. None but Docker Engine starts a service.
 DEMO_PACKAGES := gcc:cc libc6-dev docker.io:dockerd iptables:iptables iproute2:ip \
 	btrfs-progs:mkfs.btrfs util-linux:nsenter
-# What the tests need besides: redis-tools holds the server's program too, without its service.
-TEST_PACKAGES := $(DEMO_PACKAGES) busybox-static redis-tools:redis-cli \
+# redis-tools holds the server's program too, without its service and by another name.
+REDIS := redis-tools:redis-cli redis-tools:redis-server=redis-check-rdb
+# What the tests need besides.
+TEST_PACKAGES := $(DEMO_PACKAGES) busybox-static $(REDIS) \
 	postgresql-client:psql systemd:systemd-analyze nftables:nft conntrack:conntrack
 # What the comparisons need: the tools of who moves a store by hand. The package of haproxy starts
 # its service, which listens on no port.
-BENCH_PACKAGES := $(DEMO_PACKAGES) busybox-static redis-tools:redis-cli haproxy:haproxy \
+BENCH_PACKAGES := $(DEMO_PACKAGES) busybox-static $(REDIS) haproxy:haproxy \
 	rsync:rsync socat:socat
 # What the comparison of relays needs: the others. socket-activate comes with systemd itself.
 BENCH_PROXY_PACKAGES := gcc:cc libc6-dev iproute2:ip util-linux:nsenter haproxy:haproxy \
