@@ -28,6 +28,7 @@ use crate::book::connection::Stage;
 use crate::book::news::News;
 use crate::book::orders::Order;
 use crate::context::Context;
+use crate::course::Course;
 use crate::handover::{Departure, depart};
 use crate::relay::{Relay, Times};
 use crate::serve::{Begun, Read, again, carry, times};
@@ -37,8 +38,8 @@ use hand::Hand;
 pub(crate) use still::{Sides, Still};
 
 /// A connection whose requests are followed.
-struct Talk<'a> {
-    context: &'a Context,
+struct Talk {
+    context: Context,
     client: TcpStream,
     /// What the client has sent and nobody has got.
     inbox: Hand,
@@ -75,24 +76,27 @@ enum Turn {
 
 /// Serves a connection that has reached its application, until its end, or until it is to go on
 /// somewhere else.
-///
-/// # Cancel safety
-/// Dropping it closes both sockets and takes the connection out of the book.
-pub(crate) async fn converse(context: &Context, mut active: Active, sides: Sides) {
+pub(crate) fn converse(context: Context, mut active: Active, sides: Sides) -> Course {
     let mut talk = Talk::new(context, &active, sides);
-    loop {
-        match talk.turn(&active).await {
-            Turn::Rest => {}
-            Turn::Gate => match talk.pass_gate(active).await {
-                Some(again) => active = again,
-                None => return,
-            },
-            Turn::Plain => return talk.relay(active).await,
-            Turn::Leave => return depart(context, Departure::rest(active, talk.stand_still())),
-            Turn::Goodbye(end) => return Box::pin(talk.say_goodbye(active, end)).await,
-            Turn::End(end) => return talk.end(active, end),
+    Course::of(async move {
+        loop {
+            match talk.turn(&active).await {
+                Turn::Rest => {}
+                Turn::Gate => active = talk.pass_gate(active).await?,
+                Turn::Plain => return talk.into_relay(active),
+                Turn::Leave => {
+                    let context = talk.context.clone();
+                    depart(&context, Departure::rest(active, talk.stand_still()));
+                    return None;
+                }
+                Turn::Goodbye(end) => return Some(talk.into_goodbye(active, end)),
+                Turn::End(end) => {
+                    talk.end(active, end);
+                    return None;
+                }
+            }
         }
-    }
+    })
 }
 
 impl Upstream {
@@ -105,8 +109,8 @@ impl Upstream {
     }
 }
 
-impl<'a> Talk<'a> {
-    fn new(context: &'a Context, active: &Active, sides: Sides) -> Self {
+impl Talk {
+    fn new(context: Context, active: &Active, sides: Sides) -> Self {
         let Sides {
             client,
             upstream,
@@ -115,12 +119,12 @@ impl<'a> Talk<'a> {
         let mut inbox = Hand::default();
         inbox.put_back(&begun, &context.stores);
         let mut talk = Self {
-            context,
             client,
             inbox,
             upstream: upstream.map(Upstream::new),
             news: context.book.news(active.connection().route),
-            times: times(context),
+            times: times(&context),
+            context,
         };
         // What has changed since it was reached is no news any more.
         if !active.leads_on() {
@@ -128,9 +132,7 @@ impl<'a> Talk<'a> {
         }
         talk
     }
-}
 
-impl Talk<'_> {
     /// From one boundary to the next.
     async fn turn(&mut self, active: &Active) -> Turn {
         let (length, request) = match self.rest(active).await {
@@ -140,7 +142,8 @@ impl Talk<'_> {
         if !active.begin(Stage::Answering) {
             return Turn::Gate;
         }
-        let turn = self.fly(active, length, &request).await;
+        // Boxed: it is large, and there is none while the connection rests.
+        let turn = Box::pin(self.fly(active, length, &request)).await;
         match turn {
             // It begins anew.
             Turn::Gate | Turn::Leave => {}
@@ -216,7 +219,7 @@ impl Talk<'_> {
         };
         let held = active.wait();
         // Boxed: most connections never come here.
-        let reached = Box::pin(again(self.context, held, &self.client, read));
+        let reached = Box::pin(again(&self.context, held, &self.client, read));
         match reached.await {
             Begun::Flows(active, stream) => {
                 self.upstream = Some(Upstream::new(stream));
@@ -228,36 +231,39 @@ impl Talk<'_> {
     }
 
     /// Passes on what comes from either side, as it is.
-    async fn relay(self, active: Active) {
+    fn into_relay(self, active: Active) -> Option<Course> {
         let Some(upstream) = self.upstream else {
-            return active.end(End::Finished);
+            active.end(End::Finished);
+            return None;
         };
         active.become_plain();
         let client = (self.client, self.inbox.into_rest());
         let upstream = (upstream.stream, upstream.outbox.into_rest());
-        let relay = Box::new(Relay::with(client, upstream));
+        let relay = Relay::with(client, upstream);
         relay.resume(active.connection());
-        // Boxed: most connections never come here.
-        Box::pin(carry(self.context.clone(), active, relay)).await;
+        Some(carry(self.context, active, relay))
     }
 
     /// Tells the client that it is over and lets it finish. What it still asks reaches nobody, so
     /// that it may ask it again, elsewhere.
-    async fn say_goodbye(mut self, active: Active, end: End) {
+    fn into_goodbye(mut self, active: Active, end: End) -> Course {
         // Another process would not know that it was told.
         active.connection().orders.bind();
         // Nothing of it is in flight any more.
         active.rest();
         self.let_go(&active);
         finish_sending(&self.client);
-        let orders = &active.connection().orders;
-        // Every arm only waits, or throws away what comes.
-        tokio::select! {
-            () = finished(&self.client) => {}
-            () = sleep(self.times.half_close) => {}
-            () = orders.at_least(Order::Cut) => reset_on_drop(&self.client),
-        }
-        active.end(end);
+        Course::of(async move {
+            let orders = &active.connection().orders;
+            // Every arm only waits, or throws away what comes.
+            tokio::select! {
+                () = finished(&self.client) => {}
+                () = sleep(self.times.half_close) => {}
+                () = orders.at_least(Order::Cut) => reset_on_drop(&self.client),
+            }
+            active.end(end);
+            None
+        })
     }
 
     /// Closes both sockets, politely where nothing was on its way.

@@ -23,6 +23,7 @@ mod accept;
 mod book;
 mod context;
 mod control;
+mod course;
 mod descriptors;
 mod dial;
 mod gate;

@@ -13,38 +13,30 @@ mod budget;
 mod buffers;
 mod pipes;
 mod pump;
-#[cfg(test)]
-mod tests;
+mod run;
 
-use std::future::poll_fn;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use proxyd_core::gait::{Gait, SMALL};
 use proxyd_core::tally::End;
-use tokio::io::Interest;
 use tokio::net::TcpStream;
-use tokio::time::{sleep, sleep_until};
 
 use crate::book::connection::{Connection, Direction};
 use crate::book::orders::Order;
-use crate::gate;
 use crate::metrics::Metrics;
-use crate::socket::{finish_sending, reset_on_drop};
+use crate::socket::finish_sending;
 pub(crate) use apart::{Apart, State as RelayState};
 use budget::Budget;
 pub(crate) use budget::Spent;
 use buffers::Buffers;
 pub(crate) use buffers::Lent as Buffer;
 use pipes::Pipes;
-use pump::{Ends, Pump, Stop};
+use pump::{Pump, Stop};
+pub(crate) use run::{Run, Seldom, silent};
 
 /// Datagrams that wait may hold this part of what relays may, beside that.
 const DATAGRAMS: usize = 4;
-/// Between two looks for a pause of a connection whose lifetime is over.
-const LOOK: Duration = Duration::from_millis(50);
 
 /// What relays borrow from. Clones share.
 #[derive(Debug, Clone)]
@@ -164,34 +156,13 @@ impl Relay {
     ///
     /// # Cancel safety
     /// Cancel safe: what it has between a read and a write stays in the relay.
-    pub(crate) async fn run(
-        &mut self,
-        connection: &Connection,
-        stores: &Stores,
+    pub(crate) fn run<'a>(
+        &'a mut self,
+        connection: &'a Connection,
+        stores: &'a Stores,
         times: Times,
-    ) -> Halt {
-        let halt = run(self, connection, stores, times).await;
-        match halt {
-            Halt::Ended(End::Idle) if !connection.has_in_hand() => {}
-            Halt::Leaves | Halt::Ended(End::Finished | End::Drained | End::Lifetime) => {}
-            Halt::Ended(
-                End::Idle
-                | End::ClientReset
-                | End::UpstreamReset
-                | End::HalfCloseTimeout
-                | End::Cut
-                | End::ParkTimeout
-                | End::ClientGone
-                | End::Moved
-                | End::Refused
-                | End::ConnectFailed
-                | End::Stopped,
-            ) => {
-                reset_on_drop(&self.client);
-                reset_on_drop(&self.upstream);
-            }
-        }
-        halt
+    ) -> Run<'a> {
+        Run::new(self, connection, stores, times)
     }
 }
 
@@ -266,12 +237,6 @@ impl Progress {
         }
     }
 
-    fn say_goodbye(&mut self, end: End, client: &TcpStream, connection: &Connection) {
-        self.polite = Some(end);
-        connection.touch();
-        finish_sending(client);
-    }
-
     fn limit(self, times: Times) -> Option<(Duration, End)> {
         let one_side = self.in_done || self.out_done;
         let end = self.polite.or(self.broken);
@@ -280,217 +245,4 @@ impl Progress {
             None => times.idle.map(|idle| (idle, End::Idle)),
         }
     }
-}
-
-/// One direction, and the watch over its source while that is not read: then nothing else would
-/// tell of a reset.
-struct Half<'a> {
-    ends: Ends<'a>,
-    pump: &'a mut Pump,
-    watch: Option<Pin<Box<dyn Future<Output = ()> + Send + 'a>>>,
-    broken: bool,
-}
-
-/// What happened to a direction.
-enum Event {
-    Stopped(Stop),
-    /// Its source broke, unread.
-    Broken,
-}
-
-impl<'a> Half<'a> {
-    fn new(ends: Ends<'a>, pump: &'a mut Pump) -> Self {
-        Self {
-            ends,
-            pump,
-            watch: None,
-            broken: false,
-        }
-    }
-
-    fn poll(&mut self, done: bool, cx: &mut Context<'_>) -> Poll<Event> {
-        if !done && let Poll::Ready(stop) = self.pump.poll(&self.ends, cx) {
-            // What it may hold has no sink any more.
-            *self.pump = Pump::default();
-            self.note_in_hand();
-            return Poll::Ready(Event::Stopped(stop));
-        }
-        self.note_in_hand();
-        let unread = done || self.pump.is_loaded();
-        if self.broken || !unread {
-            self.watch = None;
-            return Poll::Pending;
-        }
-        let source = self.ends.from;
-        let watch = self.watch.get_or_insert_with(|| Box::pin(broken(source)));
-        let seen = watch.as_mut().poll(cx);
-        // An error stays: once it was seen it is not waited for again.
-        self.broken = seen.is_ready();
-        seen.map(|()| Event::Broken)
-    }
-
-    fn note_in_hand(&self) {
-        let Ends {
-            connection,
-            direction,
-            ..
-        } = self.ends;
-        connection.set_in_hand(direction, self.pump.is_loaded());
-    }
-}
-
-fn halves<'a>(
-    (client, upstream): (&'a TcpStream, &'a TcpStream),
-    (inward, outward): (&'a mut Pump, &'a mut Pump),
-    connection: &'a Connection,
-    stores: &'a Stores,
-) -> (Half<'a>, Half<'a>) {
-    let ends = |from, to, direction| Ends {
-        from,
-        to,
-        direction,
-        connection,
-        stores,
-    };
-    (
-        Half::new(ends(client, upstream, Direction::In), inward),
-        Half::new(ends(upstream, client, Direction::Out), outward),
-    )
-}
-
-/// What a direction comes to that had not.
-async fn next_event(halves: [(&mut Half<'_>, bool); 2]) -> (Direction, Event) {
-    let mut halves = halves;
-    poll_fn(|cx| {
-        for (half, done) in &mut halves {
-            if let Poll::Ready(event) = half.poll(*done, cx) {
-                return Poll::Ready((half.ends.direction, event));
-            }
-        }
-        Poll::Pending
-    })
-    .await
-}
-
-async fn run(relay: &mut Relay, connection: &Connection, stores: &Stores, times: Times) -> Halt {
-    let Relay {
-        client,
-        upstream,
-        progress,
-        inward,
-        outward,
-    } = relay;
-    let (client, upstream) = (&*client, &*upstream);
-    let (mut inward, mut outward) =
-        halves((client, upstream), (inward, outward), connection, stores);
-    let mut seen = progress.told();
-    loop {
-        if let Some(end) = progress.finish() {
-            return Halt::Ended(end);
-        }
-        let limit = progress.limit(times);
-        let event = next_event([
-            (&mut inward, progress.in_done),
-            (&mut outward, progress.out_done),
-        ]);
-        // Every arm is cancel safe: what the halves hold is kept outside, the others only wait.
-        tokio::select! {
-            (direction, event) = event => {
-                let end = match event {
-                    Event::Stopped(stop) => progress.stopped(direction, stop, (client, upstream)),
-                    Event::Broken => progress.broke(direction),
-                };
-                if let Some(end) = end {
-                    return Halt::Ended(end);
-                }
-                connection.touch();
-            }
-            order = connection.orders.next(seen) => match order {
-                None => return Halt::Leaves,
-                Some(Order::Run) => {}
-                Some(Order::ClosePolitely) => {
-                    seen = Order::ClosePolitely;
-                    progress.say_goodbye(End::Drained, client, connection);
-                }
-                Some(Order::Cut) => return Halt::Ended(End::Cut),
-                Some(Order::Stop) => return Halt::Ended(End::Stopped),
-            },
-            end = silent(connection, limit) => return Halt::Ended(end),
-            over = outlived(connection, times), if progress.polite.is_none() => match over {
-                Over::Pause => {
-                    seen = Order::ClosePolitely;
-                    connection.orders.give(seen);
-                    progress.say_goodbye(End::Lifetime, client, connection);
-                }
-                Over::Late => {
-                    reset_on_drop(client);
-                    reset_on_drop(upstream);
-                    return Halt::Ended(End::Lifetime);
-                }
-            },
-        }
-    }
-}
-
-/// Waits until the socket has an error, which is how a reset shows on a side that is not read.
-async fn broken(stream: &TcpStream) {
-    if stream.ready(Interest::ERROR).await.is_err() {
-        // The runtime stops; so does this task.
-        std::future::pending::<()>().await;
-    }
-}
-
-/// Waits until no byte has passed for the limit. Boxed where there is one: most connections have
-/// none while they rest.
-pub(crate) async fn silent(connection: &Connection, limit: Option<(Duration, End)>) -> End {
-    let Some((limit, end)) = limit else {
-        return std::future::pending().await;
-    };
-    let silence = async {
-        loop {
-            let until = connection.last_byte() + limit;
-            if Instant::now() >= until {
-                return;
-            }
-            sleep_until(until.into()).await;
-        }
-    };
-    Box::pin(silence).await;
-    end
-}
-
-/// How a lifetime ends.
-enum Over {
-    /// Nobody speaks.
-    Pause,
-    /// There was no pause.
-    Late,
-}
-
-/// Waits until the lifetime is over and nobody speaks, or until that does not happen for as long
-/// as a half-closed connection may be silent.
-async fn outlived(connection: &Connection, times: Times) -> Over {
-    let Some(lifetime) = times.lifetime else {
-        return std::future::pending().await;
-    };
-    let waits = async {
-        let over = connection.flows_since() + lifetime;
-        sleep_until(over.into()).await;
-        loop {
-            // Who asked last may wait for an answer.
-            let pause = if connection.was_answered() {
-                gate::IDLE_AFTER
-            } else {
-                times.half_close
-            };
-            if connection.quiet_for() >= pause && !connection.has_in_hand() {
-                return Over::Pause;
-            }
-            if Instant::now() >= over + times.half_close {
-                return Over::Late;
-            }
-            sleep(LOOK).await;
-        }
-    };
-    Box::pin(waits).await
 }

@@ -21,13 +21,13 @@ use crate::book::active::Active;
 use crate::book::connection::Upstream;
 use crate::book::held::{Attempt, Held, Leave, Pause, Step};
 use crate::context::Context;
+use crate::course::Course;
 use crate::dial;
 use crate::handover::{Departure, depart};
 use crate::http::{Sides, converse};
 use crate::metrics::Shed;
 use crate::relay::{Halt, Relay, Times};
 use crate::socket::reset_on_drop;
-use crate::sources::Place;
 use crate::unread::Unread;
 pub(crate) use waiting::Read;
 use waiting::{Watched, stopped};
@@ -68,30 +68,25 @@ pub(crate) enum Begun {
     Ended,
 }
 
-/// Serves a connection that was taken in, to its end, or until it is to go on somewhere else. It
-/// has its place among those of its address for as long.
-///
-/// # Cancel safety
-/// Dropping it closes the connection and takes it out of the book.
-pub(crate) async fn serve(
-    context: Context,
-    held: Held,
-    mut client: TcpStream,
-    _place: Option<Place>,
-) {
-    // Boxed: what it takes to reach an application is large, and not held while bytes flow.
-    match Box::pin(begin(&context, held, &mut client)).await {
-        Begun::Flows(active, upstream) if active.connection().is_http() => {
-            let sides = Sides::from((client, upstream));
-            Box::pin(converse(&context, active, sides)).await;
+/// Serves a connection that was taken in, to its end, or until it is to go on somewhere else.
+pub(crate) fn serve(context: Context, held: Held, mut client: TcpStream) -> Course {
+    Course::of(async move {
+        match begin(&context, held, &mut client).await {
+            Begun::Flows(active, upstream) if active.connection().is_http() => {
+                let sides = Sides::from((client, upstream));
+                Some(converse(context, active, sides))
+            }
+            Begun::Flows(active, upstream) => {
+                let relay = Relay::new(client, upstream);
+                Some(carry(context, active, relay))
+            }
+            Begun::Leaves(held) => {
+                depart(&context, Departure::held(held, client));
+                None
+            }
+            Begun::Ended => None,
         }
-        Begun::Flows(active, upstream) => {
-            // Boxed: by value it would be in the task more than once.
-            carry(context, active, Box::new(Relay::new(client, upstream))).await;
-        }
-        Begun::Leaves(held) => depart(&context, Departure::held(held, client)),
-        Begun::Ended => {}
-    }
+    })
 }
 
 /// Reaches the application, or turns the connection away.
@@ -154,19 +149,18 @@ pub(crate) async fn again(context: &Context, held: Held, client: &TcpStream, rea
 }
 
 /// Relays to the end, or until the connection is to go on somewhere else.
-///
-/// # Cancel safety
-/// Dropping it closes the connection and takes it out of the book.
-pub(crate) async fn carry(context: Context, active: Active, mut relay: Box<Relay>) {
-    let times = times(&context);
-    let connection = active.connection();
-    match relay.run(connection, &context.stores, times).await {
-        Halt::Ended(end) => {
-            drop(relay);
-            active.end(end);
+pub(crate) fn carry(context: Context, active: Active, mut relay: Relay) -> Course {
+    Course::of(async move {
+        let times = times(&context);
+        match relay.run(active.connection(), &context.stores, times).await {
+            Halt::Ended(end) => {
+                drop(relay);
+                active.end(end);
+            }
+            Halt::Leaves => depart(&context, Departure::relay(active, relay)),
         }
-        Halt::Leaves => depart(&context, Departure::relay(active, *relay)),
-    }
+        None
+    })
 }
 
 /// How long a connection may last that begins now.
@@ -434,21 +428,4 @@ fn header(context: &Context, held: &Held, version: RouteVersion, hops: u8) -> Op
         sender,
         version,
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::book::connection::Connection;
-
-    /// What a connection holds for as long as it lives: its task, and what the book knows of it.
-    #[test]
-    fn an_idle_connection_holds_little() {
-        fn size<F: Future>(_: fn(Context, Held, TcpStream, Option<Place>) -> F) -> usize {
-            size_of::<F>()
-        }
-        let task = size(serve) + size_of::<Relay>();
-        let book = size_of::<Connection>();
-        assert!(task <= 1600 && book <= 256, "{task}, {book}");
-    }
 }

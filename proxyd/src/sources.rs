@@ -10,9 +10,10 @@ use proxyd_core::sources::{self, Answer};
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Sources(Arc<Mutex<sources::Sources>>);
 
-/// What a connection holds while it lasts: a place, where places are counted.
-#[derive(Debug)]
-pub(crate) struct Place(Option<(Sources, IpAddr)>);
+/// What a connection holds while it lasts: a place, where places are counted. Boxed: mostly they
+/// are not.
+#[derive(Debug, Default)]
+pub(crate) struct Place(Option<Box<(Sources, IpAddr)>>);
 
 impl Sources {
     pub(crate) fn new(limit: Option<NonZeroU32>) -> Self {
@@ -30,8 +31,8 @@ impl Sources {
     pub(crate) fn take(&self, source: IpAddr) -> Option<Place> {
         let answer = self.lock().take(source);
         match answer {
-            Answer::Free => Some(Place(None)),
-            Answer::Counted => Some(Place(Some((self.clone(), source)))),
+            Answer::Free => Some(Place::default()),
+            Answer::Counted => Some(Place(Some(Box::new((self.clone(), source))))),
             Answer::Full => None,
         }
     }
@@ -43,7 +44,8 @@ impl Sources {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        if let Some((sources, source)) = self.0.take() {
+        if let Some(counted) = self.0.take() {
+            let (sources, source) = *counted;
             sources.lock().give_back(source);
         }
     }

@@ -21,6 +21,7 @@ use crate::accept::accept;
 use crate::book::held::Held;
 use crate::book::{NotAdmitted, Origin};
 use crate::context::Context;
+use crate::course::Course;
 use crate::dial::read_more;
 use crate::metrics::Shed;
 use crate::serve::{answer, serve};
@@ -66,25 +67,24 @@ pub(crate) async fn run(context: Context, listener: Arc<TcpListener>, stop: Canc
     stop.run_until_cancelled(work).await;
 }
 
-async fn greet(
+fn greet(
     context: Context,
     stream: TcpStream,
     (permit, unknown): (OwnedSemaphorePermit, Arc<Semaphore>),
     arriving: TaskTrackerToken,
-) {
-    // Boxed: what it takes to begin is not held while bytes flow.
-    let take_in = Box::pin(take_in(&context, stream, permit, unknown));
-    // A sender whose header is not read, or not answered, comes again, to the successor; so does
-    // one that sends datagrams.
-    let taken_in = tokio::select! {
-        biased;
-        () = context.handover.moved() => None,
-        taken_in = take_in => taken_in,
-    };
-    drop(arriving);
-    if let Some((held, stream)) = taken_in {
-        serve(context, held, stream, None).await;
-    }
+) -> Course {
+    Course::of(async move {
+        // A sender whose header is not read, or not answered, comes again, to the successor; so
+        // does one that sends datagrams.
+        let taken_in = tokio::select! {
+            biased;
+            () = context.handover.moved() => None,
+            taken_in = take_in(&context, stream, permit, unknown) => taken_in,
+        };
+        drop(arriving);
+        let (held, stream) = taken_in?;
+        Some(serve(context, held, stream))
+    })
 }
 
 /// Reads the header and takes the connection in. None, when it is over or was served.

@@ -2,7 +2,7 @@
 
 use std::future::poll_fn;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::task::Poll;
+use std::task::{Context, Poll};
 
 use futures_util::task::AtomicWaker;
 
@@ -136,6 +136,11 @@ impl Orders {
     /// # Cancel safety
     /// Cancel safe: orders stay given.
     pub(crate) async fn next(&self, seen: Order) -> Option<Order> {
+        poll_fn(|cx| self.poll_next(seen, cx)).await
+    }
+
+    /// The same, polled.
+    pub(crate) fn poll_next(&self, seen: Order, cx: &mut Context<'_>) -> Poll<Option<Order>> {
         let next = || {
             let order = self.given();
             if order > seen {
@@ -144,14 +149,12 @@ impl Orders {
                 self.is_leaving().then_some(None)
             }
         };
-        poll_fn(|cx| {
-            if let Some(next) = next() {
-                return Poll::Ready(next);
-            }
-            self.waits.register(cx.waker());
-            next().map_or(Poll::Pending, Poll::Ready)
-        })
-        .await
+        if let Some(next) = next() {
+            return Poll::Ready(next);
+        }
+        self.waits.register(cx.waker());
+        // One may have been given between the look and the registration.
+        next().map_or(Poll::Pending, Poll::Ready)
     }
 
     /// Waits until it is to leave. For one task only, which may wait for an order meanwhile.

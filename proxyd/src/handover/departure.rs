@@ -3,11 +3,11 @@
 use std::io;
 use std::net::TcpStream as Plain;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use proxyd_core::handover::{self, Identity, Part};
 use proxyd_core::tally::End;
 use tokio::net::TcpStream;
-use tracing::Instrument;
 
 use crate::book::Origin;
 use crate::book::active::Active;
@@ -135,7 +135,7 @@ impl Departure {
                 }
             },
             Self::Relay(active, apart) => match apart.and_then(Apart::put_together) {
-                Ok(relay) => start_relay(context, active, Box::new(relay)),
+                Ok(relay) => start_relay(context, active, relay),
                 Err(error) => {
                     tracing::warn!(%error, "a connection is lost");
                     active.end(End::Stopped);
@@ -153,52 +153,30 @@ impl Departure {
 }
 
 fn start_held(context: &Context, held: Held, client: TcpStream) {
-    let span = span(held.connection());
-    let place = place(context, held.connection(), held.origin());
-    let served = serve(context.clone(), held, client, place);
-    let task = served.instrument(span);
-    context.connections.spawn_light("connection", task);
+    let connection = Arc::clone(held.connection());
+    let place = place(context, &connection, held.origin());
+    serve(context.clone(), held, client).start(context, &connection, place);
 }
 
-fn start_relay(context: &Context, active: Active, relay: Box<Relay>) {
-    let span = span(active.connection());
-    let place = place(context, active.connection(), active.origin());
-    let carried = carry(context.clone(), active, relay);
-    let task = async move {
-        carried.await;
-        drop(place);
-    };
-    let task = task.instrument(span);
-    context.connections.spawn_light("connection", task);
+fn start_relay(context: &Context, active: Active, relay: Relay) {
+    let connection = Arc::clone(active.connection());
+    let place = place(context, &connection, active.origin());
+    carry(context.clone(), active, relay).start(context, &connection, place);
 }
 
 fn start_talk(context: &Context, active: Active, sides: Sides) {
-    let span = span(active.connection());
-    let place = place(context, active.connection(), active.origin());
-    let with = context.clone();
-    let task = async move {
-        converse(&with, active, sides).await;
-        drop(place);
-    };
-    let task = task.instrument(span);
-    context.connections.spawn_light("connection", task);
+    let connection = Arc::clone(active.connection());
+    let place = place(context, &connection, active.origin());
+    converse(context.clone(), active, sides).start(context, &connection, place);
 }
 
 /// Among the connections of its address. One that was let in before another limit stays.
-fn place(context: &Context, connection: &Connection, origin: &Origin) -> Option<Place> {
-    if *origin != Origin::Client {
-        return None;
+fn place(context: &Context, connection: &Connection, origin: &Origin) -> Place {
+    match origin {
+        Origin::Client => context.sources.take(connection.client.ip()),
+        Origin::Trunk(_) => None,
     }
-    context.sources.take(connection.client.ip())
-}
-
-fn span(connection: &Connection) -> tracing::Span {
-    tracing::debug_span!(
-        "connection",
-        connection.id = connection.id,
-        route = %connection.route,
-        client.addr = %connection.client
-    )
+    .unwrap_or_default()
 }
 
 /// A connection of another process: held, and not touched before it is this one's own. Dropping
@@ -260,7 +238,7 @@ impl Arrival {
             Self::Relay(known, relay) => {
                 let active = context.book.adopt_active(&known);
                 relay.resume(active.connection());
-                start_relay(context, active, relay);
+                start_relay(context, active, *relay);
             }
             Self::Rest(known, sides) => {
                 let active = context.book.adopt_resting(&known.identity, known.waited);

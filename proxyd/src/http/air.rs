@@ -272,19 +272,25 @@ pub(super) async fn fly(air: &mut Air<'_>, times: Times) -> Landed {
 }
 
 /// Waits until the time of a flight is over. Behind a trunk the owner's gate may hold the request;
-/// its own limits say how long.
+/// its own limits say how long. Boxed where there is a limit: mostly there is none.
 async fn over(connection: &Connection, limit: Option<(Duration, End)>, times: Times) -> End {
-    loop {
-        // Both only wait.
-        let end = tokio::select! {
-            end = silent(connection, limit) => end,
-            end = outlived(connection, times) => end,
-        };
-        if connection.is_local() || connection.was_answered() {
-            return end;
-        }
-        Box::pin(sleep(LOOK)).await;
+    if limit.is_none() && times.lifetime.is_none() {
+        return pending().await;
     }
+    let waits = async {
+        loop {
+            // Both only wait.
+            let end = tokio::select! {
+                end = silent(connection, limit) => end,
+                end = outlived(connection, times) => end,
+            };
+            if connection.is_local() || connection.was_answered() {
+                return end;
+            }
+            sleep(LOOK).await;
+        }
+    };
+    Box::pin(waits).await
 }
 
 /// Waits until the lifetime is over and there was no pause for as long as a half-closed connection
@@ -296,6 +302,6 @@ async fn outlived(connection: &Connection, times: Times) -> End {
     let late = connection.flows_since() + lifetime + times.half_close;
     // Not before a request that begins late had as much.
     let least = std::time::Instant::now() + times.half_close;
-    Box::pin(sleep_until(late.max(least).into())).await;
+    sleep_until(late.max(least).into()).await;
     End::Lifetime
 }

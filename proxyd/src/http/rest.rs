@@ -2,10 +2,12 @@
 
 use std::future::{pending, poll_fn};
 use std::io;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use proxyd_core::http::{Head, Request, head};
 use proxyd_core::tally::End;
+use tokio::io::ReadBuf;
 use tokio::net::TcpStream;
 use tokio::time::sleep_until;
 
@@ -14,7 +16,7 @@ use crate::book::active::Active;
 use crate::book::connection::Stage;
 use crate::book::news::News;
 use crate::book::orders::Order;
-use crate::relay::Times;
+use crate::relay::{Seldom, Times};
 
 /// How long a connection may rest at an open gate without an application that could end it, where
 /// nothing else is said.
@@ -33,7 +35,7 @@ pub(super) enum Event {
     Over(End),
 }
 
-impl Talk<'_> {
+impl Talk {
     /// Rests until there is a request and somebody to pass it on to, or until something else has to
     /// be done.
     pub(super) async fn rest(&mut self, active: &Active) -> Result<(usize, Request), Turn> {
@@ -96,31 +98,33 @@ impl Talk<'_> {
             news,
             times,
         } = self;
-        let connection = active.connection();
-        // Without an upstream connection nothing is read that cannot be passed on.
-        let upstream = upstream.as_ref().map(|upstream| &upstream.stream);
-        let in_hand = !inbox.is_empty();
-        let reads = upstream.is_some() || in_hand;
-        let speaks = async {
-            if reads {
-                poll_fn(|cx| inbox.poll_read(client, &context.stores, cx)).await
-            } else {
-                client.peek(&mut [0]).await
-            }
-        };
+        let orders = &active.connection().orders;
         let rests = Rests {
             alone: upstream.is_none(),
-            in_hand,
+            in_hand: !inbox.is_empty(),
         };
+        // Without an upstream connection nothing is read that cannot be passed on.
+        let speaks = poll_fn(|cx| {
+            if rests.alone && !rests.in_hand {
+                poll_peek(client, cx)
+            } else {
+                inbox.poll_read(client, &context.stores, cx)
+            }
+        });
+        // What the application says that nobody has asked for is not taken out of the socket.
+        let is_told = poll_fn(|cx| match upstream {
+            Some(upstream) => poll_peek(&upstream.stream, cx),
+            None => Poll::Pending,
+        });
         // Every arm is cancel safe: what is read is kept in the inbox, the others only wait. The
         // client comes first: what it has asked is not cut off by what comes at the same time.
         tokio::select! {
             biased;
             came = speaks => Event::Client(came),
-            said = says_something(upstream) => Event::Upstream(said),
+            said = is_told => Event::Upstream(said),
             () = changes(news) => Event::News,
             // To leave is no order: it is looked at first whether there still is a way.
-            order = connection.orders.next(Order::Run) => order.map_or(Event::News, Event::Order),
+            order = orders.next(Order::Run) => order.map_or(Event::News, Event::Order),
             end = over(active, *times, rests) => Event::Over(end),
         }
     }
@@ -155,13 +159,9 @@ impl Talk<'_> {
     }
 }
 
-/// Waits until the application says something that nobody has asked for, or finishes. Nothing is
-/// taken out of the socket.
-async fn says_something(upstream: Option<&TcpStream>) -> io::Result<usize> {
-    match upstream {
-        Some(upstream) => upstream.peek(&mut [0]).await,
-        None => pending().await,
-    }
+/// Whether a side has sent something, or has finished.
+fn poll_peek(side: &TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+    side.poll_peek(cx, &mut ReadBuf::new(&mut [0]))
 }
 
 async fn changes(news: &mut News) {
@@ -181,13 +181,14 @@ struct Rests {
 
 /// Waits until a connection has rested for too long, or has lived for too long, and its client may
 /// be told so: not while the gate is parked. Any change of that is news, and has this asked anew.
-async fn over(active: &Active, times: Times, rests: Rests) -> End {
+/// Boxed: mostly nothing limits it.
+fn over(active: &Active, times: Times, rests: Rests) -> Seldom<'_, End> {
     let connection = active.connection();
     let (idle, lifetime) = (times.idle, times.lifetime);
     // The application's own patience would have ended it.
     let alone = (rests.alone && idle.is_none()).then(|| Instant::now() + ALONE);
     if idle.is_none() && lifetime.is_none() && alone.is_none() {
-        return pending().await;
+        return Box::pin(pending());
     }
     // Who has begun to ask gets time to go on.
     let late = if rests.in_hand {
@@ -195,7 +196,7 @@ async fn over(active: &Active, times: Times, rests: Rests) -> End {
     } else {
         Duration::ZERO
     };
-    let waits = async {
+    Box::pin(async move {
         loop {
             let idle = idle.map(|idle| (connection.last_byte() + idle, End::Idle));
             let lifetime =
@@ -213,6 +214,5 @@ async fn over(active: &Active, times: Times, rests: Rests) -> End {
                 return end;
             }
         }
-    };
-    Box::pin(waits).await
+    })
 }

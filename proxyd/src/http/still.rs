@@ -38,7 +38,7 @@ impl From<(TcpStream, TcpStream)> for Sides {
     }
 }
 
-impl Talk<'_> {
+impl Talk {
     /// Takes it from this process's event loop, where it rests and nothing of an answer is in hand.
     pub(super) fn stand_still(self) -> io::Result<Still> {
         let upstream = self.upstream.map(|upstream| upstream.stream.into_std());

@@ -1,19 +1,17 @@
 //! Clients as they come to a port.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use rehome_shared::api::proxy::RouteKey;
 use tokio::net::{TcpListener, TcpStream};
-use tracing::Instrument;
 
 use crate::accept::accept;
 use crate::book::NotAdmitted;
-use crate::book::held::Held;
 use crate::context::Context;
 use crate::metrics::Shed;
 use crate::serve::serve;
 use crate::socket::{accept_now, reset_on_drop};
-use crate::sources::Place;
 
 /// The most that a queue holds: who comes while it is taken waits for nobody.
 const QUEUE: usize = 8192;
@@ -83,18 +81,7 @@ fn take_in(context: &Context, key: RouteKey, stream: TcpStream, address: SocketA
         reset_on_drop(&stream);
         return Taken::NoRoute;
     };
-    spawn(context, held, stream, place);
+    let connection = Arc::clone(held.connection());
+    serve(context.clone(), held, stream).start(context, &connection, place);
     Taken::In
-}
-
-fn spawn(context: &Context, held: Held, stream: TcpStream, place: Place) {
-    let connection = held.connection();
-    let span = tracing::debug_span!(
-        "connection",
-        connection.id = connection.id,
-        route = %connection.route,
-        client.addr = %connection.client
-    );
-    let task = serve(context.clone(), held, stream, Some(place)).instrument(span);
-    context.connections.spawn_light("connection", task);
 }
