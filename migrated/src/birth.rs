@@ -12,7 +12,7 @@ use migrated_core::record::Record;
 use migrated_core::registry::Registry;
 use rehome_runtime::http_client::ClientError;
 use rehome_shared::api::cluster::Desired;
-use rehome_shared::api::peer::{HostReport, VolumeIdentity};
+use rehome_shared::api::peer::HostReport;
 use rehome_shared::config::model::Application;
 use rehome_shared::ids::{AppName, DatasetId, Epoch, HostAddr};
 use tokio::time::Instant;
@@ -184,7 +184,8 @@ async fn try_give(
 ) -> Result<(), BirthError> {
     let hash = desired::hash(desired);
     for other in host.other_hosts() {
-        let report = match host.peers.report(&other).await {
+        let asked = host.peers.report_unless_gone(&other, &desired.fenced);
+        let report = match asked.await {
             Ok(report) => report,
             // The deployment was taken without its word, too.
             Err(_) if desired.fenced.contains(&other) => continue,
@@ -215,10 +216,9 @@ async fn try_give(
             dataset: left.dataset,
         });
     }
-    let volumes: Vec<VolumeIdentity> = spec.volumes.iter().map(identity).collect();
     let record = Record::Born {
         application: application.clone(),
-        volumes,
+        volumes: spec.volumes.iter().map(identity).collect(),
     };
     let (name, here) = (application.clone(), host.address.clone());
     let born = host.ledger.transact(move |registry| {

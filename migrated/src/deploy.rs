@@ -26,6 +26,7 @@ use rehome_shared::ids::{AppName, DeploymentGeneration, HostAddr};
 
 use crate::desired::{self, AcceptError};
 use crate::host::Host;
+use crate::peers::once_more;
 use crate::{prediction, status};
 use turn::Turn;
 
@@ -338,7 +339,8 @@ async fn reports(
         if *peer == host.address {
             return (peer.clone(), Ok(status::report(host)));
         }
-        (peer.clone(), host.peers.report(peer).await)
+        let answer = host.peers.report_unless_gone(peer, fenced).await;
+        (peer.clone(), answer)
     });
     let mut reports = BTreeMap::new();
     let mut failures = Vec::new();
@@ -441,9 +443,10 @@ async fn preflight(
         }
         let client = host.peers.client(peer);
         let limit = std::time::Duration::from_secs(30);
-        let answer: Result<PreflightReply, ClientError> = client
-            .request_json(Method::POST, "/peer/v1/preflight", Some(desired), limit)
-            .await;
+        let answer: Result<PreflightReply, ClientError> = once_more(|| {
+            client.request_json(Method::POST, "/peer/v1/preflight", Some(desired), limit)
+        })
+        .await;
         answer.unwrap_or_else(|error| PreflightReply {
             problems: vec![failure(peer, &error)],
         })
@@ -472,10 +475,11 @@ pub(crate) async fn spread(
         .iter()
         .filter(|peer| **peer != host.address)
         .map(|peer| async move {
-            let answer: Result<Accepted, ClientError> = host
-                .peers
-                .request(peer, Method::PUT, "/peer/v1/desired", Some(desired))
-                .await;
+            let answer: Result<Accepted, ClientError> = once_more(|| {
+                host.peers
+                    .request(peer, Method::PUT, "/peer/v1/desired", Some(desired))
+            })
+            .await;
             answer.err().map(|error| {
                 let other_first = error.status() == Some(StatusCode::CONFLICT);
                 (other_first, failure(peer, &error))

@@ -29,6 +29,7 @@ use crate::deploy::{self, DeployError};
 use crate::desired;
 use crate::host::Host;
 use crate::ledger::LedgerError;
+use crate::peers::once_more;
 use crate::status;
 use crate::storage::StorageError;
 
@@ -41,7 +42,7 @@ use life::{alive, shows_life};
 /// one that asks it waits.
 const ORDER: Duration = Duration::from_mins(2);
 
-/// The longest wait for a host to say something of itself.
+/// The longest wait for a host that may be gone to say something of itself.
 const QUESTION: Duration = Duration::from_secs(4);
 
 /// Why nobody took over.
@@ -154,12 +155,18 @@ async fn hear(
         if peer == host.address {
             return (peer, Some(status::report(host)));
         }
-        let answer = tokio::time::timeout(QUESTION, host.peers.report(&peer)).await;
-        (peer, answer.ok().and_then(Result::ok))
+        let answer = if is_named(&peer, request) {
+            let answer = tokio::time::timeout(QUESTION, host.peers.report(&peer)).await;
+            answer.ok().and_then(Result::ok)
+        } else {
+            let asked = host.peers.report_unless_gone(&peer, &current.fenced);
+            asked.await.ok()
+        };
+        (peer, answer)
     });
     let mut reports = BTreeMap::new();
     for (peer, answer) in futures_util::future::join_all(asked).await {
-        let named = peer == request.fenced.host || request.also_fenced.contains(&peer);
+        let named = is_named(&peer, request);
         match answer {
             // One that has no part in it any more has to agree like all others.
             Some(report) if !named || report.is_out_of(&request.application) => {
@@ -178,6 +185,11 @@ async fn hear(
         }
     }
     Ok(reports)
+}
+
+/// Whether the operator says of a host that it is gone.
+fn is_named(peer: &HostAddr, request: &FailoverRequest) -> bool {
+    *peer == request.fenced.host || request.also_fenced.contains(peer)
 }
 
 /// The epoch must be the newest that anybody knows, and its owner the one that is fenced: else
@@ -256,7 +268,7 @@ async fn offer(
     if request.to == host.address {
         return Ok(examine(host, request).await);
     }
-    ask(host, &request.to, request)
+    once_more(|| ask(host, &request.to, request))
         .await
         .map_err(|error| from_host(&request.to, &Report(&error).to_string()))
 }

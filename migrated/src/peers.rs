@@ -84,6 +84,59 @@ impl Peers {
         self.request(host, Method::GET, "/peer/v1/host", None::<&()>)
             .await
     }
+
+    /// The same for who gives up what an operator asked for when a host says nothing: see
+    /// [`once_more`].
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn report_patiently(&self, host: &HostAddr) -> Result<HostReport, ClientError> {
+        once_more(|| self.report(host)).await
+    }
+
+    /// The same, but that a host is asked only once which an operator has called fenced.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn report_unless_gone(
+        &self,
+        host: &HostAddr,
+        fenced: &BTreeSet<HostAddr>,
+    ) -> Result<HostReport, ClientError> {
+        if fenced.contains(host) {
+            self.report(host).await
+        } else {
+            self.report_patiently(host).await
+        }
+    }
+}
+
+/// Asks what may be asked twice, and once more when nothing was heard: a machine may stand still
+/// for longer than a connection or an answer is waited for.
+///
+/// # Errors
+/// The last answer's.
+///
+/// # Cancel safety
+/// That of what is asked.
+pub async fn once_more<T, F>(ask: impl Fn() -> F + Send) -> Result<T, ClientError>
+where
+    F: Future<Output = Result<T, ClientError>> + Send,
+{
+    match ask().await {
+        Err(
+            ClientError::Unreachable { .. }
+            | ClientError::Timeout { .. }
+            | ClientError::Broken { .. },
+        ) => ask().await,
+        answer => answer,
+    }
 }
 
 /// Since when other hosts do not answer.
@@ -234,4 +287,58 @@ pub async fn hear(host: &Host, peer: &HostAddr, theirs: &Gossip) -> Result<(), C
         host.kick();
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::ErrorKind;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    fn silence() -> ClientError {
+        ClientError::Timeout {
+            endpoint: "h2".to_owned(),
+            limit: DEADLINE,
+            what: "no answer came",
+        }
+    }
+
+    /// Asks a host that answers with these errors first; says how often it was asked.
+    async fn asked(errors: usize, error: fn() -> ClientError) -> (bool, usize) {
+        let count = AtomicUsize::new(0);
+        let answer = once_more(|| async {
+            if count.fetch_add(1, Ordering::Relaxed) < errors {
+                Err(error())
+            } else {
+                Ok(())
+            }
+        });
+        (answer.await.is_ok(), count.into_inner())
+    }
+
+    #[tokio::test]
+    async fn a_host_that_was_slow_for_a_moment_is_asked_once_more() {
+        assert_eq!(asked(0, silence).await, (true, 1));
+        assert_eq!(asked(1, silence).await, (true, 2));
+        assert_eq!(asked(2, silence).await, (false, 2));
+        let unreachable = || ClientError::Unreachable {
+            endpoint: "h2".to_owned(),
+            source: ErrorKind::TimedOut.into(),
+        };
+        assert_eq!(asked(1, unreachable).await, (true, 2));
+    }
+
+    #[tokio::test]
+    async fn a_refusal_is_an_answer() {
+        let refusal = || ClientError::Status {
+            endpoint: "h2".to_owned(),
+            status: http::StatusCode::CONFLICT,
+            reply: rehome_shared::api::ErrorReply {
+                error: "no".to_owned(),
+                host: None,
+            },
+        };
+        assert_eq!(asked(1, refusal).await, (false, 1));
+    }
 }

@@ -34,6 +34,12 @@ use crate::reconcile;
 /// The version of this program.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
+/// The longest wait for a host that has been silent to say something of itself.
+const QUESTION: Duration = Duration::from_secs(4);
+
+/// And for one that has not.
+const PATIENCE: Duration = Duration::from_secs(8);
+
 /// What this host says of itself.
 #[must_use]
 pub fn report(host: &Host) -> HostReport {
@@ -274,8 +280,12 @@ pub(crate) async fn reports(host: &Arc<Host>) -> Reports {
         if peer == host.address {
             return (peer, Some(report(host)));
         }
-        let limit = Duration::from_secs(4);
-        let answer = tokio::time::timeout(limit, host.peers.report(&peer)).await;
+        // One that was there a moment ago may only be slow.
+        let answer = if host.silence.of(&peer).is_none() {
+            tokio::time::timeout(PATIENCE, host.peers.report_patiently(&peer)).await
+        } else {
+            tokio::time::timeout(QUESTION, host.peers.report(&peer)).await
+        };
         (peer, answer.ok().and_then(Result::ok))
     });
     futures_util::future::join_all(asked)

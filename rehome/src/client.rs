@@ -30,8 +30,9 @@ const MIGRATED_SOCKET: &str = "/run/rehome/migrated.sock";
 /// A question is answered from what the daemon knows, or can ask its peers quickly.
 const QUESTION: Duration = Duration::from_secs(15);
 
-/// A deployment is checked on every host before it is accepted; one of them may be down.
-const SUBMISSION: Duration = Duration::from_mins(1);
+/// A deployment is checked on every host before it is accepted; one of them may be down, or slow
+/// and asked once more.
+const SUBMISSION: Duration = Duration::from_mins(2);
 
 /// Deleting waits for the disks of all hosts.
 const COLLECTION: Duration = Duration::from_mins(15);

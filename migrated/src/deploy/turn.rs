@@ -11,7 +11,8 @@ use tokio::time::Instant;
 use crate::desired;
 use crate::host::Host;
 
-/// So long it is tried anew. One try may take half a minute more, and who asks waits for a minute.
+/// So long it is tried anew. One try may take a minute and a half more, and who asks waits for two
+/// minutes.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// So long the deployment that another host preferred is on its way here.

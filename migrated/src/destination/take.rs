@@ -31,8 +31,9 @@ const SLACK: Bytes = Bytes(64 << 20);
 /// So long an offer waits for the end of this host's own migration of the application.
 const STILL_GIVING: Duration = Duration::from_secs(20);
 
-/// So long an offer of a host that is called fenced waits for a deployment that says otherwise.
-const LIFTING: Duration = Duration::from_secs(5);
+/// So long an offer of a host that is called fenced waits for a deployment that says otherwise: for
+/// longer than the spreading of one tries to reach this host.
+const LIFTING: Duration = Duration::from_secs(20);
 
 /// What this host understands in a stream.
 const ENCODINGS: [StreamEncoding; 2] = [StreamEncoding::Plain, StreamEncoding::Zstd];
