@@ -201,7 +201,7 @@ fn two_labs_live_side_by_side_and_leave_nothing() -> Result {
     assert!(!first.traces()?.is_empty(), "a lab that is up can be seen");
 
     let peer = address(&one, 1);
-    first.ok(&["exec", "h1", "--", "busybox", "ping", "-c1", "-W5", &peer])?;
+    first.ok(&["exec", "h1", "--", "busybox", "ping", "-c1", "-W20", &peer])?;
     assert_eq!(first.ok(&["exec", "h2", "--", "hostname"])?.trim(), "h2");
 
     first.ok(&["down"])?;
@@ -298,7 +298,7 @@ fn a_crashed_host_comes_back_with_its_disk() -> Result {
             .success()
     );
     let peer = address(&up, 0);
-    lab.ok(&["exec", "h2", "--", "busybox", "ping", "-c1", "-W5", &peer])?;
+    lab.ok(&["exec", "h2", "--", "busybox", "ping", "-c1", "-W20", &peer])?;
 
     lab.ok(&["crash", "h2"])?;
     let again = lab.up("2")?;

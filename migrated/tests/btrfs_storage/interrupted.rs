@@ -45,7 +45,7 @@ async fn a_snapshot_is_there_or_gone_wherever_its_deletion_is_interrupted() -> T
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
-        let settled = tokio::time::timeout(Duration::from_secs(10), settled).await;
+        let settled = tokio::time::timeout(Duration::from_secs(30), settled).await;
         settled.with_context(|| format!("something is left after {steps} steps"))??;
         assert_eq!(fs::read_dir(&directory)?.count(), 0, "after {steps} steps");
     }
@@ -85,7 +85,7 @@ async fn a_snapshot_is_there_or_not_wherever_its_making_is_interrupted() -> Test
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
-        let settled = tokio::time::timeout(Duration::from_secs(10), settled).await;
+        let settled = tokio::time::timeout(Duration::from_secs(30), settled).await;
         settled.with_context(|| format!("something is left after {steps} steps"))??;
         a.delete_snapshot(&dataset, "mig-1-1").await?;
     }

@@ -56,7 +56,7 @@ impl Pools {
 
     /// Unmounts a pool, waiting for programs that were killed a moment ago.
     pub(crate) fn unmount(&self, name: &str) -> bool {
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + Duration::from_secs(30);
         let path = self.path(name);
         let mounted = || {
             let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();

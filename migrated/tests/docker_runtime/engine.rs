@@ -174,7 +174,7 @@ impl Engine {
             "printf 'GET {path} HTTP/1.0\\r\\n\\r\\n' \
              | nsenter -t {pid} -n busybox nc -w 5 {address} {port}"
         );
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + Duration::from_secs(30);
         loop {
             let answer = output(Command::new("sh").args(["-c", &script]));
             if let Ok(answer) = &answer

@@ -13,7 +13,7 @@ use rehome_shared::config::model::{Image, ImageVersion};
 use rehome_shared::ids::{AppName, Epoch};
 
 pub(crate) const LIMIT: Duration = Duration::from_secs(30);
-pub(crate) const GRACE: Duration = Duration::from_secs(10);
+pub(crate) const GRACE: Duration = Duration::from_secs(30);
 
 /// A runtime on directories of its own. Stops everything it started when it is dropped.
 pub(crate) struct Host {

@@ -93,7 +93,7 @@ mod tests {
     /// One test, because signals reach the whole process.
     #[tokio::test]
     async fn hangup_reloads_and_terminate_stops() {
-        let limit = Duration::from_secs(5);
+        let limit = Duration::from_secs(30);
         let supervisor = Supervisor::new();
         let mut reloads = listen(&supervisor).unwrap();
         kill_process(getpid(), Signal::HUP).unwrap();

@@ -1,3 +1,4 @@
+use std::io::Read as _;
 use std::os::unix::net::UnixDatagram;
 use std::process::{Command, Stdio};
 
@@ -7,13 +8,16 @@ use super::*;
 /// same test binary with `NOTIFY_SOCKET` set.
 const IN_CHILD: &str = "REHOME_TEST_NOTIFY_CHILD";
 
+/// What the watchdog hears.
+const ALIVE: &str = "WATCHDOG=1\n";
+
 #[test]
 fn systemd_hears_of_start_reload_life_and_stop() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("notify");
     let socket = UnixDatagram::bind(&path).unwrap();
     socket
-        .set_read_timeout(Some(Duration::from_secs(10)))
+        .set_read_timeout(Some(Duration::from_secs(30)))
         .unwrap();
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "notify::tests::talks_when_it_is_the_child"])
@@ -21,6 +25,7 @@ fn systemd_hears_of_start_reload_life_and_stop() {
         .env("NOTIFY_SOCKET", &path)
         .env("WATCHDOG_USEC", "20000")
         .env_remove("WATCHDOG_PID")
+        .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
@@ -33,6 +38,10 @@ fn systemd_hears_of_start_reload_life_and_stop() {
     {
         let length = socket.recv(&mut buffer).unwrap();
         heard.push(String::from_utf8(buffer[..length].to_vec()).unwrap());
+        if heard.iter().filter(|line| *line == ALIVE).count() == 2 {
+            // It has said so again: it may stop.
+            drop(child.stdin.take());
+        }
     }
     assert!(child.wait().unwrap().success());
     assert_eq!(heard[0], "READY=1\n");
@@ -42,7 +51,7 @@ fn systemd_hears_of_start_reload_life_and_stop() {
         "{heard:?}"
     );
     assert!(
-        heard.iter().filter(|line| *line == "WATCHDOG=1\n").count() >= 2,
+        heard.iter().filter(|line| *line == ALIVE).count() >= 2,
         "{heard:?}"
     );
 }
@@ -58,9 +67,11 @@ async fn talks_when_it_is_the_child() {
     let supervisor = Supervisor::new();
     spawn_watchdog(&supervisor);
     assert_eq!(supervisor.running(), 1);
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    // Until the parent has heard enough, which it tells by the end of this.
+    let told = || std::io::stdin().read(&mut [0]);
+    assert_eq!(tokio::task::spawn_blocking(told).await.unwrap().unwrap(), 0);
     assert_eq!(
-        supervisor.stop(Duration::from_secs(5)).await,
+        supervisor.stop(Duration::from_secs(30)).await,
         crate::supervise::Stop::Clean
     );
     stopping();

@@ -130,7 +130,7 @@ async fn readiness_waits_for_the_last_part() {
     assert!(!readiness.is_ready());
     let waiter = readiness.clone();
     let (ready, ()) = tokio::join!(
-        tokio::time::timeout(std::time::Duration::from_secs(5), waiter.wait()),
+        tokio::time::timeout(std::time::Duration::from_secs(30), waiter.wait()),
         async { readiness.clear("runtime") }
     );
     assert!(ready.is_ok() && readiness.is_ready());
