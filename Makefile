@@ -124,7 +124,7 @@ storm-proxy: ## 20,000 clients at a parked gate, released to a slow application
 	cargo build $(CARGO_FLAGS) --bins
 	$(AS_ROOT) target/debug/storm-proxy $(ARGS)
 
-# The test keeps its own time: one minute, and 12 s for each case.
+# The test keeps its own time: one minute, and at most 20 s for each case.
 .PHONY: test-crash
 test-crash: deps-test ## a crash at every durable write, about 15 min; CASES=part of their names
 	cargo build $(CARGO_FLAGS) --bin rehome --bin migrated --bin proxyd --test matrix

@@ -75,6 +75,10 @@ impl Deployment {
     }
 }
 
+/// The hard cap of moves in tests: windows are those of a machine that may stand still for seconds,
+/// and whose disk may. A client waits no longer than the park timeout, which is longer.
+pub const HARD_CAP: &str = "40s";
+
 /// A body with some keys set to other values.
 #[must_use]
 pub fn changed(body: &Value, changes: &Value) -> Value {

@@ -12,6 +12,7 @@ use std::path::Path;
 use anyhow::Context as _;
 use serde_json::{Value, json};
 
+use crate::deployment::HARD_CAP;
 use crate::program;
 
 /// The port inside.
@@ -29,6 +30,7 @@ pub fn body(external: u16) -> anyhow::Result<Value> {
         "ports": [{"internal": INTERNAL, "external": external, "protocol": "http"}],
         "volume": {"mountpoint": "/data"},
         "stop_grace": "2s",
-        "healthcheck": {"tcp": INTERNAL, "interval": "100ms", "timeout": "1s", "retries": 100},
+        "healthcheck": {"tcp": INTERNAL, "interval": "100ms", "timeout": "1s", "retries": 600},
+        "migration": {"hard_cap": HARD_CAP},
     }))
 }

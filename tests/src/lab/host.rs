@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::LIMIT;
 use crate::program::{self, Outcome, Running};
-use crate::wait::wait_for;
+use crate::wait::{wait_for, wait_until};
 
 /// How much of a daemon's log an error repeats.
 const LOG_LINES: &str = "40";
@@ -200,6 +200,17 @@ impl Host {
             self.name
         );
         Ok(())
+    }
+
+    /// Waits until no volume's live tree is here: one that was given back goes after its owner has
+    /// heard of that.
+    ///
+    /// # Errors
+    /// When one stays.
+    pub fn wait_no_live_volume(&self) -> anyhow::Result<()> {
+        wait_until(&format!("{} has no live volume", self.name), LIMIT, || {
+            Ok(self.has_no_live_volume().is_ok())
+        })
     }
 
     /// The ends of the daemons' logs.

@@ -101,12 +101,15 @@ pub(super) fn nothing_is_left(stage: &Stage<'_>) -> anyhow::Result<()> {
         .with_context(|| host.shell(listing).unwrap_or_default())?;
     }
     let mut live = Vec::new();
-    for host in stage.lab.hosts() {
-        let names = host.shell("ls /var/lib/rehome/pool/live")?;
-        live.extend(names.split_whitespace().map(str::to_owned));
-    }
-    ensure!(live.len() == bases, "live trees: {live:?}");
-    Ok(())
+    wait_until("each volume has one live tree", BOUND, || {
+        live.clear();
+        for host in stage.lab.hosts() {
+            let names = host.shell("ls /var/lib/rehome/pool/live")?;
+            live.extend(names.split_whitespace().map(str::to_owned));
+        }
+        Ok(live.len() == bases)
+    })
+    .with_context(|| format!("live trees: {live:?}"))
 }
 
 /// The whole log behind every door.

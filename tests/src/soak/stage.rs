@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::diary::Diary;
 use super::processes::Whose;
 use super::schedule::{HOSTS, Place};
-use crate::deployment::Deployment;
+use crate::deployment::{Deployment, HARD_CAP};
 use crate::lab::{Host, Lab};
 use crate::log::Kind;
 use crate::log::witness;
@@ -62,9 +62,9 @@ impl Application {
             "volume": {"mountpoint": "/data"},
             "restart_policy": {"name": "always"},
             "stop_grace": "2s",
-            "healthcheck": {"tcp": INTERNAL, "interval": "100ms", "timeout": "1s", "retries": 100},
+            "healthcheck": {"tcp": INTERNAL, "interval": "100ms", "timeout": "1s", "retries": 600},
             // Many short moves rather than a few long ones.
-            "migration": {"drain": "300ms", "bandwidth_limit": "32MiB"},
+            "migration": {"drain": "300ms", "bandwidth_limit": "32MiB", "hard_cap": HARD_CAP},
         }))
     }
 

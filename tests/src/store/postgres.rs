@@ -9,6 +9,7 @@ use tokio_postgres::tls::NoTlsStream;
 use tokio_postgres::{Client, Config, Connection, Error, NoTls, SimpleQueryMessage};
 
 use super::{Failure, Store};
+use crate::deployment::HARD_CAP;
 use crate::lab::{Lab, Runtime};
 
 /// The name of its image.
@@ -33,6 +34,7 @@ impl Store for Postgres {
             "volume": {"mountpoint": "/var/lib/postgresql/data"},
             // It accepts connections while it still recovers.
             "healthcheck": {"command": ["sh", "-c", ready], "interval": "100ms", "retries": 600},
+            "migration": {"hard_cap": HARD_CAP},
         })
     }
 

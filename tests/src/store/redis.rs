@@ -9,6 +9,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, Buf
 use tokio::net::TcpStream;
 
 use super::{Failure, Store};
+use crate::deployment::HARD_CAP;
 use crate::lab::{Lab, Runtime};
 
 /// Redis, which keeps its words as keys.
@@ -34,6 +35,7 @@ impl Store for Redis {
             "volume": {"mountpoint": "/data"},
             // It accepts connections while it still loads its file.
             "healthcheck": {"command": ["redis-cli", "-e", "ping"], "interval": "100ms", "retries": 600},
+            "migration": {"hard_cap": HARD_CAP},
         })
     }
 

@@ -1,11 +1,12 @@
 //! A lab that is gone has left nothing on this machine.
 
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use rehome_tests::deployment::Deployment;
-use rehome_tests::lab::{Runtime, new_name, with_lab};
+use rehome_tests::lab::{Lab, Runtime, new_name, with_lab};
 use rehome_tests::program;
 use rehome_tests::store::{Postgres, Store as _};
 use rehome_tests::wait::wait_until;
@@ -13,8 +14,8 @@ use rehome_tests::wait::wait_until;
 const PATIENCE: Duration = Duration::from_mins(2);
 
 /// Everything on this machine in whose name or description the lab's name is: processes, mounts,
-/// loop devices, control groups, directories; and the network interfaces of labs.
-fn traces(lab: &str) -> anyhow::Result<(Vec<String>, Vec<String>)> {
+/// loop devices, control groups, directories.
+fn traces(lab: &str) -> anyhow::Result<Vec<String>> {
     let script = format!(
         "ps -eo args | grep -F -e '/{lab}/' | grep -v -e grep -e 'sh -c'; \
          grep -F '/{lab}' /proc/self/mountinfo; \
@@ -22,35 +23,43 @@ fn traces(lab: &str) -> anyhow::Result<(Vec<String>, Vec<String>)> {
          find /sys/fs/cgroup -maxdepth 3 -type d -name '*{lab}'; \
          ls -d /run/rehome-lab/{lab}* /var/lib/rehome-lab/{lab}* 2>/dev/null; true"
     );
-    let lines = |line: &str| -> anyhow::Result<Vec<String>> {
-        let mut command = Command::new("sh");
-        let outcome = program::run(command.args(["-c", line]), PATIENCE)?.ok()?;
-        Ok(outcome.stdout.lines().map(str::to_owned).collect())
-    };
-    Ok((lines(&script)?, lines("ls /sys/class/net")?))
+    let mut command = Command::new("sh");
+    let outcome = program::run(command.args(["-c", &script]), PATIENCE)?.ok()?;
+    Ok(outcome.stdout.lines().map(str::to_owned).collect())
+}
+
+/// The interface of this machine that leads into a lab: other labs and tests have theirs beside it.
+fn uplink(lab: &Lab) -> anyhow::Result<PathBuf> {
+    let address = lab.host(1)?.address();
+    let (network, _) = address.rsplit_once('.').context("no IPv4 address")?;
+    let mut command = Command::new("ip");
+    let listed = program::run(command.args(["-o", "-4", "addr", "show"]), PATIENCE)?.ok()?;
+    let gateway = format!(" {network}.1/");
+    let mut lines = listed.stdout.lines();
+    let line = lines.find(|line| line.contains(&gateway));
+    let name = line.and_then(|line| line.split_whitespace().nth(1));
+    Ok(Path::new("/sys/class/net").join(name.context("no interface")?))
 }
 
 #[test]
 fn nothing_is_left_of_a_lab_with_a_container_and_a_volume() -> anyhow::Result<()> {
-    let (_, interfaces) = traces("none")?;
-    let mut name = String::new();
+    let mut made = None;
     with_lab(Runtime::Docker, &[], |lab| {
-        lab.name().clone_into(&mut name);
+        let uplink = uplink(lab)?;
+        ensure!(uplink.exists(), "{} is none", uplink.display());
+        made = Some((lab.name().to_owned(), uplink));
         lab.load_postgres()?;
         lab.deploy(&Deployment::new().with("store", 1, &Postgres.body(7000)))?
             .ok()?;
         lab.wait_running("store", 1)?;
-        let (found, _) = traces(lab.name())?;
+        let found = traces(lab.name())?;
         ensure!(found.len() > 10, "this test does not see a lab: {found:#?}");
         lab.host(3)?.crash()
     })?;
-    let (left, after) = traces(&name)?;
+    let (name, uplink) = made.context("there was no lab")?;
+    let left = traces(&name)?;
     ensure!(left.is_empty(), "left: {left:#?}");
-    let new: Vec<_> = after
-        .iter()
-        .filter(|name| !interfaces.contains(name))
-        .collect();
-    ensure!(new.is_empty(), "interfaces left: {new:?}");
+    ensure!(!uplink.exists(), "{} is left", uplink.display());
     Ok(())
 }
 
@@ -71,7 +80,7 @@ fn nothing_is_left_of_a_lab_whose_making_was_interrupted() -> anyhow::Result<()>
     .ok()?;
     let outcome = making.wait().context("after SIGINT")?;
     ensure!(outcome.status != 0, "{outcome}");
-    let (left, _) = traces(&name)?;
+    let left = traces(&name)?;
     ensure!(left.is_empty(), "left: {left:#?}");
     Ok(())
 }
@@ -85,7 +94,7 @@ fn two_labs_at_once_do_not_see_each_other() -> anyhow::Result<()> {
                 "{:?}",
                 first.addresses()
             );
-            let deploy = |lab: &rehome_tests::lab::Lab, says| {
+            let deploy = |lab: &Lab, says| {
                 let body = rehome_tests::page::body(7001, says);
                 lab.deploy(&Deployment::new().with("page", 1, &body))?.ok()
             };

@@ -6,8 +6,10 @@ use anyhow::ensure;
 use rehome_tests::deployment::{Deployment, changed};
 use rehome_tests::lab::{Lab, Runtime, with_lab};
 use rehome_tests::page;
-use rehome_tests::wait::wait_for;
+use rehome_tests::wait::{wait_for, wait_until};
 use serde_json::{Value, json};
+
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// What must not change: the generation, how many migrations there were, the run of the page.
 fn state(lab: &Lab) -> anyhow::Result<(Value, usize, String)> {
@@ -90,7 +92,7 @@ fn wrong_files_and_unknown_names_are_refused_and_change_nothing() -> anyhow::Res
 fn a_port_that_is_taken_on_any_host_is_named_before_anything_changes() -> anyhow::Result<()> {
     with_page(Runtime::Process, |lab, deployment| {
         let squatter = lab.host(3)?.begin(&["busybox", "nc", "-l", "-p", "7009"])?;
-        wait_for("the port is taken", Duration::from_secs(30), || {
+        wait_for("the port is taken", PATIENCE, || {
             Ok(lab
                 .host(3)?
                 .shell("ss -Hltn sport = :7009")?
@@ -120,13 +122,12 @@ fn a_host_that_does_not_answer_is_named_and_nothing_changes() -> anyhow::Result<
         let to = lab.host(2)?.address();
         let told = lab.rehome(&["move", "page", "--to", to])?;
         told.with_status(1)?.saying(gone.address())?;
-        let status = lab.status()?;
-        let hosts = status["hosts"].as_array().into_iter().flatten();
-        let silent: Vec<_> = hosts.filter(|host| host["reachable"] == false).collect();
-        ensure!(
-            silent.len() == 1 && silent[0]["address"] == gone.address(),
-            "{status}"
-        );
+        wait_until("it alone does not answer", PATIENCE, || {
+            let status = lab.status()?;
+            let hosts = status["hosts"].as_array().into_iter().flatten();
+            let silent: Vec<_> = hosts.filter(|host| host["reachable"] == false).collect();
+            Ok(silent.len() == 1 && silent[0]["address"] == gone.address())
+        })?;
         gone.start()?;
         Ok(())
     })

@@ -22,7 +22,7 @@ fn what_is_written_during_the_stop_calls_the_move_off_and_the_source_serves() ->
         let script = "cd /data; busybox httpd -f -p 8080 -h /data & echo served >index.html; \
                       trap 'dd if=/dev/urandom of=last bs=1M count=48 2>/dev/null; exit 0' TERM; \
                       while :; do sleep 0.1 & wait $!; done";
-        let limits = json!({"bandwidth_limit": "4MiB", "hard_cap": "8s"});
+        let limits = json!({"bandwidth_limit": "1MiB", "hard_cap": "20s"});
         let quiet = with(
             &body(&limits),
             &json!({"command": ["sh", "-c", script], "stop_grace": "30s"}),
@@ -33,7 +33,7 @@ fn what_is_written_during_the_stop_calls_the_move_off_and_the_source_serves() ->
         let told = lab.move_to(NAME, 2)?.with_status(1)?;
 
         // Not at the cap, but as soon as it is clear that it would be passed.
-        told.saying("and pass the hard cap of 8.0 s")?;
+        told.saying("and pass the hard cap of 20.0 s")?;
         let migration = lab.last_migration()?;
         ensure!(migration.state() == "aborted", "{migration:?}");
         ensure!(migration.0["phases"]["stop"].is_f64(), "{migration:?}");

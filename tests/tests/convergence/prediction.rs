@@ -5,9 +5,10 @@ use rehome_tests::deployment::Deployment;
 use rehome_tests::lab::{Lab, Runtime, with_lab};
 use rehome_tests::load::block_on;
 use rehome_tests::store::{Redis, Store as _};
+use rehome_tests::wait::wait_until;
 use serde_json::Value;
 
-use crate::writer::{NAME, PORT};
+use crate::writer::{NAME, PATIENCE, PORT};
 
 /// What is predicted for a move to a host.
 fn predicted(lab: &Lab, host: usize) -> anyhow::Result<Value> {
@@ -57,11 +58,12 @@ fn a_dry_run_says_what_a_move_sends_and_how_it_is_made_up() -> anyhow::Result<()
         ensure!(moved.window()? > 0.0, "{moved:?}");
         let shown = lab.rehome(&["migrations", moved.id()])?.ok()?;
         shown.saying(", predicted ")?;
-        let metrics = lab.host(1)?.metrics("migrated")?;
-        let count = metrics.lines().find(|line| {
-            line.starts_with("rehome_migration_window_error_seconds_count") && line.ends_with(" 1")
-        });
-        count.with_context(|| metrics.clone())?;
+        wait_until("its prediction is held against it", PATIENCE, || {
+            let metrics = lab.host(1)?.metrics("migrated")?;
+            let count = "rehome_migration_window_error_seconds_count";
+            let mut lines = metrics.lines();
+            Ok(lines.any(|line| line.starts_with(count) && line.ends_with(" 1")))
+        })?;
 
         // On the way back only the difference from what both sides have.
         block_on(Redis.ballast(door, 2))?;

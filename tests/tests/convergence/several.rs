@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use anyhow::{Context as _, ensure};
 use rehome_tests::cluster::Migration;
-use rehome_tests::deployment::{Deployment, changed};
+use rehome_tests::deployment::{Deployment, HARD_CAP, changed};
 use rehome_tests::lab::{Lab, Runtime, with_lab};
 use rehome_tests::load::{Load, block_on};
 use rehome_tests::store::{Redis, Store as _};
@@ -13,8 +13,10 @@ use serde_json::json;
 /// Three stores: name, port, and the hosts between which each moves.
 type Plan = [(&'static str, u16, usize, usize); 3];
 
+/// Each is copied for six seconds at least, so that all are on their way at the same time however
+/// late one begins.
 fn deployment(plan: &Plan, after: bool) -> Deployment {
-    let slow = json!({"migration": {"bandwidth_limit": "8MiB"}});
+    let slow = json!({"migration": {"bandwidth_limit": "4MiB", "hard_cap": HARD_CAP}});
     plan.iter()
         .fold(Deployment::new(), |all, (name, port, from, to)| {
             let host = if after { to } else { from };

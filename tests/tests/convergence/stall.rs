@@ -28,7 +28,9 @@ fn cutover_gives_up_what_does_not_fit_the_hard_cap_and_takes_what_does() -> anyh
 #[test]
 fn wait_goes_on_until_the_application_calms_down() -> anyhow::Result<()> {
     with_lab(Runtime::Process, &[], |lab| {
-        let stage = Stage::begin(lab, &json!({"on_stall": "wait"}))?;
+        // The cap is not what it waits for.
+        let patient = json!({"on_stall": "wait", "hard_cap": "60s"});
+        let stage = Stage::begin(lab, &patient)?;
         // More rounds than max_rounds allows to the others.
         stage.wait("a fourth round", |m| {
             m.0["now"]["round"].as_u64() >= Some(4)
@@ -53,7 +55,9 @@ fn wait_gives_up_when_the_application_never_calms_down() -> anyhow::Result<()> {
 #[test]
 fn throttle_makes_the_rounds_shrink_where_cutover_gives_up() -> anyhow::Result<()> {
     with_lab(Runtime::Process, &[], |lab| {
-        let stage = Stage::begin(lab, &json!({"on_stall": "throttle"}))?;
+        // The window itself may take its time, if only it is foreseen as a short one.
+        let patient = json!({"on_stall": "throttle", "hard_cap": "60s"});
+        let stage = Stage::begin(lab, &patient)?;
         if holds(lab.host(1)?)?.is_none() {
             eprintln!("SKIPPED: groups of this lab have no controller for the processor");
             return Ok(());
@@ -68,6 +72,11 @@ fn throttle_makes_the_rounds_shrink_where_cutover_gives_up() -> anyhow::Result<(
         let migration = stage.arrived()?;
         let percent = migration.0["throttled"].as_u64();
         ensure!(percent >= Some(20) && percent <= Some(99), "{migration:?}");
+        let predicted = migration.0["predicted_window"].as_f64();
+        ensure!(
+            predicted <= Some(4.0),
+            "the rounds did not shrink: {migration:?}"
+        );
         Ok(())
     })
 }

@@ -34,7 +34,7 @@ use crate::stage::{PATIENCE, Stage};
 use crate::table::Ending;
 
 /// Cases take so long and no longer, whatever happens to them: one minute, and this for each.
-const LIMIT_FOR_EACH: Duration = Duration::from_secs(12);
+const LIMIT_FOR_EACH: Duration = Duration::from_secs(20);
 
 /// After so many failed cases nothing more is to be learnt.
 const FAILURES: usize = 12;

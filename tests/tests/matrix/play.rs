@@ -282,16 +282,23 @@ fn check(stage: &Stage<'_>, before: &Before, ended: &[(String, String)]) -> anyh
         Ok(left.is_empty())
     })
     .with_context(|| left.join("\n"))?;
-    let found = stage.ask(3, "GET", "/v1/gc")?;
+    let mut found = Value::Null;
+    wait_until("no garbage is found", PATIENCE, || {
+        found = stage.ask(3, "GET", "/v1/gc")?;
+        is_clean(&found)
+    })
+    .with_context(|| found.to_string())
+}
+
+/// Whether every host answered, and none has anything that nobody needs.
+fn is_clean(found: &Value) -> anyhow::Result<bool> {
     let mut hosts = found["hosts"].as_array().context("no hosts")?.iter();
-    let clean = hosts.all(|host| {
+    Ok(hosts.all(|host| {
         host["problem"].is_null()
             && ["garbage", "doubts"]
                 .iter()
                 .all(|key| host[key].as_array().is_some_and(Vec::is_empty))
-    });
-    ensure!(clean, "garbage is found: {found}");
-    Ok(())
+    }))
 }
 
 /// What lies in the pools and should not.

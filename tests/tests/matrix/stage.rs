@@ -70,6 +70,8 @@ impl<'a> Stage<'a> {
         let changes = json!({
             "command": command,
             "stop_grace": "2s",
+            // Some blows cost the whole of it, and a case has only so much time.
+            "migration": {"hard_cap": "20s"},
             "healthcheck": {"command": ["redis-cli", "-e", "ping"], "interval": "50ms", "retries": 600},
         });
         let body = changed(&body, &changes);

@@ -15,17 +15,6 @@ pub(crate) enum Side {
     Destination,
 }
 
-/// Waits until the log of `migrated` on a host says the words once more, and kills the process
-/// then.
-pub(crate) fn lie_in_wait(
-    lab: &Lab,
-    host: &Host,
-    words: &str,
-    pid: u32,
-) -> anyhow::Result<Running> {
-    when_it_says(lab, host, words, &format!("kill -KILL {pid}"))
-}
-
 /// Waits until the log of `migrated` on a host says the words once more, and runs a line of shell
 /// there then.
 pub(crate) fn when_it_says(

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use rehome_tests::cluster::{Application, Migration};
-use rehome_tests::deployment::{Deployment, changed};
+use rehome_tests::deployment::{Deployment, HARD_CAP, changed};
 use rehome_tests::load::{Load, block_on, verify};
 use rehome_tests::store::Store;
-use rehome_tests::wait::wait_for;
+use rehome_tests::wait::{wait_for, wait_until};
 use serde_json::json;
 
 use crate::scene::{NAME, PORT, Scene};
@@ -59,11 +59,11 @@ pub(crate) fn a_move_that_is_called_off_leaves_the_application_untouched<S: Stor
         "restarted for nothing: {after:?}"
     );
     scene.lab.host(2)?.has_no_live_volume()?;
-    let received = scene
-        .lab
-        .host(2)?
-        .shell("cd /var/lib/rehome/pool && find recv snap")?;
-    ensure!(!received.contains(migration.id()), "left on h2: {received}");
+    wait_until("nothing of it is left on h2", PATIENCE, || {
+        let listing = "cd /var/lib/rehome/pool && find recv snap";
+        let received = scene.lab.host(2)?.shell(listing)?;
+        Ok(!received.contains(migration.id()))
+    })?;
     // Asked for again, it goes through: not by itself.
     scene.lab.move_to(NAME, 2)?.ok()?;
     scene.lab.wait_running(NAME, 2)?;
@@ -72,7 +72,7 @@ pub(crate) fn a_move_that_is_called_off_leaves_the_application_untouched<S: Stor
 
 /// Deploys a store whose copy takes some seconds.
 fn open_with_a_slow_copy<S: Store>(scene: &Scene<'_, S>) -> anyhow::Result<Application> {
-    let slow = json!({"migration": {"bandwidth_limit": "8MiB"}});
+    let slow = json!({"migration": {"bandwidth_limit": "8MiB", "hard_cap": HARD_CAP}});
     let body = changed(&scene.store.body(PORT), &slow);
     scene.open(&Deployment::new().with(NAME, 1, &body))?;
     block_on(scene.store.ballast(scene.door(), 24))?;
@@ -145,20 +145,15 @@ pub(crate) fn the_owner_crashes_and_comes_back_with_its_data<S: Store>(
     let host = scene.lab.host(1)?;
 
     host.crash()?;
-    let seen = scene
-        .lab
-        .host(2)?
-        .rehome(&["status", "--json"])?
-        .ok()?
-        .json()?;
+    wait_until("it alone does not answer", PATIENCE, || {
+        let status = ["status", "--json"];
+        let seen = scene.lab.host(2)?.rehome(&status)?.ok()?.json()?;
+        let silent = seen["hosts"].as_array().into_iter().flatten();
+        let silent: Vec<_> = silent.filter(|entry| entry["reachable"] == false).collect();
+        Ok(silent.len() == 1 && silent[0]["address"] == host.address())
+    })?;
     host.start()?;
 
-    let silent = seen["hosts"].as_array().into_iter().flatten();
-    let silent: Vec<_> = silent.filter(|entry| entry["reachable"] == false).collect();
-    ensure!(
-        silent.len() == 1 && silent[0]["address"] == host.address(),
-        "{seen}"
-    );
     scene.lab.wait_running(NAME, 1)?;
     load.wait_served(30)?;
     // Requests in flight fail with their host; what was acknowledged is there.

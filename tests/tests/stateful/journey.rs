@@ -4,6 +4,7 @@ use anyhow::ensure;
 use rehome_tests::load::{Load, PARK_TIMEOUT, block_on, verify};
 use rehome_tests::page;
 use rehome_tests::store::Store;
+use rehome_tests::wait::wait_until;
 use serde_json::json;
 
 use crate::scene::{NAME, Scene};
@@ -138,8 +139,9 @@ pub(crate) fn an_application_that_was_removed_finds_its_data_again<S: Store>(
             "{kept:?}"
         );
         for door in &scene.doors {
-            let answer = std::net::TcpStream::connect(door);
-            ensure!(answer.is_err(), "{door} still listens");
+            wait_until(&format!("{door} is closed"), PARK_TIMEOUT, || {
+                Ok(std::net::TcpStream::connect(door).is_err())
+            })?;
         }
         scene.lab.deploy(&scene.alone(host))?.ok()?;
         scene.lab.wait_running(NAME, host)?;

@@ -1,7 +1,7 @@
 //! The size limit of a volume.
 
 use anyhow::{Context as _, ensure};
-use rehome_tests::deployment::{Deployment, changed};
+use rehome_tests::deployment::{Deployment, HARD_CAP, changed};
 use rehome_tests::lab::Runtime;
 use rehome_tests::load::block_on;
 use rehome_tests::store::Store;
@@ -24,7 +24,8 @@ pub(crate) fn a_volume_keeps_its_limit_when_it_moves<S: Store>(
             *word = json!("everysec");
         }
     }
-    let body = changed(&body, &json!({"migration": {"bandwidth_limit": "1GiB"}}));
+    let fast = json!({"bandwidth_limit": "1GiB", "hard_cap": HARD_CAP});
+    let body = changed(&body, &json!({"migration": fast}));
     scene.open(&Deployment::new().with(NAME, 1, &body))?;
     block_on(scene.store.ballast(scene.door(), 8))?;
 

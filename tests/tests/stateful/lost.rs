@@ -12,31 +12,36 @@ use rehome_tests::lab::{Host, Lab};
 use rehome_tests::load::Load;
 use rehome_tests::program::Outcome;
 use rehome_tests::store::{Redis, Store};
-use rehome_tests::wait::wait_for;
+use rehome_tests::wait::{wait_for, wait_until};
 
-use crate::ambush::{Side, lie_in_wait};
+use crate::ambush::Side;
+use crate::hold::Hold;
 use crate::scene::{NAME, Scene, on_stage};
 
 const PATIENCE: Duration = Duration::from_mins(3);
 
-/// Whose journal is lost, what its log says then, and what may be decided. C1 lies between
-/// `final_delta` and `adopt` on the source; the daemon may come a little further before it dies.
+/// Whose journal is lost, the fail point that its daemon waits at then, and what may be decided. C1
+/// lies between `final_delta` and `adopt` on the source.
 const MOMENTS: [(Side, &str, &[&str]); 7] = [
-    (Side::Source, "phase=\"precopy\"", &[OWNER]),
-    (Side::Source, "phase=\"park\"", &[OWNER, RELEASED]),
-    (Side::Source, "phase=\"final_delta\"", &[OWNER, RELEASED]),
-    (Side::Source, "phase=\"adopt\"", &[RELEASED]),
+    (Side::Source, "phase/precopy/before", &[OWNER]),
+    (Side::Source, "phase/park/before", &[OWNER]),
+    (Side::Source, "phase/final_delta/before", &[OWNER]),
+    (Side::Source, "phase/adopt/before", &[RELEASED]),
     (
         Side::Source,
-        "phase=\"clean_up\"",
+        "phase/clean_up/before",
         &[RELEASED, "owns it, at epoch"],
     ),
     (
         Side::Destination,
-        "this host is the owner now",
+        "journal/destination/adopted/after",
         &[OWNER, "given back to"],
     ),
-    (Side::Destination, "clients are served here", &[OWNER]),
+    (
+        Side::Destination,
+        "journal/destination/serving/after",
+        &[OWNER],
+    ),
 ];
 const OWNER: &str = "store: owner at epoch";
 const RELEASED: &str = "store: released to";
@@ -109,16 +114,16 @@ fn a_host_that_lost_its_journal_starts_nothing_until_there_is_a_new_one() -> any
 
 #[test]
 fn a_journal_is_lost_in_the_middle_of_a_move() -> anyhow::Result<()> {
-    on_stage(Redis, &[], |scene| {
+    on_stage(Redis, &["--faulty"], |scene| {
         scene.open(&scene.alone(1))?;
         let load = Load::start(scene.store, &scene.doors, 6)?;
         load.wait_served(30)?;
         let mut at = 1;
-        for (side, words, verdicts) in MOMENTS {
+        for (side, point, verdicts) in MOMENTS {
             let to = 3 - at;
-            let moment = format!("the {side:?} said {words:?} on the way from h{at} to h{to}");
+            let moment = format!("the {side:?} is at {point} on the way from h{at} to h{to}");
             let (now, said) =
-                move_and_lose(scene, (side, words), (at, to)).with_context(|| moment.clone())?;
+                move_and_lose(scene, (side, point), (at, to)).with_context(|| moment.clone())?;
             let fits = verdicts.iter().any(|verdict| said.contains(verdict));
             ensure!(fits, "{moment}: {said}");
             at = now;
@@ -139,18 +144,18 @@ fn a_journal_is_lost_in_the_middle_of_a_move() -> anyhow::Result<()> {
 /// what was decided.
 fn move_and_lose<S: Store>(
     scene: &Scene<'_, S>,
-    (side, words): (Side, &'static str),
+    (side, point): (Side, &str),
     (from, to): (usize, usize),
 ) -> anyhow::Result<(usize, String)> {
     let host = scene
         .lab
         .host(if side == Side::Source { from } else { to })?;
-    let old = host.daemon("migrated")?;
-    let command = command_line(host, old)?;
-    let killer = lie_in_wait(scene.lab, host, words, old)?;
-    host.hold("migrated")?;
+    let command = command_line(host, host.daemon("migrated")?)?;
+    let hold = Hold::at(host, point)?;
     let moving = scene.lab.begin_move(NAME, to)?;
-    killer.wait()?.ok()?;
+    hold.wait()?;
+    end(host)?;
+    hold.let_go()?;
     host.shell(&format!("rm {JOURNAL}"))?;
     // A source that is just deciding is waited for.
     let made = wait_for("the journal is made anew", PATIENCE, || {
@@ -196,7 +201,7 @@ fn settled<S: Store>(scene: &Scene<'_, S>, hosts: (usize, usize)) -> anyhow::Res
             "on h{number} it runs: {runs}, and it should on h{at}"
         );
         if number != at {
-            host.has_no_live_volume()?;
+            host.wait_no_live_volume()?;
         }
     }
     Ok(at)
@@ -205,17 +210,22 @@ fn settled<S: Store>(scene: &Scene<'_, S>, hosts: (usize, usize)) -> anyhow::Res
 /// Ends `migrated` of a host, spoils its journal, and lets it start again. Returns the command
 /// that makes a new one.
 fn lose(host: &Host, how: &str) -> anyhow::Result<String> {
-    let old = host.daemon("migrated")?;
-    let command = command_line(host, old)?;
-    host.hold("migrated")?;
-    host.kill_daemon("migrated")?;
-    wait_for("it is dead", PATIENCE, || {
-        let gone = host.exec(&["test", "-e", &format!("/proc/{old}")])?;
-        Ok((gone.status == 1).then_some(()))
-    })?;
+    let command = command_line(host, host.daemon("migrated")?)?;
+    end(host)?;
     host.shell(how)?;
     host.let_go("migrated")?;
     Ok(command)
+}
+
+/// Ends `migrated` of a host, with its hold on the journal, and keeps it down.
+fn end(host: &Host) -> anyhow::Result<()> {
+    let old = host.daemon("migrated")?;
+    host.hold("migrated")?;
+    host.kill_daemon("migrated")?;
+    wait_until("it is dead", PATIENCE, || {
+        let gone = host.exec(&["test", "-e", &format!("/proc/{old}")])?;
+        Ok(gone.status == 1)
+    })
 }
 
 /// The command of the daemon, as the one that makes a new journal.

@@ -35,7 +35,7 @@ pub(crate) fn a_destination_that_cannot_start_it_gives_it_back<S: Store>(
     let store = scene.lab.wait_running(NAME, 1)?;
     ensure!(store.epoch == 3, "{store:?}");
     let there = scene.lab.host(2)?;
-    there.has_no_live_volume()?;
+    there.wait_no_live_volume()?;
     ensure!(
         !there.processes()?.contains(scene.store.process()),
         "it still runs on h2"

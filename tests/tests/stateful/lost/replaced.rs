@@ -5,11 +5,10 @@ use anyhow::ensure;
 use rehome_tests::deployment::changed;
 use rehome_tests::load::block_on;
 use rehome_tests::store::{Redis, Store as _};
-use rehome_tests::wait::wait_until;
 use serde_json::json;
 
 use super::left::blocked;
-use super::{PATIENCE, back, lose, run};
+use super::{back, end, lose, run};
 use crate::scene::{NAME, PORT, on_stage};
 
 const WEB: &str = "web";
@@ -56,14 +55,11 @@ fn a_machine_that_was_replaced_is_given_its_applications_back_or_loses_them() ->
         ensure!(words.contains("w-early"), "{words:?}");
 
         // What has no volumes the others know all of.
-        host.hold("migrated")?;
-        host.kill_daemon("migrated")?;
+        end(host)?;
         run(host, &rebuild)?.ok()?.saying("web: owner at epoch 1")?;
         back(host)?;
         lab.wait_running(WEB, 1)?;
-        wait_until("nothing of the store is there", PATIENCE, || {
-            Ok(host.has_no_live_volume().is_ok())
-        })
+        host.wait_no_live_volume()
     })
 }
 
