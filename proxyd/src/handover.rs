@@ -126,14 +126,6 @@ impl Handover {
         self.at_least(Phase::Frozen).await;
     }
 
-    /// Waits until this process takes in nobody any more.
-    ///
-    /// # Cancel safety
-    /// Cancel safe.
-    pub(crate) async fn moved(&self) {
-        self.at_least(Phase::Moving).await;
-    }
-
     /// Whether a successor has everything.
     pub(crate) fn is_over(&self) -> bool {
         *self.0.phase.borrow() == Phase::Gone
@@ -168,7 +160,6 @@ impl Handover {
     }
 
     /// How many there are.
-    #[cfg(test)]
     pub(crate) fn arrivals(&self) -> usize {
         self.0.arriving.len()
     }
@@ -187,6 +178,11 @@ impl Handover {
         behind
             .as_ref()
             .is_some_and(|applications| applications.contains(application))
+    }
+
+    /// Whether a predecessor still passes on anything.
+    pub(crate) fn has_predecessor(&self) -> bool {
+        self.0.behind.borrow().is_some()
     }
 
     /// Waits until there is no predecessor, so long at most, and says whether that came.

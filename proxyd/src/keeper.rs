@@ -213,8 +213,8 @@ impl Keeper {
     pub(crate) async fn run(mut self, stop: CancellationToken) {
         let mut looks = tokio::time::interval(LOOK);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        self.listeners.settle(&self.table).await;
         if std::mem::take(&mut self.adopted) {
-            self.listeners.settle(&self.table).await;
             // A predecessor of another version reads and writes another form.
             let kept = self.store.rewrite(&self.table).await;
             self.note_kept(kept);

@@ -323,7 +323,7 @@ impl Proxyd {
         self.context.book.metrics.reloaded("rejected");
     }
 
-    /// After the listeners have stopped: who waits is turned away, idle connections are closed
+    /// After the listeners have stopped: who is parked is turned away, idle connections are closed
     /// politely, the others get until `grace`, then everything is reset. After a handover who
     /// waits here waits on, for as long.
     ///
@@ -332,20 +332,10 @@ impl Proxyd {
     pub async fn wind_down(&self, grace: Duration) {
         let book = &self.context.book;
         let last = self.has_handed_over();
-        if !last {
-            book.order_all(Order::Stop, |c| {
-                matches!(c.stage(), Stage::Connecting | Stage::Parked)
-            });
-        }
-        let here = || {
-            if last {
-                book.connection_count()
-            } else {
-                book.active()
-            }
-        };
         let started = std::time::Instant::now();
-        while here() > 0 && started.elapsed() < grace {
+        // Who was accepted last counts as well.
+        let here = || book.connection_count() > 0 || self.context.handover.arrivals() > 0;
+        while here() && started.elapsed() < grace {
             let left = grace.saturating_sub(started.elapsed());
             book.order_all(Order::ClosePolitely, |c| match c.stage() {
                 // It ends at once, or after the response.
@@ -353,6 +343,9 @@ impl Proxyd {
                 Stage::Relaying => gate::is_to_be_closed(c, gate::IDLE_AFTER, left),
                 Stage::Connecting | Stage::Parked => false,
             });
+            if !last {
+                book.order_all(Order::Stop, |c| c.stage() == Stage::Parked);
+            }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         book.order_all(Order::Stop, |_| true);

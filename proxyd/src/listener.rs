@@ -6,6 +6,7 @@
 //! kernel.
 
 mod clients;
+mod kept;
 mod port;
 #[cfg(test)]
 mod tests;
@@ -30,7 +31,10 @@ use crate::handover::Shared;
 use crate::settings::Settings;
 use crate::socket::tune;
 use crate::trunk;
+use kept::Kept;
 use port::{Port, try_port, why_not};
+
+pub(crate) use kept::sort;
 
 /// For handshakes that have begun when a port changes its address: the time of a way there and
 /// back, to far away.
@@ -51,6 +55,7 @@ pub(crate) struct Listeners {
     /// Some of the open ones may be another process's: none of them is closed yet.
     borrowed: bool,
     open: BTreeMap<Spot, Port>,
+    kept: Kept,
     failed: BTreeMap<RouteKey, String>,
     /// The addresses that the open ones are on.
     on: ListenOn,
@@ -63,6 +68,8 @@ pub(crate) struct Inherited {
     pub(crate) open: BTreeMap<Spot, OwnedFd>,
     /// Ports that it could not have.
     pub(crate) missing: Vec<RouteKey>,
+    /// What the service manager has of these already, by name.
+    pub(crate) kept: BTreeSet<String>,
 }
 
 /// The trunk's port.
@@ -118,13 +125,20 @@ impl Listeners {
             io::Result::Ok((spot, port))
         };
         let open = inherited.open.into_iter().map(inherit);
+        let open = open.collect::<io::Result<BTreeMap<Spot, Port>>>()?;
+        let mut kept = Kept::new(inherited.kept);
+        kept.opened(Socket::Trunk, Arc::clone(&trunk.listener).into());
+        for port in open.values() {
+            kept.opened(port.described(), port.shared());
+        }
         Ok(Self {
             context,
             supervisor,
             trunk,
             accepting: false,
             borrowed,
-            open: open.collect::<io::Result<_>>()?,
+            open,
+            kept,
             failed: missing.map(before).collect(),
             on,
             timeouts,
@@ -209,6 +223,7 @@ impl Listeners {
             // Each is reported on its route.
             drop(self.look_at(table, keys).await);
         }
+        self.tell_manager();
     }
 
     async fn look_at(&mut self, table: &RouteTable, keys: BTreeSet<RouteKey>) -> Vec<PortProblem> {
@@ -343,6 +358,7 @@ impl Listeners {
         let gone = |spot: &&Spot| !change.wanted.contains(&spot.key);
         let going = change.plan.close.iter().filter(gone);
         let going: Vec<Port> = going.filter_map(|spot| self.open.remove(spot)).collect();
+        self.note_closed(&going);
         let keys: BTreeSet<RouteKey> = going.iter().map(Port::key).collect();
         if turn_away(&going) {
             sleep(HANDSHAKES).await;
@@ -377,6 +393,7 @@ impl Listeners {
             if self.accepting {
                 port.serve(&self.context, &self.supervisor);
             }
+            self.kept.opened(port.described(), port.shared());
             self.open.insert(spot, port);
         }
         let missing: BTreeSet<RouteKey> = change.missing.keys().copied().collect();
@@ -385,6 +402,21 @@ impl Listeners {
                 .await;
         }
         self.report(&change.keys, change.missing, &change.wanted);
+        self.tell_manager();
+    }
+
+    fn note_closed(&mut self, ports: &[Port]) {
+        for port in ports {
+            self.kept.closed(port.described());
+        }
+    }
+
+    /// Tells the service manager which sockets to keep, where it listens to this process: not
+    /// before a predecessor has named it.
+    fn tell_manager(&mut self) {
+        if self.accepting && !self.borrowed && !self.context.handover.has_predecessor() {
+            self.kept.tell();
+        }
     }
 
     /// Closes sockets. Where the port goes on elsewhere, nobody who has begun a handshake is lost.
@@ -393,6 +425,7 @@ impl Listeners {
             .iter()
             .filter_map(|spot| self.open.remove(spot))
             .collect();
+        self.note_closed(&closing);
         let goes_on = |port: &&Port| wanted.contains(&port.key());
         if turn_away(closing.iter().filter(goes_on)) {
             sleep(HANDSHAKES).await;

@@ -4,6 +4,7 @@
 
 mod upgrade;
 
+use std::net::TcpListener;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -11,6 +12,7 @@ use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 use proxyd::{Proxyd, Reloader, load};
+use rehome_runtime::descriptor_store;
 use rehome_runtime::notify;
 use rehome_runtime::report::Report;
 use rehome_runtime::signals;
@@ -114,11 +116,12 @@ fn say(text: &str) {
 }
 
 fn run(path: &Path, config: &ProxydConfig, origin: Origin) -> anyhow::Result<()> {
+    let kept = descriptor_store::kept();
     let logs = telemetry::init_logs(format(config), &config.log.filter)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
-    runtime.block_on(serve(path, (config, origin), logs))
+    runtime.block_on(serve(path, (config, origin, kept), logs))
 }
 
 fn format(config: &ProxydConfig) -> LogFormat {
@@ -131,11 +134,11 @@ fn format(config: &ProxydConfig) -> LogFormat {
 /// Starts, or takes over.
 async fn start(
     config: &ProxydConfig,
-    origin: Origin,
+    (origin, kept): (Origin, Vec<TcpListener>),
     supervisor: &Supervisor,
 ) -> anyhow::Result<Proxyd> {
     if origin == Origin::Nothing {
-        return Ok(Proxyd::start(config, supervisor).await?);
+        return Ok(Proxyd::start_with(config, supervisor, kept).await?);
     }
     let socket = std::io::stdin().as_fd().try_clone_to_owned()?;
     Ok(Proxyd::take_over(config, supervisor, socket).await?)
@@ -143,12 +146,12 @@ async fn start(
 
 async fn serve(
     path: &Path,
-    (config, origin): (&ProxydConfig, Origin),
+    (config, origin, kept): (&ProxydConfig, Origin, Vec<TcpListener>),
     logs: LogHandle,
 ) -> anyhow::Result<()> {
     let supervisor = Supervisor::new();
     let reloads = signals::listen(&supervisor)?;
-    let proxy = start(config, origin, &supervisor).await?;
+    let proxy = start(config, (origin, kept), &supervisor).await?;
     let reloader = Reloader::new(path.to_owned(), config.clone(), proxy.clone(), logs);
     let stop = supervisor.token().clone();
     supervisor.spawn("reloads", Criticality::Critical, async move {

@@ -102,6 +102,18 @@ pub(crate) fn drop_syns(listener: &TcpListener) -> io::Result<()> {
     ])
 }
 
+/// Makes a socket that another process may have left in the middle of a change one that greets
+/// everyone and shares its port with nobody.
+pub(crate) fn as_new(socket: &impl AsFd) -> io::Result<()> {
+    let nothing_attached = rustix::io::Errno::NOENT.raw_os_error();
+    match SockRef::from(socket).detach_filter() {
+        Err(error) if error.raw_os_error() != Some(nothing_attached) => return Err(error),
+        _ => {}
+    }
+    SockRef::from(socket).set_nonblocking(true)?;
+    let_in(socket, Company::Alone)
+}
+
 /// A connection that the kernel has completed; `None` when there is none. Whatever the runtime
 /// knows of the listener.
 pub(crate) fn accept_now(listener: &TcpListener) -> io::Result<Option<(TcpStream, SocketAddr)>> {
@@ -127,7 +139,7 @@ pub(crate) fn canonical(peer: SocketAddr) -> SocketAddr {
 
 /// Ends a listener for good, also where it is open in another process or in a store of
 /// descriptors.
-pub(crate) fn stop_listening(listener: &TcpListener) {
+pub(crate) fn stop_listening(listener: &impl AsFd) {
     // Fails only when it listens no more.
     drop(SockRef::from(listener).shutdown(std::net::Shutdown::Both));
 }
@@ -198,6 +210,37 @@ fn at_place<T>(
 fn lacks_ipv6(error: &io::Error) -> bool {
     let unsupported = rustix::io::Errno::AFNOSUPPORT.raw_os_error();
     error.kind() == io::ErrorKind::AddrNotAvailable || error.raw_os_error() == Some(unsupported)
+}
+
+/// Where the trunk listens.
+pub(crate) fn trunk_place(address: SocketAddr) -> Place {
+    if address.ip() == Ipv6Addr::UNSPECIFIED {
+        Place::Everywhere
+    } else {
+        Place::Address(address.ip())
+    }
+}
+
+/// Where a socket is that listens, as one of [`listen_tcp`]'s places.
+pub(crate) fn place_of(socket: &impl AsFd) -> io::Result<(Place, u16)> {
+    let socket = SockRef::from(socket);
+    let bound = socket.local_addr()?.as_socket();
+    let bound = bound.ok_or(io::ErrorKind::Unsupported)?;
+    let everywhere = match bound.ip() {
+        IpAddr::V6(ip) => ip.is_unspecified() && !socket.only_v6()?,
+        IpAddr::V4(ip) => ip.is_unspecified() && !speaks_ipv6(),
+    };
+    let place = if everywhere {
+        Place::Everywhere
+    } else {
+        Place::Address(bound.ip())
+    };
+    Ok((place, bound.port()))
+}
+
+fn speaks_ipv6() -> bool {
+    let tried = Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP));
+    !tried.is_err_and(|error| lacks_ipv6(&error))
 }
 
 /// Whether this machine has no port left to connect from. (A target of a family that it does not

@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use prometheus_client::registry::Registry;
 use proxyd_core::handover::Counts;
-use proxyd_core::reload::Place;
 use proxyd_core::table::RouteTable;
 use rehome_runtime::http_server::{BindError, FileStays, HttpServer};
 use rehome_runtime::supervise::{Criticality, Supervisor};
@@ -26,10 +25,10 @@ use crate::control;
 use crate::descriptors;
 use crate::handover::{self, TakeError};
 use crate::keeper::{Keeper, PortsTaken};
-use crate::listener::{Inherited, Listeners};
+use crate::listener::{self, Inherited, Listeners};
 use crate::metrics::{Metrics, RouteMetrics};
 use crate::settings::Settings;
-use crate::socket::{Company, listen_tcp};
+use crate::socket::{Company, listen_tcp, trunk_place};
 use crate::store::{Found, Store};
 
 /// What connections get to be reset when a successor gives up.
@@ -80,19 +79,38 @@ impl Proxyd {
     /// # Cancel safety
     /// Dropping it starts nothing, but may leave a socket file.
     pub async fn start(config: &ProxydConfig, supervisor: &Supervisor) -> Result<Self, StartError> {
+        Self::start_with(config, supervisor, Vec::new()).await
+    }
+
+    /// The same, with sockets that were kept for it: who waits there is served.
+    ///
+    /// # Errors
+    /// As of [`Proxyd::start`].
+    ///
+    /// # Cancel safety
+    /// As of [`Proxyd::start`]; the sockets are closed here.
+    pub async fn start_with(
+        config: &ProxydConfig,
+        supervisor: &Supervisor,
+        kept: Vec<std::net::TcpListener>,
+    ) -> Result<Self, StartError> {
         let mut store = open_store(config)?;
         let (table, corrupt) = kept_routes(config, &mut store)?;
-        let trunk = bind_trunk(config.trunk.listen, &config.timeouts).map_err(|source| {
-            StartError::Trunk {
-                address: config.trunk.listen,
-                source,
-            }
-        })?;
+        let (trunk, ports) = listener::sort(kept, config);
+        let trunk = match trunk {
+            Some(trunk) => trunk,
+            None => bind_trunk(config.trunk.listen, &config.timeouts).map_err(|source| {
+                StartError::Trunk {
+                    address: config.trunk.listen,
+                    source,
+                }
+            })?,
+        };
         let sockets = Sockets {
             trunk,
             control: HttpServer::unix(&config.socket).await?,
             metrics: HttpServer::tcp(config.metrics).await?,
-            ports: Inherited::default(),
+            ports,
         };
         let (mut built, _missing) =
             Built::with_store(config, supervisor, sockets, (store, table)).await?;
@@ -312,10 +330,6 @@ fn kept_routes(config: &ProxydConfig, store: &mut Store) -> Result<(RouteTable, 
 }
 
 fn bind_trunk(address: SocketAddr, timeouts: &ProxydTimeouts) -> io::Result<TcpListener> {
-    let place = if address.ip() == std::net::Ipv6Addr::UNSPECIFIED {
-        Place::Everywhere
-    } else {
-        Place::Address(address.ip())
-    };
+    let place = trunk_place(address);
     listen_tcp(place, address.port(), timeouts, Company::Alone)
 }

@@ -59,7 +59,7 @@ pub(crate) async fn run(context: Context, listener: Arc<TcpListener>, stop: Canc
             // From here on, not from when its task runs first: a handover waits for it.
             let arriving = context.handover.arriving();
             let limits = (permit, Arc::clone(&unknown));
-            let task = greet(context.clone(), stream, limits, arriving);
+            let task = greet(context.clone(), stream, limits, (arriving, stop.clone()));
             let task = task.instrument(span);
             context.connections.spawn_light("trunk connection", task);
         }
@@ -71,14 +71,14 @@ fn greet(
     context: Context,
     stream: TcpStream,
     (permit, unknown): (OwnedSemaphorePermit, Arc<Semaphore>),
-    arriving: TaskTrackerToken,
+    (arriving, stop): (TaskTrackerToken, CancellationToken),
 ) -> Course {
     Course::of(async move {
-        // A sender whose header is not read, or not answered, comes again, to the successor; so
-        // does one that sends datagrams.
+        // A sender whose header is not read, or not answered, comes again, to whoever listens
+        // then; so does one that sends datagrams.
         let taken_in = tokio::select! {
             biased;
-            () = context.handover.moved() => None,
+            () = stop.cancelled() => None,
             taken_in = take_in(&context, stream, permit, unknown) => taken_in,
         };
         drop(arriving);

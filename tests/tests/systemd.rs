@@ -118,6 +118,15 @@ fn both_tell_systemd_that_they_live_and_are_restarted() -> anyhow::Result<()> {
 }
 
 #[test]
+fn the_ports_of_proxyd_outlive_it() -> anyhow::Result<()> {
+    let unit = unit("proxyd")?;
+    assert_eq!(values(&unit, "FileDescriptorStoreMax"), ["1024"]);
+    // Else a word of the successor's would count before it has been named.
+    assert_eq!(values(&unit, "NotifyAccess"), ["main"]);
+    Ok(())
+}
+
+#[test]
 fn applications_outlive_migrated() -> anyhow::Result<()> {
     let unit = unit("migrated")?;
     assert_eq!(values(&unit, "KillMode"), ["process"]);

@@ -105,6 +105,7 @@ impl Book {
     }
 
     /// How many connections are relayed, over all routes.
+    #[cfg(test)]
     pub(crate) fn active(&self) -> u64 {
         self.lock().relayed
     }

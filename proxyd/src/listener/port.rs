@@ -83,12 +83,7 @@ impl Port {
 
     /// What another process is told of it.
     pub(super) fn described(&self) -> handover::Socket {
-        let Spot { key, place } = self.spot;
-        let at = match place {
-            Place::Everywhere => None,
-            Place::Address(ip) => Some(ip),
-        };
-        handover::Socket::Port { key, at }
+        self.spot.into()
     }
 
     /// The socket, for another process.

@@ -45,6 +45,7 @@ async fn what_was_inherited_in_vain_goes_when_all_is_over_and_the_rest_has_the_n
     let inherited = Inherited {
         open: BTreeMap::from([(wanted, copy(&kept)), (unwanted, copy(&lost))]),
         missing: Vec::new(),
+        kept: BTreeSet::new(),
     };
     let (supervisor, (trunk, _)) = (Supervisor::new(), open());
     let listeners = Listeners::new(context.clone(), &supervisor, trunk, inherited);

@@ -136,18 +136,19 @@ impl<'a> Run<'a> {
     }
 
     fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+        // First: many small pieces may use up all that a task may do in one turn.
+        if let Some(clock) = &mut self.clock
+            && let Poll::Ready(event) = clock.as_mut().poll(cx)
+        {
+            return Poll::Ready(event);
+        }
         for direction in [Direction::In, Direction::Out] {
             if let Poll::Ready(event) = self.poll_half(direction, cx) {
                 return Poll::Ready(event);
             }
         }
-        if let Poll::Ready(order) = self.connection.orders.poll_next(self.seen, cx) {
-            return Poll::Ready(order.map_or(Event::Leave, Event::Order));
-        }
-        match &mut self.clock {
-            Some(clock) => clock.as_mut().poll(cx),
-            None => Poll::Pending,
-        }
+        let order = self.connection.orders.poll_next(self.seen, cx);
+        order.map(|order| order.map_or(Event::Leave, Event::Order))
     }
 
     /// What follows from an event: a halt, or it goes on.

@@ -22,7 +22,7 @@ use crate::host::{LIMIT, ask, free_port, get, unused_address};
 pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_proxyd");
 
 /// Ends with the value, also when a test fails.
-struct Running(Child);
+pub(crate) struct Running(pub(crate) Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -32,12 +32,12 @@ impl Drop for Running {
 }
 
 impl Running {
-    fn signal(&self, signal: Signal) -> Result<()> {
+    pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
         let pid = i32::try_from(self.0.id())?;
         Ok(kill_process(Pid::from_raw(pid).context("no pid")?, signal)?)
     }
 
-    async fn exit(&mut self) -> Result<std::process::ExitStatus> {
+    pub(crate) async fn exit(&mut self) -> Result<std::process::ExitStatus> {
         let started = Instant::now();
         loop {
             if let Some(status) = self.0.try_wait()? {

@@ -54,7 +54,12 @@ pub(crate) async fn free_port() -> Result<u16> {
 
 /// A port that nobody has at any address: below those that the kernel gives out.
 pub(crate) fn quiet_port() -> Result<u16> {
-    let first = 10_000 + u16::try_from(std::process::id() % 20_000)?;
+    quiet_port_above(10_000)
+}
+
+/// Another one, from 10,000 on above this, for a test that needs several.
+pub(crate) fn quiet_port_above(lowest: u16) -> Result<u16> {
+    let first = lowest + u16::try_from(std::process::id() % 9_000)?;
     for port in first..first + 500 {
         if std::net::TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok() {
             return Ok(port);

@@ -10,6 +10,7 @@ mod host;
 mod http;
 mod http_plain;
 mod http_trunk;
+mod kept;
 mod limits;
 mod reload;
 mod restart;

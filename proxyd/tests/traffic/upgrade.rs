@@ -276,7 +276,8 @@ async fn both_ends_of_a_trunk_are_handed_over_with_live_and_waiting_clients() ->
     Ok(())
 }
 
-/// What a service manager hears, in whatever order: the unit is active all the time.
+/// What a service manager hears: the unit is active all the time. The successor gives it sockets to
+/// keep only when it has been named, because nobody else is listened to.
 #[tokio::test]
 async fn the_service_manager_hears_of_the_successor_and_from_it() -> Result<()> {
     let directory = tempfile::tempdir()?;
@@ -285,22 +286,32 @@ async fn the_service_manager_hears_of_the_successor_and_from_it() -> Result<()> 
     let path = path.to_str().context("no text")?.to_owned();
     let mut site = Site::start_in(PROGRAM, "", &[("NOTIFY_SOCKET", path)]).await?;
     let mut heard = Vec::new();
-    let mut word = [0; 256];
-    let first = timeout(LIMIT, socket.recv(&mut word)).await??;
-    ensure!(word.get(..first) == Some(b"READY=1\n".as_slice()));
-    let reply = site.upgrade(PROGRAM).await?;
     while heard.len() < 2 {
-        let length = timeout(LIMIT, socket.recv(&mut word)).await??;
-        heard.push(String::from_utf8(
-            word.get(..length).context("too long")?.to_vec(),
-        )?);
+        heard.push(hear(&socket).await?);
     }
     heard.sort();
+    let (ready, keep) = ("READY=1\n", "FDSTORE=1\nFDNAME=trunk\n");
+    ensure!(heard == [keep, ready], "{heard:?}");
+    let reply = site.upgrade(PROGRAM).await?;
+    heard.clear();
+    while heard.len() < 3 {
+        heard.push(hear(&socket).await?);
+    }
+    let last = heard.pop();
+    ensure!(last.as_deref() == Some(keep), "{heard:?} and then {last:?}");
+    heard.sort();
     let told = format!("MAINPID={}\nWATCHDOG=1\n", reply.pid);
-    ensure!(heard == [told, "READY=1\n".to_owned()], "{heard:?}");
+    ensure!(heard == [told.as_str(), ready], "{heard:?}");
     // The old one has ended without a word that it stops.
-    ensure!(socket.try_recv(&mut word).is_err());
+    ensure!(socket.try_recv(&mut [0; 256]).is_err());
     Ok(())
+}
+
+async fn hear(socket: &tokio::net::UnixDatagram) -> Result<String> {
+    let mut word = [0; 256];
+    let length = timeout(LIMIT, socket.recv(&mut word)).await??;
+    let word = word.get(..length).context("too long")?;
+    Ok(String::from_utf8(word.to_vec())?)
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@
 //!
 //! It never outlives a command that has not recorded it: see the [`host`](crate::lab::host).
 
+mod kept;
 mod mounts;
 mod supervise;
 

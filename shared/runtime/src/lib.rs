@@ -10,6 +10,7 @@
 //! | [`telemetry`] | logs, metrics, `/metrics`, `/healthz`, `/readyz` |
 //! | [`store`] | files that are replaced whole and read with a checksum |
 //! | [`notify`] | what systemd is told |
+//! | [`descriptor_store`] | sockets that systemd keeps for the next start |
 //! | [`command`] | external programs with a deadline |
 //! | [`failpoint`] | where tests of crashes stop or kill a daemon |
 //! | [`backoff`] | how long to wait before the next try |
@@ -19,6 +20,7 @@
 
 pub mod backoff;
 pub mod command;
+pub mod descriptor_store;
 pub mod failpoint;
 pub mod http_client;
 pub mod http_server;

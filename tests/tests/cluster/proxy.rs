@@ -1,6 +1,6 @@
 //! Traffic: the proxies restart, and applications without volumes move.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -159,6 +159,46 @@ fn every_proxy_is_upgraded_again_and_again_while_an_application_moves_and_no_req
                 moved
             })
         })
+    })
+}
+
+/// The owner's, and one that leads there, by a restart and by a crash. Who comes meanwhile waits.
+#[test]
+fn nobody_is_refused_while_a_proxy_starts_again() -> anyhow::Result<()> {
+    with_lab(Runtime::Process, &[], |lab| {
+        let deployment = Deployment::new().with("page", 1, &page::body(7001, "always"));
+        lab.deploy(&deployment)?.ok()?;
+        let doors = lab.doors(7001)?;
+        let (stop, comes) = (AtomicBool::new(false), AtomicUsize::new(0));
+        let come = || -> anyhow::Result<()> {
+            for door in doors.iter().cycle() {
+                if stop.load(Ordering::Relaxed) {
+                    break;
+                }
+                TcpStream::connect(door).with_context(|| format!("{door}"))?;
+                comes.fetch_add(1, Ordering::Relaxed);
+                thread::park_timeout(Duration::from_millis(1));
+            }
+            Ok(())
+        };
+        thread::scope(|scope| {
+            let client = scope.spawn(come);
+            let mut turns = [(1, "TERM"), (2, "KILL"), (1, "KILL"), (2, "TERM")].iter();
+            let result = turns.try_for_each(|(number, signal)| {
+                let host = lab.host(*number)?;
+                let old = host.daemon("proxyd")?;
+                host.shell(&format!("kill -{signal} {old}"))?;
+                host.wait_daemon("proxyd", old)
+            });
+            stop.store(true, Ordering::Relaxed);
+            client.join().map_err(|_| anyhow!("a client panicked"))??;
+            result
+        })?;
+        ensure!(comes.load(Ordering::Relaxed) > 100, "{comes:?}");
+        for door in doors {
+            ensure!(page::fetch(door)?.contains("SAYS=always\n"), "{door}");
+        }
+        Ok(())
     })
 }
 

@@ -8,6 +8,7 @@ use rehome_shared::api::proxy::RouteKey;
 use rehome_shared::ids::{AppName, RouteVersion};
 use serde::{Deserialize, Serialize};
 
+use crate::reload::{Place, Spot};
 use crate::tally::Tally;
 
 /// A part's number, unique in one handover.
@@ -64,6 +65,16 @@ pub enum Socket {
         /// The one address that it listens on; otherwise on every one of both families.
         at: Option<IpAddr>,
     },
+}
+
+impl From<Spot> for Socket {
+    fn from(Spot { key, place }: Spot) -> Self {
+        let at = match place {
+            Place::Everywhere => None,
+            Place::Address(ip) => Some(ip),
+        };
+        Self::Port { key, at }
+    }
 }
 
 /// What was counted and heard so far.

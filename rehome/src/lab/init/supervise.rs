@@ -4,7 +4,8 @@
 //! Like systemd's `Restart=always`, with two differences: a daemon that keeps ending is started
 //! for ever, after a pause of at most two seconds; and `/run/rehome/hold/NAME` keeps the daemon
 //! of that name down from its next end until the file is gone. As under systemd, a daemon may say
-//! by `MAINPID=` on its notify socket that another process is the daemon from then on.
+//! by `MAINPID=` on its notify socket that another process is the daemon from then on, and give
+//! descriptors to be kept for its next start; one that is held down is not expected back for them.
 //!
 //! It has one thread: a PID namespace has no room for surprises in its first process.
 
@@ -21,10 +22,12 @@ use anyhow::Context as _;
 use rustix::process::{
     Pid, Signal, WaitOptions, WaitStatus, kill_process, test_kill_process, wait,
 };
+use tokio::io::Interest;
 use tokio::net::UnixDatagram;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::sleep;
 
+use super::kept::{self, Kept, Word};
 use super::{DaemonPlan, Plan};
 use crate::lab::files::LOGS;
 
@@ -39,14 +42,12 @@ const TICK: Duration = Duration::from_millis(50);
 
 const RUN: &str = "/run/rehome";
 
-/// No word of a daemon is longer.
-const WORD: usize = 4096;
-
 struct Daemon {
     plan: DaemonPlan,
     log: PathBuf,
     /// Where it says who it is.
     words: UnixDatagram,
+    kept: Kept,
     pause: Duration,
     state: State,
 }
@@ -161,6 +162,7 @@ impl Daemon {
             words: UnixDatagram::bind(words_of(&plan.name))?,
             plan,
             log,
+            kept: Kept::default(),
             pause: PAUSE.0,
             state: State::Down {
                 until: Instant::now(),
@@ -170,13 +172,17 @@ impl Daemon {
 
     /// Takes up what it has said.
     fn hear(&mut self) {
-        let mut word = [0; WORD];
-        while let Ok(length) = self.words.try_recv(&mut word) {
-            let said = word.get(..length).unwrap_or_default();
-            if let Some(pid) = main_process(said) {
+        while let Ok(word) = self.next_word() {
+            if let Some(pid) = main_process(&word.text) {
                 self.succeed(pid);
             }
+            self.kept.hear(word);
         }
+    }
+
+    fn next_word(&self) -> io::Result<Word> {
+        let receive = || kept::receive(&self.words);
+        self.words.try_io(Interest::READABLE, receive)
     }
 
     /// Another process is the daemon from now on.
@@ -207,7 +213,10 @@ impl Daemon {
         let State::Down { until } = self.state else {
             return;
         };
-        if Instant::now() < until || Path::new(RUN).join("hold").join(&self.plan.name).exists() {
+        if Path::new(RUN).join("hold").join(&self.plan.name).exists() {
+            return self.kept.close();
+        }
+        if Instant::now() < until {
             return;
         }
         match self.spawn(path) {
@@ -225,14 +234,15 @@ impl Daemon {
         }
     }
 
-    fn spawn(&self, path: &Path) -> io::Result<Pid> {
+    fn spawn(&mut self, path: &Path) -> io::Result<Pid> {
         let log = File::options().create(true).append(true).open(&self.log)?;
         let (program, arguments) = self
             .plan
             .command
             .split_first()
             .ok_or(io::ErrorKind::InvalidInput)?;
-        let child = Command::new(program)
+        let mut command = Command::new(program);
+        command
             .args(arguments)
             .env_clear()
             .envs(std::env::vars_os().filter(|(name, _)| is_kept(&name.to_string_lossy())))
@@ -242,8 +252,15 @@ impl Daemon {
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
-            .process_group(0)
-            .spawn()?;
+            .process_group(0);
+        if let Err(error) = self.kept.give(&mut command) {
+            note(&format!(
+                "{} starts without what was kept: {error}",
+                self.plan.name
+            ));
+            self.kept.close();
+        }
+        let child = command.spawn()?;
         fs::write(self.pid_file(), format!("{}\n", child.id()))?;
         // The handle is dropped, not waited for: `reap` collects every child of PID 1.
         i32::try_from(child.id())
@@ -286,8 +303,7 @@ fn words_of(name: &str) -> PathBuf {
 }
 
 /// The process that a word names as the main one.
-fn main_process(said: &[u8]) -> Option<Pid> {
-    let said = std::str::from_utf8(said).ok()?;
+fn main_process(said: &str) -> Option<Pid> {
     let pid = said
         .lines()
         .find_map(|line| line.strip_prefix("MAINPID="))?;
@@ -319,11 +335,10 @@ mod tests {
 
     #[test]
     fn only_the_word_for_it_names_another_process() {
-        let named = |said: &str| main_process(said.as_bytes()).map(Pid::as_raw_pid);
+        let named = |said: &str| main_process(said).map(Pid::as_raw_pid);
         assert_eq!(named("MAINPID=77\nWATCHDOG=1\n"), Some(77));
         assert_eq!(named("READY=1\n"), None);
         assert_eq!(named("MAINPID=\n"), None);
         assert_eq!(named("STATUS=MAINPID=7\n"), None);
-        assert_eq!(main_process(&[0xff, 0x00]), None);
     }
 }
