@@ -37,8 +37,18 @@ pub(crate) async fn drain(
         let left = book.count(application, relays);
         match verdict(left, started.elapsed(), deadline) {
             Verdict::Drained | Verdict::Deadline => return book.counts(application),
-            Verdict::Again(after) => sleep(after).await,
+            Verdict::Again(after) => pause(after).await,
         }
+    }
+}
+
+/// Waits between two looks at who is silent. Where this machine has run nobody for longer than that,
+/// nobody could speak: they get the time once more.
+pub(crate) async fn pause(time: Duration) {
+    let began = Instant::now();
+    sleep(time).await;
+    if began.elapsed() >= time.saturating_add(IDLE_AFTER / 4) {
+        sleep(time).await;
     }
 }
 

@@ -346,7 +346,7 @@ impl Proxyd {
             if !last {
                 book.order_all(Order::Stop, |c| c.stage() == Stage::Parked);
             }
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            gate::pause(Duration::from_millis(20)).await;
         }
         book.order_all(Order::Stop, |_| true);
     }

@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use proxyd_core::handover::Socket;
 use proxyd_core::reload::{Need, Place, Plan, Spot, plan};
@@ -39,10 +39,12 @@ pub(crate) use kept::sort;
 /// For handshakes that have begun when a port changes its address: the time of a way there and
 /// back, to far away.
 const HANDSHAKES: Duration = Duration::from_millis(200);
-/// For the task of the trunk's port to end.
-const TRUNK_TIME: Duration = Duration::from_secs(1);
-/// For the last clients of a route that goes, to reach their application.
-const LAST_CLIENTS: Duration = Duration::from_millis(500);
+/// For the task of the trunk's port to end: no time, on a machine that runs everybody.
+const TRUNK_TIME: Duration = Duration::from_secs(10);
+/// Looks at whether the last clients of a route that goes have reached their application: half a
+/// second, and longer on a machine that runs nobody for a while.
+const LAST_CLIENTS: u32 = 100;
+const LOOK: Duration = Duration::from_millis(5);
 
 /// The open external ports, and the trunk's. Dropping it closes them.
 #[derive(Debug)]
@@ -368,13 +370,12 @@ impl Listeners {
             port.take_queue(&self.context);
             port.close();
         }
-        let until = Instant::now() + LAST_CLIENTS;
-        while !keys.is_empty() && Instant::now() < until {
+        for _ in 0..LAST_CLIENTS {
             let book = &self.context.book;
             if keys.iter().all(|key| book.held(*key) == 0) {
                 return;
             }
-            sleep(Duration::from_millis(5)).await;
+            sleep(LOOK).await;
         }
     }
 

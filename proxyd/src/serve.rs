@@ -36,6 +36,8 @@ use waiting::{Watched, stopped};
 const ANSWER_MARGIN: Duration = Duration::from_secs(5);
 /// The most that the few bytes of an answer may take to be taken by the kernel.
 const ANSWER_WRITE: Duration = Duration::from_secs(5);
+/// What a try gets at least: who was let go at the last moment is let go.
+const LAST_TRY: Duration = Duration::from_millis(100);
 /// Between two tries that fail for a want of this machine.
 const SHORTAGE: Duration = Duration::from_millis(100);
 
@@ -312,7 +314,7 @@ async fn try_once(
             held.connection().set_upstream(Some(Upstream::Local(*addr)));
             let settings = context.settings();
             let left = watched.deadline.saturating_duration_since(Instant::now());
-            let longest = settings.timeouts.connect.min(left);
+            let longest = settings.timeouts.connect.min(left.max(LAST_TRY));
             // A target of the file may be far away: it gets one long try instead of short ones.
             let failures = if attempt.by.may_move() {
                 attempt.failures
@@ -358,8 +360,10 @@ async fn through_trunk(
         };
         held.passed_on();
         let orders = &held.connection().orders;
-        // The losing arms only wait; the stream of a lost answer is dropped with it.
+        // The losing arms only wait; the stream of a lost answer is dropped with it. One that has
+        // come is not late.
         let answer = tokio::select! {
+            biased;
             answer = dial::answer(&mut stream) => answer,
             () = watched.gone() => return Err(Failed::End(End::ClientGone)),
             () = sleep_until(deadline.into()) => return Err(Failed::End(End::ParkTimeout)),

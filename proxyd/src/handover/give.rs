@@ -41,8 +41,11 @@ const WORD: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_mins(2);
 /// What it gets to begin, and to build itself.
 const BUILD: Duration = Duration::from_secs(30);
-/// What connections get to stop, and clients that were just accepted to be in the book.
+/// What connections get to stop.
 const STILL: Duration = Duration::from_secs(2);
+/// What clients that were just accepted get to be in the book: no time, on a machine that runs
+/// everybody.
+const ARRIVE: Duration = Duration::from_secs(10);
 
 /// Hands everything over. When it returns a reply, this process has nothing left but what is
 /// said there.
@@ -246,7 +249,7 @@ impl<'a> Give<'a> {
         self.began = Some(Instant::now());
         let paused = self.ask(HandOver::Pause).await?;
         self.context.handover.set(Phase::Moving);
-        if paused && self.context.handover.arrived(STILL).await {
+        if paused && self.context.handover.arrived(ARRIVE).await {
             Ok(())
         } else {
             Err(GiveError::Accepts)

@@ -246,8 +246,10 @@ pub(super) async fn fly(air: &mut Air<'_>, times: Times) -> Landed {
     let mut limit = times.idle.map(|idle| (idle, End::Idle));
     let mut seen = Order::Run;
     loop {
-        // Every arm is cancel safe: what is read is kept outside, the others only wait.
+        // Every arm is cancel safe: what is read is kept outside, the others only wait. Bytes come
+        // first: what has come while this machine ran nobody is not late.
         tokio::select! {
+            biased;
             landed = poll_fn(|cx| air.poll(cx)) => match landed {
                 Landed::Over => limit = Some((times.half_close, End::HalfCloseTimeout)),
                 Landed::Whole

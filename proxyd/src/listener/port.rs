@@ -18,8 +18,8 @@ use crate::handover::Shared;
 use crate::socket::{Company, drop_syns, let_in, listen_tcp, listen_udp, stop_listening, tune};
 use crate::udp;
 
-/// How long the task of a closed port may take to end.
-const CLOSE_TIME: Duration = Duration::from_secs(1);
+/// How long the task of a closed port may take to end: no time, on a machine that runs everybody.
+const CLOSE_TIME: Duration = Duration::from_secs(10);
 
 /// A socket that listens, and the task that serves it once there is one. Dropping it closes the
 /// socket when the task has ended.

@@ -1,12 +1,13 @@
 //! A relay that runs, as plain state that is polled: a connection that rests holds this and no more.
 
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use proxyd_core::tally::End;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
+use tokio::task::coop::unconstrained;
 use tokio::time::{sleep, sleep_until};
 
 use super::pump::{Ends, Pump, Stop};
@@ -136,19 +137,20 @@ impl<'a> Run<'a> {
     }
 
     fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
-        // First: many small pieces may use up all that a task may do in one turn.
-        if let Some(clock) = &mut self.clock
-            && let Poll::Ready(event) = clock.as_mut().poll(cx)
-        {
-            return Poll::Ready(event);
-        }
+        // Bytes come first: what has come while this machine ran nobody was no silence.
         for direction in [Direction::In, Direction::Out] {
             if let Poll::Ready(event) = self.poll_half(direction, cx) {
                 return Poll::Ready(event);
             }
         }
-        let order = self.connection.orders.poll_next(self.seen, cx);
-        order.map(|order| order.map_or(Event::Leave, Event::Order))
+        if let Poll::Ready(order) = self.connection.orders.poll_next(self.seen, cx) {
+            return Poll::Ready(order.map_or(Event::Leave, Event::Order));
+        }
+        match &mut self.clock {
+            // Bytes in many small pieces may have used up all that a task may do in one turn.
+            Some(clock) => pin!(unconstrained(clock)).poll(cx),
+            None => Poll::Pending,
+        }
     }
 
     /// What follows from an event: a halt, or it goes on.

@@ -52,8 +52,10 @@ impl Watched<'_> {
     ) -> Result<(), Failed> {
         let orders = &held.connection().orders;
         let deadline = self.deadline.into();
-        // Every arm only waits.
+        // Every arm only waits. After a time in which this machine ran nobody several may be over at
+        // once: then the time is not what counts.
         tokio::select! {
+            biased;
             () = what => Ok(()),
             () = self.gone() => Err(Failed::End(End::ClientGone)),
             () = sleep_until(deadline) => Err(Failed::End(timed_out(held))),

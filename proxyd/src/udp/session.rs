@@ -60,8 +60,9 @@ impl Session {
         };
         // Both only wait: the session keeps nothing that a drop could lose but datagrams.
         tokio::select! {
-            () = self.activity.silence(idle) => {}
+            biased;
             () = self.follow(&mut client) => {}
+            () = self.activity.silence(idle) => {}
         }
     }
 
@@ -231,6 +232,7 @@ async fn exchange(
     let idle = context.settings().timeouts.udp_idle;
     // The losers are dropped with both ends; datagrams under way may be lost.
     tokio::select! {
+        biased;
         ended = inward => drop(ended),
         ended = outward => drop(ended),
         () = activity.silence(idle) => {}

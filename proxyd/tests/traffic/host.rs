@@ -1,7 +1,7 @@
 //! A proxy with a loopback address of its own, and clients.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -46,10 +46,18 @@ pub(crate) struct Host {
     _directory: tempfile::TempDir,
 }
 
-/// The key of the route that the tests move: the same port on every host.
+/// A port that nobody has at any address, and that neither the kernel nor [`quiet_port`] gives out:
+/// the tests of a process have addresses of their own, and each port once.
 pub(crate) async fn free_port() -> Result<u16> {
-    let probe = TcpListener::bind((unused_address(), 0)).await?;
-    Ok(probe.local_addr()?.port())
+    static NEXT: AtomicU16 = AtomicU16::new(31_000);
+    loop {
+        let port = NEXT.fetch_add(1, Ordering::Relaxed);
+        ensure!(port < 32_768, "every port was given");
+        // Somebody may listen at all addresses.
+        if TcpListener::bind((unused_address(), port)).await.is_ok() {
+            return Ok(port);
+        }
+    }
 }
 
 /// A port that nobody has at any address: below those that the kernel gives out.

@@ -70,7 +70,7 @@ async fn stop_traffic(source: &Host, epoch: u64) -> Result<()> {
         .proxy
         .prepare(prepare_verb(version(epoch, 1)))
         .await?;
-    let verb = drain_verb(version(epoch, 1), Duration::from_secs(5));
+    let verb = drain_verb(version(epoch, 1), LIMIT);
     let drained = source.proxy.drain(verb).await?;
     ensure!(drained.active == 0, "{drained:?}");
     let frozen = source.proxy.freeze(gate_ref(version(epoch, 1))).await?;

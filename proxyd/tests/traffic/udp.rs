@@ -10,7 +10,7 @@ use tokio::net::UdpSocket;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::host::{Host, LIMIT, commit_verb, gate_ref, prepare_verb, version};
+use crate::host::{Host, LIMIT, commit_verb, free_port, gate_ref, prepare_verb, version};
 
 /// Answers each datagram with its own name and the datagram.
 struct Echo {
@@ -41,10 +41,7 @@ async fn echo(name: &'static str) -> Result<Echo> {
 }
 
 async fn free_udp() -> Result<(u16, RouteKey)> {
-    let port = UdpSocket::bind((crate::host::unused_address(), 0))
-        .await?
-        .local_addr()?
-        .port();
+    let port = free_port().await?;
     Ok((port, format!("{port}/udp").parse()?))
 }
 

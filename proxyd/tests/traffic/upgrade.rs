@@ -14,7 +14,7 @@ use anyhow::{Context, Result, ensure};
 use http::StatusCode;
 use rehome_shared::api::proxy::{Gate, GateCounts, RouteIntent, Target};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::process::Command;
 use tokio::task::JoinSet;
@@ -66,7 +66,7 @@ async fn hand_over_live(count: u64, times: usize, unit: Duration) -> Result<u64>
             "{turn}: {reply:?}"
         );
         took = reply.milliseconds;
-        ensure!(took < 10_000, "{reply:?}");
+        ensure!(u128::from(took) < LIMIT.as_millis(), "{reply:?}");
         ensure!(site.status(port).await?.active == count);
     }
     sleep(Duration::from_millis(200)).await;
@@ -254,12 +254,14 @@ async fn both_ends_of_a_trunk_are_handed_over_with_live_and_waiting_clients() ->
             (reply.relays, reply.held, reply.stayed) == (10, 5, 0),
             "{reply:?}"
         );
+        let before = owner.connections(waits).await?;
         let reply = here.upgrade(PROGRAM).await?;
         ensure!(
             (reply.relays, reply.held, reply.stayed) == (10, 5, 0),
             "{reply:?}"
         );
         // They come again with their headers, and the old ones are forgotten.
+        owner.until_others(waits, &before).await?;
         owner.until(waits, |route| route.parked == 5).await?;
         ensure!(owner.status(port).await?.from_trunk == 10);
     }
@@ -327,8 +329,8 @@ async fn a_drain_that_runs_is_broken_off_and_counts_everything_when_it_is_repeat
     server.read_exact(&mut [0; 13]).await?;
     let prepare = prepare_verb(version(1, 1));
     site.verb::<_, GateCounts>("prepare", &prepare).await?;
-    let drain = drain_verb(version(1, 1), Duration::from_secs(15));
-    let (control, began) = (site.control(), Instant::now());
+    let drain = drain_verb(version(1, 1), 2 * LIMIT);
+    let control = site.control();
     let drained = async move { control.verb::<_, GateCounts>("drain", &drain).await };
     let upgraded = async {
         sleep(Duration::from_millis(300)).await;
@@ -341,19 +343,14 @@ async fn a_drain_that_runs_is_broken_off_and_counts_everything_when_it_is_repeat
         error.status() == Some(StatusCode::SERVICE_UNAVAILABLE),
         "{error:?}"
     );
-    ensure!(began.elapsed() < Duration::from_secs(12), "it waited");
     // The successor has the connection, and its verbs see it.
     let short = drain_verb(version(1, 1), Duration::from_millis(50));
     let counts: GateCounts = site.verb("drain", &short).await?;
     ensure!(counts.active == 1, "{counts:?}");
     let counts: GateCounts = site.verb("freeze", &gate_ref(version(1, 1))).await?;
     ensure!((counts.active, counts.cut) == (0, 1), "{counts:?}");
-    let kind = timeout(LIMIT, client.read_u8()).await?.err();
-    let kind = kind.map(|error| error.kind());
-    ensure!(
-        kind == Some(std::io::ErrorKind::ConnectionReset),
-        "{kind:?}"
-    );
+    // It may have heard a goodbye before, which is no error.
+    timeout(LIMIT, client.ready(Interest::ERROR)).await??;
     Ok(())
 }
 
@@ -413,7 +410,7 @@ async fn the_command_tells_what_happened_and_why_not() -> Result<()> {
         command.arg("--upgrade").arg("--config").arg(site.file());
         command
     };
-    let output = timeout(LIMIT, command().output()).await??;
+    let output = timeout(3 * LIMIT, command().output()).await??;
     let said = String::from_utf8(output.stdout)?;
     ensure!(
         output.status.success() && said.contains("handed over to") && said.contains("sockets"),
@@ -436,7 +433,7 @@ async fn the_command_tells_what_happened_and_why_not() -> Result<()> {
     std::fs::write(site.file(), &other)?;
     let mut command = Command::new(PROGRAM);
     command.arg("--upgrade").arg("--config").arg(site.file());
-    let output = timeout(LIMIT, command.output()).await??;
+    let output = timeout(3 * LIMIT, command.output()).await??;
     let said = String::from_utf8(output.stderr)?;
     ensure!(
         !output.status.success() && said.contains("trunk.listen"),

@@ -148,8 +148,10 @@ impl HttpClient {
     {
         let (body, progress) = upload::body(body);
         let request = self.build(Method::PUT, path, headers, body)?;
-        // Both arms are cancel safe in this sense: whichever loses is given up for good.
+        // Both arms are cancel safe in this sense: whichever loses is given up for good. The
+        // exchange comes first: what goes on once this machine runs it again did not stall.
         let answer = tokio::select! {
+            biased;
             answer = self.exchange(request) => answer?,
             stall = upload::stalled(&progress, limits) => {
                 return Err(self.timeout(stall.limit, stall.what));

@@ -22,13 +22,13 @@ async fn dies_at(place: usize, word: &str, when: &str) -> anyhow::Result<()> {
         return Ok(());
     }
     let _newcomer = scene.newcomer().await?;
-    let gone = scene.replace_gone().await?;
+    let gone = scene.replace_gone(0).await?;
     ensure!(place < CONNECTIONS || gone == 0, "{gone} are gone");
     ensure!(runs(successor), "it has ended");
     // It answers requests too, and is as good a predecessor as any.
     let upgraded = scene.upgrade().await?;
     ensure!(upgraded.worked, "{upgraded:?}");
-    ensure!(scene.replace_gone().await? == 0);
+    ensure!(scene.replace_gone(0).await? == 0);
     scene.end_well().await
 }
 

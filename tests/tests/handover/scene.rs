@@ -4,6 +4,7 @@ use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
@@ -78,11 +79,11 @@ impl Scene {
         let backend = application.local_addr()?;
         let mut tasks = JoinSet::new();
         tasks.spawn(echo(application));
-        let late = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port().await?));
-        let (port, slow) = (free_port().await?, free_port().await?);
         let directory = tempfile::tempdir()?;
         let number = std::process::id().to_le_bytes();
-        let address = Ipv4Addr::new(127, 66, number[1], number[0].max(1));
+        let address = Ipv4Addr::new(127, 66, number[1], number[0]);
+        let late = SocketAddr::from((address, free_port(address).await?));
+        let (port, slow) = (free_port(address).await?, free_port(address).await?);
         let base = directory.path().display();
         let text = format!(
             "version: 1\nsocket: {base}/s\nstate: {base}/state\nmetrics: \"{address}:0\"\n\
@@ -201,9 +202,10 @@ impl Scene {
         Ok(self.child.kill().await?)
     }
 
-    /// Whether the first process is no more.
-    pub(crate) fn first_has_ended(&mut self) -> anyhow::Result<bool> {
-        Ok(self.child.try_wait()?.is_some())
+    /// Waits until the first process is no more.
+    pub(crate) async fn first_ends(&mut self) -> anyhow::Result<()> {
+        timeout(LIMIT, self.child.wait()).await??;
+        Ok(())
     }
 
     /// Takes all room for descriptors from the first process, or gives it back.
@@ -234,9 +236,10 @@ impl Scene {
         refuses(self.address, self.port).await
     }
 
-    /// Puts new clients in the place of those that are gone, and says how many that are.
-    pub(crate) async fn replace_gone(&mut self) -> anyhow::Result<usize> {
-        let mut gone = 0;
+    /// Puts new clients in the place of those that are gone, and says how many that are. So many must
+    /// be: a process that dies takes its time to close all that it has.
+    pub(crate) async fn replace_gone(&mut self, least: usize) -> anyhow::Result<usize> {
+        let (mut gone, began) = (0, Instant::now());
         for mut client in std::mem::take(&mut self.clients) {
             if ask(&mut client, "there?").await.is_err() {
                 gone += 1;
@@ -244,14 +247,19 @@ impl Scene {
             }
             self.clients.push(client);
         }
-        for mut client in std::mem::take(&mut self.waiting) {
-            if is_gone(&client).await? {
-                gone += 1;
-                client = self.connect(self.slow).await?;
+        loop {
+            for mut client in std::mem::take(&mut self.waiting) {
+                if is_gone(&client).await? {
+                    gone += 1;
+                    client = self.connect(self.slow).await?;
+                }
+                self.waiting.push(client);
             }
-            self.waiting.push(client);
+            if gone >= least || began.elapsed() > LIMIT {
+                return Ok(gone);
+            }
+            sleep(LOOK).await;
         }
-        Ok(gone)
     }
 
     /// The application that was waited for begins: everyone is served.
@@ -348,9 +356,16 @@ async fn echo(listener: TcpListener) {
     }
 }
 
-async fn free_port() -> anyhow::Result<u16> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
-    Ok(listener.local_addr()?.port())
+/// A port that nobody has at this address, and that the kernel does not give out.
+async fn free_port(address: Ipv4Addr) -> anyhow::Result<u16> {
+    static NEXT: AtomicU16 = AtomicU16::new(20_000);
+    loop {
+        let port = NEXT.fetch_add(1, Ordering::Relaxed);
+        ensure!(port < 30_000, "every port was tried");
+        if TcpListener::bind((address, port)).await.is_ok() {
+            return Ok(port);
+        }
+    }
 }
 
 /// Whether a client that waits was let down. It has said nothing and is told nothing.

@@ -35,13 +35,13 @@ async fn one_that_dies_at_any_message_leaves_the_old_process_serving() -> anyhow
             let told = upgraded.lost();
             let as_it_must_be = loses(place, when).is_none_or(|lost| lost == told);
             ensure!(as_it_must_be, "{word} {when}: {upgraded:?}");
-            let gone = scene.replace_gone().await?;
+            let gone = scene.replace_gone(told).await?;
             ensure!(gone == told, "{word} {when}: {gone} are gone: {upgraded:?}");
         }
     }
     let upgraded = scene.upgrade().await?;
     ensure!(upgraded.worked, "{upgraded:?}");
-    ensure!(scene.replace_gone().await? == 0);
+    ensure!(scene.replace_gone(0).await? == 0);
     scene.end_well().await
 }
 
@@ -61,7 +61,7 @@ async fn one_that_hangs_is_ended_at_once_before_it_accepts_and_waited_for_then()
     );
     until("it is ended", || Ok(!runs(hangs))).await?;
     point.let_go()?;
-    ensure!(scene.replace_gone().await? == 0);
+    ensure!(scene.replace_gone(0).await? == 0);
     for word in ["connections", "release", "end"] {
         let point = scene.at(word, "before", "hold")?;
         let upgrade = scene.begin_upgrade()?;
@@ -71,7 +71,7 @@ async fn one_that_hangs_is_ended_at_once_before_it_accepts_and_waited_for_then()
         point.let_go()?;
         let upgraded = scene.end_upgrade(upgrade).await?;
         ensure!(upgraded.worked, "{word}: {upgraded:?}");
-        ensure!(scene.replace_gone().await? == 0, "{word}");
+        ensure!(scene.replace_gone(0).await? == 0, "{word}");
     }
     scene.end_well().await
 }
@@ -99,8 +99,8 @@ async fn batches_for_which_there_is_no_room_stay() -> anyhow::Result<()> {
         upgraded.worked && !upgraded.said.contains("stay"),
         "{upgraded:?}"
     );
-    ensure!(scene.first_has_ended()?);
-    let gone = scene.replace_gone().await?;
+    scene.first_ends().await?;
+    let gone = scene.replace_gone(STAY).await?;
     ensure!(gone == STAY, "{gone}: {upgraded:?}");
     scene.end_well().await
 }

@@ -6,9 +6,11 @@ mod cases;
 mod way;
 
 use anyhow::{Context as _, ensure};
+use rehome_tests::proxy::PATIENCE;
+use rehome_tests::wait::wait_until;
 
 use cases::CASES;
-use way::{Link, Means, Stage, Way};
+use way::{Ends, Link, Means, Stage, Way};
 
 #[test]
 fn bytes_that_are_copied() -> anyhow::Result<()> {
@@ -57,9 +59,13 @@ fn play(way: Way) -> anyhow::Result<()> {
                         *wanted.entry(end).or_default() += 1;
                     }
                 }
-                let found = stage.ends()?;
-                ensure!(found == wanted, "ends are {found:?}, not {wanted:?}");
-                Ok(())
+                let mut found = Ends::new();
+                // An end is counted when nothing is left of it.
+                wait_until("ends are counted", PATIENCE, || {
+                    found = stage.ends()?;
+                    Ok(found == wanted)
+                })
+                .with_context(|| format!("ends are {found:?}, not {wanted:?}"))
             });
         if let Err(error) = played.context(case.name) {
             wrong.push(format!("{way:?}: {error:#}"));

@@ -18,7 +18,8 @@ use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use rustix::thread::set_thread_res_uid;
 
 use crate::peer::{
-    APPLICATION, End, accept, at_once, carry, connect, hears, nobody_comes, noise, rest, same,
+    APPLICATION, End, PROMPT, accept, at_once, carry, connect, hears, nobody_comes, noise, rest,
+    same,
 };
 use watch::{Peace, waits_in_peace};
 
@@ -103,6 +104,8 @@ fn ports() -> anyhow::Result<()> {
     for _ in 0..CLIENTS {
         let mut client = connect(proxy.door(PORT))?;
         asks(&mut client)?;
+        // It waits for all that goes before.
+        client.set_read_timeout(Some(6 * PROMPT))?;
         // Each goes when it has its answer: its connection has a port of the machine until then.
         clients.push(thread::spawn(move || hears(&client, b"!", End::Fin)));
     }

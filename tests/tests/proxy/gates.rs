@@ -218,7 +218,7 @@ impl Stage {
             Verb::Prepare => {
                 proxy.try_prepare("db", at, &park_limits(1000, Duration::from_mins(1)))
             }
-            Verb::Drain => proxy.try_drain("db", at, Duration::from_secs(2)),
+            Verb::Drain => proxy.try_drain("db", at, Duration::from_secs(15)),
             Verb::Freeze => proxy.try_freeze("db", at),
             Verb::Commit => proxy.try_commit("db", at, PORT, &next),
             Verb::Rollback => proxy.try_rollback("db", at),

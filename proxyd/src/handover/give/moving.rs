@@ -18,8 +18,6 @@ use crate::book::connection::Connection;
 
 /// How often those that do not stop are looked after.
 const LOOK: Duration = Duration::from_millis(5);
-/// The most looks that find nobody who has stopped: [`STILL`] on a machine that is not busy.
-const LOOKS: u128 = STILL.as_millis() / LOOK.as_millis();
 /// What requests in flight get, once everybody else has gone, so that their connections can go
 /// after the answers. Later ones go in the middle of theirs, as relays, whose requests nobody
 /// follows: they outlive this upgrade, but not the next move.
@@ -51,11 +49,11 @@ impl Give<'_> {
         Ok(())
     }
 
-    /// Until all who can leave have left, or, from when all were asked, for so long: whether all
-    /// have.
+    /// Until all who can leave have left, or, from when all were asked, for so long, in looks: whether
+    /// all have.
     async fn move_leavers(&mut self, patience: Duration, haste: Haste) -> Result<bool, GiveError> {
         self.ask_all().await?;
-        let until = Instant::now() + patience;
+        let mut left = looks(patience);
         loop {
             if haste == Haste::Now {
                 self.context.book.hurry_leavers();
@@ -67,9 +65,10 @@ impl Give<'_> {
             if !self.context.book.has_late_leavers() {
                 return Ok(true);
             }
-            if Instant::now() >= until {
+            if left == 0 {
                 return Ok(false);
             }
+            left -= 1;
             sleep(LOOK).await;
         }
     }
@@ -109,7 +108,7 @@ impl Give<'_> {
                     self.stopped.push_back(departure);
                 }
                 Ok(None) => return,
-                Err(_) if vain < LOOKS => vain += 1,
+                Err(_) if vain < looks(STILL) => vain += 1,
                 Err(_) => {
                     self.why.insert("it did not stop in time".to_owned());
                     return;
@@ -224,6 +223,12 @@ impl Give<'_> {
         }
         self.context.book.all_stay();
     }
+}
+
+/// How many looks take so long on a machine that is not busy. On one that runs this process only
+/// now and then they take longer, and what can stop meanwhile is not late.
+fn looks(time: Duration) -> u128 {
+    time.as_millis() / LOOK.as_millis()
 }
 
 /// Asks the first ones to leave; all that are left were asked before when there are none.

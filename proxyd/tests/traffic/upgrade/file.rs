@@ -12,7 +12,7 @@ use tokio::time::{Duration, sleep};
 use super::site::Site;
 use crate::app::App;
 use crate::binary::PROGRAM;
-use crate::host::{LIMIT, ask, free_port, unused_address, version};
+use crate::host::{LIMIT, ask, free_port, quiet_port, unused_address, version};
 
 async fn is_served(address: Ipv4Addr, port: u16) -> Result<()> {
     let mut client = TcpStream::connect((address, port)).await?;
@@ -36,7 +36,7 @@ async fn is_refused(address: Ipv4Addr, port: u16) -> Result<()> {
 async fn addresses_that_were_reloaded_and_those_of_a_new_file_are_the_successors() -> Result<()> {
     let app = App::start("a").await?;
     let mut site = Site::start(PROGRAM).await?;
-    let port = free_port().await?;
+    let port = quiet_port()?;
     site.route(port, version(1, 0), RouteIntent::Open(app.target()))
         .await?;
     let (here, there) = (site.address, unused_address());
@@ -60,6 +60,8 @@ async fn addresses_that_were_reloaded_and_those_of_a_new_file_are_the_successors
         (first.clone(), vec![here], Some(there)),
     ] {
         fs::write(site.file(), &text)?;
+        // Who came and went is gone.
+        site.until(port, |route| route.active == 1).await?;
         let reply = site.upgrade(PROGRAM).await?;
         ensure!((reply.relays, reply.stayed) == (1, 0), "{reply:?}");
         for address in served {

@@ -1,5 +1,6 @@
 //! A real process that hands over to others.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -10,8 +11,8 @@ use anyhow::{Context, Result, ensure};
 use http::Method;
 use rehome_runtime::http_client::{ClientError, HttpClient};
 use rehome_shared::api::proxy::{
-    Content, ReloadReply, RouteIntent, RouteKey, RouteSpec, RouteStatus, RoutesReply, SetRoutes,
-    Target, Upgrade, UpgradeReply,
+    ConnectionsReply, Content, ReloadReply, RouteIntent, RouteKey, RouteSpec, RouteStatus,
+    RoutesReply, SetRoutes, Target, Upgrade, UpgradeReply,
 };
 use rehome_shared::ids::{AppName, RouteVersion};
 use rustix::process::{Pid, Signal, kill_process};
@@ -205,6 +206,27 @@ impl Site {
         let key = tcp(port)?;
         let found = reply.routes.into_iter().find(|route| route.key == key);
         found.context("the route is missing")
+    }
+
+    /// The numbers of a route's connections.
+    pub(crate) async fn connections(&self, port: u16) -> Result<BTreeSet<u64>> {
+        let (http, none) = (&self.control.0, None::<&()>);
+        let path = format!("/v1/connections?route={port}/tcp");
+        let reply: ConnectionsReply = http.request_json(Method::GET, &path, none, LIMIT).await?;
+        Ok(reply.connections.iter().map(|one| one.id).collect())
+    }
+
+    /// Waits until as many other connections of a route are there, and none of these.
+    pub(crate) async fn until_others(&self, port: u16, before: &BTreeSet<u64>) -> Result<()> {
+        let began = Instant::now();
+        loop {
+            let now = self.connections(port).await?;
+            if now.len() == before.len() && now.is_disjoint(before) {
+                return Ok(());
+            }
+            ensure!(began.elapsed() < LIMIT, "{before:?}, and now {now:?}");
+            sleep(Duration::from_millis(5)).await;
+        }
     }
 
     /// Waits until the route is as wanted.

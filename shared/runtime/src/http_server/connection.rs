@@ -20,9 +20,11 @@ use tower::ServiceExt;
 use crate::tls::{IdentityError, PeerIdentity, Tls};
 
 /// After an answer that did not read its request's whole body, what the client still sends is
-/// read and dropped for so long: closing at once would reset the connection, and the reset
-/// could overtake the answer.
+/// read and dropped until it is silent for so long: closing at once would reset the connection, and
+/// the reset could overtake the answer.
 const LINGER: Duration = Duration::from_secs(2);
+/// However long it goes on.
+const LINGER_AT_MOST: Duration = Duration::from_secs(10);
 
 type Answer = Pin<Box<dyn Future<Output = Result<Response, std::convert::Infallible>> + Send>>;
 
@@ -97,9 +99,9 @@ async fn linger<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) {
     let closing = async {
         stream.shutdown().await?;
         let mut dropped = vec![0; 16 * 1024];
-        while stream.read(&mut dropped).await? > 0 {}
+        while tokio::time::timeout(LINGER, stream.read(&mut dropped)).await?? > 0 {}
         std::io::Result::Ok(())
     };
-    // A client that resets, or goes on for longer, has had its chance.
-    let _end = tokio::time::timeout(LINGER, closing).await;
+    // A client that resets, or is silent, or goes on for longer, has had its chance.
+    let _end = tokio::time::timeout(LINGER_AT_MOST, closing).await;
 }
