@@ -8,9 +8,9 @@ use proxyd_core::retry;
 use rehome_shared::trunk::{Answer, Decoded, FrameError, Header};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, lookup_host};
-use tokio::time::timeout;
 
 use crate::book::Book;
+use crate::fair;
 use crate::metrics::Shed;
 use crate::settings::Settings;
 use crate::socket::connect;
@@ -68,9 +68,9 @@ pub(crate) async fn trunk(
         stream.write_all(&header.encode()).await?;
         Ok(stream)
     };
-    let result = timeout(settings.trunk_connect, attempt)
+    let result = fair::within(settings.trunk_connect, attempt)
         .await
-        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        .unwrap_or_else(|| Err(io::ErrorKind::TimedOut.into()));
     observe(book, started, &result);
     result.map_err(|source| DialError::Connect {
         to: to.to_owned(),

@@ -11,6 +11,7 @@ use tokio::time::sleep;
 use crate::book::Book;
 use crate::book::connection::{Connection, Stage};
 use crate::book::orders::Order;
+use crate::fair;
 
 /// Silence after which a connection counts as idle when the application has spoken last: long
 /// enough for a busy client's next question, short enough to leave a drain of two seconds its
@@ -37,18 +38,9 @@ pub(crate) async fn drain(
         let left = book.count(application, relays);
         match verdict(left, started.elapsed(), deadline) {
             Verdict::Drained | Verdict::Deadline => return book.counts(application),
-            Verdict::Again(after) => pause(after).await,
+            // Who could not speak because nobody ran is not silent.
+            Verdict::Again(after) => fair::sleep(after).await,
         }
-    }
-}
-
-/// Waits between two looks at who is silent. Where this machine has run nobody for longer than that,
-/// nobody could speak: they get the time once more.
-pub(crate) async fn pause(time: Duration) {
-    let began = Instant::now();
-    sleep(time).await;
-    if began.elapsed() >= time.saturating_add(IDLE_AFTER / 4) {
-        sleep(time).await;
     }
 }
 

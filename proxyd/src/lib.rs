@@ -26,6 +26,7 @@ mod control;
 mod course;
 mod descriptors;
 mod dial;
+mod fair;
 mod gate;
 mod handover;
 mod http;
@@ -346,7 +347,7 @@ impl Proxyd {
             if !last {
                 book.order_all(Order::Stop, |c| c.stage() == Stage::Parked);
             }
-            gate::pause(Duration::from_millis(20)).await;
+            fair::sleep(Duration::from_millis(20)).await;
         }
         book.order_all(Order::Stop, |_| true);
     }

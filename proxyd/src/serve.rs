@@ -15,7 +15,7 @@ use rehome_shared::ids::RouteVersion;
 use rehome_shared::trunk::{Answer, Header, Refusal};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use tokio::time::{sleep, sleep_until};
+use tokio::time::sleep;
 
 use crate::book::active::Active;
 use crate::book::connection::Upstream;
@@ -23,6 +23,7 @@ use crate::book::held::{Attempt, Held, Leave, Pause, Step};
 use crate::context::Context;
 use crate::course::Course;
 use crate::dial;
+use crate::fair;
 use crate::handover::{Departure, depart};
 use crate::http::{Sides, converse};
 use crate::metrics::Shed;
@@ -366,7 +367,7 @@ async fn through_trunk(
             biased;
             answer = dial::answer(&mut stream) => answer,
             () = watched.gone() => return Err(Failed::End(End::ClientGone)),
-            () = sleep_until(deadline.into()) => return Err(Failed::End(End::ParkTimeout)),
+            () = fair::sleep_until(deadline) => return Err(Failed::End(End::ParkTimeout)),
             () = stopped(orders) => return Err(Failed::End(End::Stopped)),
         };
         match answer {

@@ -10,6 +10,8 @@ use rehome_shared::config::daemon::ProxydTimeouts;
 use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 
+use crate::fair;
+
 /// Connections that the kernel completes while the proxy does not accept.
 const BACKLOG: i32 = 4096;
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
@@ -61,9 +63,9 @@ pub(crate) async fn connect(
         // kernel.
         drop(socket.bind(SocketAddr::new(source, 0)));
     }
-    let stream = tokio::time::timeout(patience, socket.connect(to))
+    let stream = fair::within(patience, socket.connect(to))
         .await
-        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
+        .unwrap_or_else(|| Err(io::ErrorKind::TimedOut.into()))?;
     tune(&stream, timeouts)?;
     Ok(stream)
 }

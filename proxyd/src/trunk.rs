@@ -12,7 +12,7 @@ use proxyd_core::way::Arrival;
 use rehome_shared::trunk::{Answer, Decoded, Header, Refusal};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::Instrument;
@@ -23,6 +23,7 @@ use crate::book::{NotAdmitted, Origin};
 use crate::context::Context;
 use crate::course::Course;
 use crate::dial::read_more;
+use crate::fair;
 use crate::metrics::Shed;
 use crate::serve::{answer, serve};
 use crate::socket::reset_on_drop;
@@ -153,9 +154,9 @@ async fn read_header(context: &Context, stream: &mut TcpStream) -> Option<Header
             }
         }
     };
-    let read: Result<Header, String> = timeout(HEADER_TIME, reading)
+    let read: Result<Header, String> = fair::within(HEADER_TIME, reading)
         .await
-        .unwrap_or_else(|_| Err("too slow".to_owned()));
+        .unwrap_or_else(|| Err("too slow".to_owned()));
     match read {
         Ok(header) => Some(header),
         Err(error) => {

@@ -13,11 +13,12 @@ use proxyd_core::http::{After, Flight, Progress, Then};
 use proxyd_core::tally::End;
 use tokio::io::{Interest, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::{sleep, sleep_until};
+use tokio::time::sleep;
 
 use super::hand::Hand;
 use crate::book::connection::{Connection, Direction};
 use crate::book::orders::Order;
+use crate::fair;
 use crate::relay::{Stores, Times, silent};
 use crate::socket::finish_sending;
 
@@ -304,6 +305,6 @@ async fn outlived(connection: &Connection, times: Times) -> End {
     let late = connection.flows_since() + lifetime + times.half_close;
     // Not before a request that begins late had as much.
     let least = std::time::Instant::now() + times.half_close;
-    sleep_until(late.max(least).into()).await;
+    fair::sleep_until(late.max(least)).await;
     End::Lifetime
 }

@@ -9,13 +9,13 @@ use proxyd_core::http::{Head, Request, head};
 use proxyd_core::tally::End;
 use tokio::io::ReadBuf;
 use tokio::net::TcpStream;
-use tokio::time::sleep_until;
 
 use super::{Talk, Turn};
 use crate::book::active::Active;
 use crate::book::connection::Stage;
 use crate::book::news::News;
 use crate::book::orders::Order;
+use crate::fair;
 use crate::relay::{Seldom, Times};
 
 /// How long a connection may rest at an open gate without an application that could end it, where
@@ -207,7 +207,7 @@ fn over(active: &Active, times: Times, rests: Rests) -> Seldom<'_, End> {
                 return pending().await;
             };
             if Instant::now() < at {
-                sleep_until(at.into()).await;
+                fair::sleep_until(at).await;
             } else if active.is_parked() {
                 return pending().await;
             } else {

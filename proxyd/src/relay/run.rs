@@ -8,12 +8,12 @@ use proxyd_core::tally::End;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::task::coop::unconstrained;
-use tokio::time::{sleep, sleep_until};
 
 use super::pump::{Ends, Pump, Stop};
 use super::{Halt, Progress, Relay, Stores, Times};
 use crate::book::connection::{Connection, Direction};
 use crate::book::orders::Order;
+use crate::fair;
 use crate::gate;
 use crate::socket::{finish_sending, reset_on_drop};
 
@@ -269,7 +269,7 @@ pub(crate) async fn silent(connection: &Connection, limit: Option<(Duration, End
         if Instant::now() >= until {
             return end;
         }
-        sleep_until(until.into()).await;
+        fair::sleep_until(until).await;
     }
 }
 
@@ -284,7 +284,7 @@ async fn outlived(
         return std::future::pending().await;
     };
     let over = connection.flows_since() + lifetime;
-    sleep_until(over.into()).await;
+    fair::sleep_until(over).await;
     loop {
         // Who asked last may wait for an answer.
         let pause = if connection.was_answered() {
@@ -298,6 +298,6 @@ async fn outlived(
         if Instant::now() >= over + half_close {
             return Event::Late;
         }
-        sleep(LOOK).await;
+        fair::sleep(LOOK).await;
     }
 }

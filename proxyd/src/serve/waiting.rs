@@ -5,11 +5,11 @@ use std::time::Instant;
 use proxyd_core::tally::End;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
-use tokio::time::sleep_until;
 
 use super::Failed;
 use crate::book::held::Held;
 use crate::book::orders::{Order, Orders};
+use crate::fair;
 use crate::unread::Unread;
 
 /// What was read of a client that waits.
@@ -50,15 +50,14 @@ impl Watched<'_> {
         held: &Held,
         what: impl Future<Output = ()>,
     ) -> Result<(), Failed> {
-        let orders = &held.connection().orders;
-        let deadline = self.deadline.into();
+        let (orders, deadline) = (&held.connection().orders, self.deadline);
         // Every arm only waits. After a time in which this machine ran nobody several may be over at
         // once: then the time is not what counts.
         tokio::select! {
             biased;
             () = what => Ok(()),
             () = self.gone() => Err(Failed::End(End::ClientGone)),
-            () = sleep_until(deadline) => Err(Failed::End(timed_out(held))),
+            () = fair::sleep_until(deadline) => Err(Failed::End(timed_out(held))),
             () = stopped(orders) => Err(Failed::End(End::Stopped)),
         }
     }

@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use super::datagram::Datagram;
 use super::packet::{self, Path};
 use crate::context::Context;
+use crate::fair;
 
 /// Where datagrams come from.
 #[derive(Debug)]
@@ -87,12 +88,11 @@ impl Activity {
     /// Waits until no datagram has passed for so long.
     pub(super) async fn silence(&self, limit: Duration) {
         loop {
-            let last = Duration::from_millis(self.last.load(Ordering::Relaxed));
-            let until = self.began + last + limit;
-            if Instant::now() >= until {
+            let last = self.last.load(Ordering::Relaxed);
+            fair::sleep_until(self.began + Duration::from_millis(last) + limit).await;
+            if self.last.load(Ordering::Relaxed) == last {
                 return;
             }
-            tokio::time::sleep_until(until.into()).await;
         }
     }
 }
