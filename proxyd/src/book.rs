@@ -13,6 +13,7 @@ pub(crate) mod connection;
 mod group;
 pub(crate) mod held;
 mod lane;
+pub(crate) mod newcomer;
 pub(crate) mod news;
 pub(crate) mod orders;
 pub(crate) mod status;
@@ -32,6 +33,7 @@ use proxyd_core::way::Arrival;
 use rehome_shared::api::proxy::RouteKey;
 use rehome_shared::ids::{AppName, HostAddr};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::metrics::{Metrics, RouteMeters};
 pub(crate) use adopt::ByAge;
@@ -66,6 +68,7 @@ pub(crate) struct Book {
     inner: Mutex<Inner>,
     /// Ticks when a listener that waits for room should look again.
     room: watch::Sender<()>,
+    no_newcomers: CancellationToken,
     pub(crate) metrics: Arc<Metrics>,
 }
 
@@ -105,6 +108,7 @@ impl Book {
                 expected: Expected::default(),
             }),
             room: watch::Sender::new(()),
+            no_newcomers: CancellationToken::new(),
             metrics,
         })
     }
@@ -249,10 +253,10 @@ impl Book {
         Ok(Held::new(Arc::clone(self), hold, first))
     }
 
-    /// How many connections of a route wait to reach their application.
+    /// How many connections of a route wait to reach their application, or to be announced.
     pub(crate) fn held(&self, key: RouteKey) -> u64 {
         let inner = self.lock();
-        inner.lanes.get(&key).map_or(0, |lane| lane.counts.held)
+        inner.lanes.get(&key).map_or(0, |lane| lane.counts.held())
     }
 
     /// How many connections of an application match.
@@ -352,7 +356,7 @@ impl Inner {
         let meters = lane.meters.as_ref();
         let expected = self.expected.of(key);
         let load = Load {
-            route_held: lane.counts.held.saturating_add(expected.held),
+            route_held: lane.counts.held().saturating_add(expected.held),
             route_active: [lane.counts.active, lane.counts.resting, expected.active]
                 .into_iter()
                 .fold(0, u64::saturating_add),

@@ -95,6 +95,7 @@ impl Context {
                 ..daemon::Trunk::default()
             },
             listen: daemon::ListenOn::default(),
+            proxy_protocol: daemon::ProxyProtocol::default(),
             limits: daemon::ProxydLimits::default(),
             timeouts: daemon::ProxydTimeouts::default(),
             routes: Vec::new(),

@@ -4,12 +4,16 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use proxyd_core::announce;
 use proxyd_core::retry;
+use proxyd_core::table::Route;
+use rehome_shared::api::proxy::{Announce, Target};
 use rehome_shared::trunk::{Answer, Decoded, FrameError, Header};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, lookup_host};
 
 use crate::book::Book;
+use crate::book::connection::Connection;
 use crate::fair;
 use crate::metrics::Shed;
 use crate::settings::Settings;
@@ -46,6 +50,20 @@ pub(crate) async fn local(
     let result = connect(to, None, patience, &settings.timeouts).await;
     observe(book, started, &result);
     result
+}
+
+/// Tells an application of this host who its client is, where it wants to be told; false when it
+/// could not be. Not a byte of the client may have been passed on. The few bytes find room in a
+/// socket that has just been connected, so this waits for nothing.
+pub(crate) fn introduce(connection: &Connection, upstream: &TcpStream, by: &Route) -> bool {
+    let local = matches!(by.phase.target(), Some(Target::Local { .. }));
+    if by.announce == Announce::Nothing || !local {
+        return true;
+    }
+    let header = announce::header(connection.client, connection.destination);
+    upstream
+        .try_write(&header)
+        .is_ok_and(|sent| sent == header.len())
 }
 
 /// Connects to a trunk and sends the header. The answer comes when the owner's gate lets it.

@@ -29,6 +29,7 @@ use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::context::Context;
+use crate::greet::StillGuest;
 use channel::Channel;
 
 pub(crate) use departure::Departure;
@@ -99,6 +100,8 @@ struct State {
     collector: Mutex<Option<mpsc::Sender<Departure>>>,
     /// Clients that were accepted and are not in the book yet.
     arriving: TaskTracker,
+    /// Clients that leave before they are announced.
+    guests: Mutex<Vec<StillGuest>>,
     /// While a predecessor lives on: the applications whose connections it passes on.
     behind: watch::Sender<Option<BTreeSet<AppName>>>,
     /// The way to the successor; its end tells that this process is no more.
@@ -111,6 +114,7 @@ impl Default for Handover {
             phase: watch::Sender::new(Phase::Serving),
             collector: Mutex::new(None),
             arriving: TaskTracker::new(),
+            guests: Mutex::default(),
             behind: watch::Sender::new(None),
             successor: Mutex::new(None),
         }))
@@ -124,6 +128,14 @@ impl Handover {
     /// Cancel safe.
     pub(crate) async fn begun(&self) {
         self.at_least(Phase::Frozen).await;
+    }
+
+    /// Waits until this process takes in nobody any more.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub(crate) async fn moved(&self) {
+        self.at_least(Phase::Moving).await;
     }
 
     /// Whether a successor has everything.
@@ -157,6 +169,16 @@ impl Handover {
     /// Held by a client from when it was accepted until it is in the book.
     pub(crate) fn arriving(&self) -> TaskTrackerToken {
         self.0.arriving.token()
+    }
+
+    /// Keeps one that leaves before it is announced, until somebody takes it.
+    pub(crate) fn guest_leaves(&self, guest: StillGuest) {
+        lock(&self.0.guests).push(guest);
+    }
+
+    /// Those that have left so, all of them once everyone has arrived.
+    fn guests(&self) -> Vec<StillGuest> {
+        std::mem::take(&mut lock(&self.0.guests))
     }
 
     /// How many there are.

@@ -13,7 +13,8 @@
 //! ```
 //!
 //! Invariant: until an application has accepted, no byte of a client is read; so every failure
-//! before that is a wait and not a loss.
+//! before that is a wait and not a loss. A header in which a proxy in front of this one announces a
+//! client is not the client's: it is read first, and nothing behind it ([`greet`]).
 //!
 //! [trunk]: rehome_shared::trunk
 
@@ -28,6 +29,7 @@ mod descriptors;
 mod dial;
 mod fair;
 mod gate;
+mod greet;
 mod handover;
 mod http;
 mod keeper;
@@ -333,6 +335,9 @@ impl Proxyd {
     pub async fn wind_down(&self, grace: Duration) {
         let book = &self.context.book;
         let last = self.has_handed_over();
+        if !last {
+            book.turn_newcomers_away();
+        }
         let started = std::time::Instant::now();
         // Who was accepted last counts as well.
         let here = || book.connection_count() > 0 || self.context.handover.arrivals() > 0;
@@ -349,6 +354,7 @@ impl Proxyd {
             }
             fair::sleep(Duration::from_millis(20)).await;
         }
+        book.turn_newcomers_away();
         book.order_all(Order::Stop, |_| true);
     }
 

@@ -31,6 +31,7 @@ use crate::handover::Shared;
 use crate::settings::Settings;
 use crate::socket::tune;
 use crate::trunk;
+pub(crate) use clients::take_announced;
 use kept::Kept;
 use port::{Port, try_port, why_not};
 

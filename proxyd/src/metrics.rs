@@ -4,6 +4,7 @@
 mod routes;
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -12,10 +13,12 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
+use proxyd_core::announce::HeaderError;
 use proxyd_core::limits::Full;
 use proxyd_core::tally::End;
 
 use crate::book::connection::Connection;
+use crate::book::newcomer::Newcomer;
 use crate::rarely::Rarely;
 use crate::socket::{is_exhausted, lacks_ports};
 pub(crate) use routes::RouteMetrics;
@@ -73,6 +76,8 @@ pub(crate) enum Shed {
     Pipes,
     /// A client address that has as many connections as it may.
     Source,
+    /// A client that a listed network did not announce, or not in time.
+    Announcement,
     /// A trunk connection from an address that is no peer.
     Stranger,
     /// A trunk header that was none, or came too late.
@@ -84,7 +89,7 @@ pub(crate) enum Shed {
 }
 
 impl Shed {
-    const ALL: [Self; 13] = [
+    const ALL: [Self; 14] = [
         Self::Limit(Full::RouteParked),
         Self::Limit(Full::RouteConnections),
         Self::Limit(Full::Connections),
@@ -94,6 +99,7 @@ impl Shed {
         Self::Memory,
         Self::Pipes,
         Self::Source,
+        Self::Announcement,
         Self::Stranger,
         Self::Header,
         Self::Datagram,
@@ -117,6 +123,7 @@ impl Shed {
             Self::Memory => "memory",
             Self::Pipes => "pipes",
             Self::Source => "source",
+            Self::Announcement => "proxy_header",
             Self::Stranger => "stranger",
             Self::Header => "header",
             Self::Datagram => "datagram",
@@ -144,6 +151,7 @@ pub(crate) struct Metrics {
     pub(crate) relay_bytes: Gauge,
     pub(crate) datagram_bytes: Gauge,
     pub(crate) parked_bytes: Gauge,
+    pub(crate) newcomers: Gauge,
 }
 
 impl Metrics {
@@ -169,6 +177,7 @@ impl Metrics {
             relay_bytes: Gauge::default(),
             datagram_bytes: Gauge::default(),
             parked_bytes: Gauge::default(),
+            newcomers: Gauge::default(),
         };
         metrics.register(registry);
         for result in ["applied", "rejected"] {
@@ -193,6 +202,7 @@ impl Metrics {
         to.register("proxy_datagram_bytes", "What datagrams that wait hold now", self.datagram_bytes.clone());
         to.register("proxy_relay_bytes", "What connections hold at most now between a read and a write", self.relay_bytes.clone());
         to.register("proxy_parked_bytes", "What held clients have sent and nobody has read", self.parked_bytes.clone());
+        to.register("proxy_newcomers", "Clients that are to be announced by a header that is not there yet", self.newcomers.clone());
         to.register("proxy_udp_sessions", "UDP clients remembered now", self.udp_sessions.clone());
     }
 
@@ -215,6 +225,27 @@ impl Metrics {
             "connection ended"
         );
         connection.meters.count_end(end);
+    }
+
+    /// The same for a client that never became known. What is logged as its address is that of who
+    /// was to announce it.
+    pub(crate) fn newcomer_ended(
+        newcomer: &Newcomer,
+        address: SocketAddr,
+        (end, error): (End, Option<HeaderError>),
+    ) {
+        tracing::debug!(
+            target: "access",
+            {
+                route = %newcomer.route(),
+                proxy.addr = %address,
+                end = end.as_str(),
+                error = error.map(tracing::field::display),
+                seconds = newcomer.since().elapsed().as_secs_f64()
+            },
+            "connection ended"
+        );
+        newcomer.meters().count_end(end);
     }
 
     /// Counts that less was done than asked, and says so, each reason once a second.

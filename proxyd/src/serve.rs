@@ -207,6 +207,8 @@ fn verdict(failed: Failed) -> (End, Answer) {
                 | End::ClientGone
                 | End::Moved
                 | End::ConnectFailed
+                | End::BadHeader
+                | End::HeaderTimeout
                 | End::Stopped => Refusal::Stopping,
             };
             (end, Answer::Refused(refusal))
@@ -263,16 +265,8 @@ async fn reach(
         };
         match try_once(context, held, &mut watched, &attempt).await? {
             Tried::Reached(upstream) => {
-                let Some(ready) = slot.take() else {
-                    return Err(Failed::End(End::Stopped));
-                };
-                match ready.activate(&attempt) {
-                    Ok(active) => return Ok((active, upstream)),
-                    // The gate changed meanwhile; the upstream has seen no byte.
-                    Err(still_held) => {
-                        reset_on_drop(&upstream);
-                        *slot = Some(still_held);
-                    }
+                if let Some(flows) = activate(slot, client, upstream, &attempt)? {
+                    return Ok(flows);
                 }
             }
             Tried::NotReached => pause(held, &mut watched).await?,
@@ -282,6 +276,33 @@ async fn reach(
                 watched.deadline = held.deadline(patience);
                 watched.wait(held, sleep(SHORTAGE)).await?;
             }
+        }
+    }
+}
+
+/// The application has accepted: bytes may flow, unless the gate changed meanwhile.
+fn activate(
+    slot: &mut Option<Held>,
+    client: &TcpStream,
+    upstream: TcpStream,
+    attempt: &Attempt,
+) -> Result<Option<(Active, TcpStream)>, Failed> {
+    let held = slot.take().ok_or(Failed::End(End::Stopped))?;
+    match held.activate(attempt) {
+        Ok(active) if dial::introduce(active.connection(), &upstream, &attempt.by) => {
+            Ok(Some((active, upstream)))
+        }
+        // It accepted and is gone already.
+        Ok(active) => {
+            reset_on_drop(client);
+            active.end(End::UpstreamReset);
+            Err(Failed::End(End::UpstreamReset))
+        }
+        // The upstream has seen no byte.
+        Err(still_held) => {
+            reset_on_drop(&upstream);
+            *slot = Some(still_held);
+            Ok(None)
         }
     }
 }

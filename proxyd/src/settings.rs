@@ -1,14 +1,17 @@
 //! What the configuration file decides for the data plane. A reload replaces it as a whole;
 //! connections keep what they started with.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
 use proxyd_core::limits::Limits;
 use proxyd_core::table::FileRoute;
 use rehome_shared::api::proxy::{ParkLimits, RouteKey, Target};
-use rehome_shared::config::daemon::{ListenOn, ProxydConfig, ProxydTimeouts};
+use rehome_shared::config::daemon::{
+    AcceptProxy, ListenOn, ProxyProtocol, ProxydConfig, ProxydTimeouts, StaticRoute,
+};
 use rehome_shared::ids::HostAddr;
 
 /// The settings in force.
@@ -17,6 +20,10 @@ pub(crate) struct Settings {
     /// This host's name, where the file has it.
     pub(crate) host: Option<HostAddr>,
     pub(crate) listen: ListenOn,
+    /// Who announces clients.
+    proxy_protocol: ProxyProtocol,
+    /// Routes of the file whose clients nobody announces.
+    unannounced: BTreeSet<RouteKey>,
     pub(crate) limits: Limits,
     /// Connections of one client address.
     pub(crate) per_source: Option<NonZeroU32>,
@@ -40,7 +47,7 @@ impl From<&ProxydConfig> for Settings {
             park_limit: limits.parked,
             park_timeout: limits.park_timeout,
         };
-        let route = |route: &rehome_shared::config::daemon::StaticRoute| {
+        let route = |route: &StaticRoute| {
             let key = RouteKey::new(route.external, route.protocol);
             (
                 key,
@@ -50,12 +57,15 @@ impl From<&ProxydConfig> for Settings {
                     },
                     limits: park,
                     content: route.protocol.into(),
+                    announce: route.send_proxy,
                 },
             )
         };
         Self {
             host: config.host.clone(),
             listen: config.listen.clone(),
+            proxy_protocol: config.proxy_protocol.clone(),
+            unannounced: config.routes.iter().filter_map(unannounced).collect(),
             limits: Limits {
                 connections: u64::from(limits.connections),
                 per_route: u64::from(limits.per_route),
@@ -70,5 +80,22 @@ impl From<&ProxydConfig> for Settings {
             unknown_route: limits.park_timeout,
             routes: config.routes.iter().map(route).collect(),
         }
+    }
+}
+
+fn unannounced(route: &StaticRoute) -> Option<RouteKey> {
+    let key = RouteKey::new(route.external, route.protocol);
+    (route.accept_proxy == AcceptProxy::Off).then_some(key)
+}
+
+impl Settings {
+    /// Whether a connection from this address begins with a header that announces its client.
+    pub(crate) fn announces(&self, route: RouteKey, address: IpAddr) -> bool {
+        self.proxy_protocol.announces(address) && !self.unannounced.contains(&route)
+    }
+
+    /// The most that such a header may take.
+    pub(crate) fn header_timeout(&self) -> Duration {
+        self.proxy_protocol.header_timeout
     }
 }

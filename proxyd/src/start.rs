@@ -262,6 +262,7 @@ impl Built {
     /// It will not serve: whom it has is reset, so that nobody takes what is missing for an end.
     pub(crate) async fn let_down(self) {
         let book = &self.context().book;
+        book.turn_newcomers_away();
         book.order_all(Order::Stop, |_| true);
         let until = Instant::now() + LET_DOWN;
         while book.connection_count() > 0 && Instant::now() < until {

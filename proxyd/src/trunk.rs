@@ -4,7 +4,6 @@
 //! connection is one like any other: the same line, gate and limits, and an answer before the
 //! first byte.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -112,8 +111,7 @@ async fn take_in(
     loop {
         let origin = Origin::Trunk(Box::new(arrival.clone()));
         let book = &context.book;
-        let destination = SocketAddr::new(header.destination.ip(), header.route.external());
-        match book.admit(header.route, header.client, destination, origin) {
+        match book.admit(header.route, header.client, header.destination, origin) {
             Ok(held) => return Some((held, stream)),
             Err(NotAdmitted::Full(full)) => {
                 book.metrics.shed(Shed::Limit(full));

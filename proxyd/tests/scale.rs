@@ -15,11 +15,11 @@ use proxyd::Proxyd;
 use rehome_runtime::http_client::HttpClient;
 use rehome_runtime::supervise::{Stop, Supervisor};
 use rehome_shared::api::proxy::{
-    Commit, CommitTarget, Content, GateRef, MAX_BODY, ParkLimits, Prepare, RouteIntent, RouteKey,
-    RouteSpec, RouteStatus, RoutesReply, SetRoutes, Target,
+    Announce, Commit, CommitTarget, Content, GateRef, MAX_BODY, ParkLimits, Prepare, RouteIntent,
+    RouteKey, RouteSpec, RouteStatus, RoutesReply, SetRoutes, Target,
 };
 use rehome_shared::config::daemon::{
-    ListenOn, Log, ProxydConfig, ProxydLimits, ProxydTimeouts, Trunk,
+    ListenOn, Log, ProxyProtocol, ProxydConfig, ProxydLimits, ProxydTimeouts, Trunk,
 };
 use rehome_shared::ids::{AppName, Epoch, Generation, HostAddr, Protocol, RouteVersion};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -241,6 +241,7 @@ fn desired(routes: usize) -> Result<SetRoutes> {
         };
         Ok(RouteSpec {
             content: Content::default(),
+            announce: Announce::default(),
             key,
             application: name(number)?,
             version: version(1, 0),
@@ -304,6 +305,7 @@ fn config(directory: &Path, routes: usize) -> Result<ProxydConfig> {
             ..Trunk::default()
         },
         listen: ListenOn::Addresses(vec![ip]),
+        proxy_protocol: ProxyProtocol::default(),
         limits: ProxydLimits::default(),
         timeouts: ProxydTimeouts::default(),
         routes: Vec::new(),

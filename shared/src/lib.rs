@@ -3,6 +3,7 @@
 //! | module | holds |
 //! |---|---|
 //! | [`ids`] | names, addresses, epochs, generations: one newtype for each role |
+//! | [`network`] | networks of addresses |
 //! | [`units`] | bytes and durations as people write them |
 //! | [`config`] | the user's files: native, Fig, Compose; deployment; the daemons' own files |
 //! | [`api`] | the JSON that travels over the control sockets and between hosts |
@@ -17,5 +18,6 @@ pub mod api;
 pub mod config;
 pub mod ids;
 pub mod journal;
+pub mod network;
 pub mod trunk;
 pub mod units;

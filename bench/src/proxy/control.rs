@@ -12,8 +12,8 @@ use anyhow::{Context as _, ensure};
 use http::Method;
 use rehome_runtime::http_client::HttpClient;
 use rehome_shared::api::proxy::{
-    Content, Drain, GateCounts, GateRef, ParkLimits, Prepare, RouteIntent, RouteKey, RouteSpec,
-    RoutesReply, SetRoutes, Target,
+    Announce, Content, Drain, GateCounts, GateRef, ParkLimits, Prepare, RouteIntent, RouteKey,
+    RouteSpec, RoutesReply, SetRoutes, Target,
 };
 use rehome_shared::ids::{AppName, Epoch, Generation, Protocol, RouteVersion};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -137,6 +137,7 @@ impl Control {
             peers: Vec::new(),
             routes: vec![RouteSpec {
                 content: Content::default(),
+                announce: Announce::default(),
                 key: RouteKey::new(self.port, Protocol::Tcp),
                 application: application()?,
                 version: version(epoch, 0),

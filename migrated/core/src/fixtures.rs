@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use rehome_shared::api::cluster::{Connections, Migration, MigrationState, Round};
 use rehome_shared::api::peer::{FinalSnapshot, OfferedVolume, VolumeIdentity};
+use rehome_shared::api::proxy::Announce;
 use rehome_shared::config::model::{
     Application, Healthcheck, Image, ImageVersion, Link, MigrationLimits, MigrationPolicy, OnStall,
     Port, Probe, RestartPolicy, Volume,
@@ -66,6 +67,7 @@ pub(crate) fn spec() -> Application {
             internal: 6379,
             external: 6379,
             protocol: Protocol::Tcp,
+            send_proxy: Announce::default(),
         }],
         links: vec![Link {
             local_port: 80,

@@ -93,6 +93,7 @@ fn routes_of(
                 intent,
                 limits,
                 content: port.protocol.into(),
+                announce: port.send_proxy,
             }
         })
         .collect()
@@ -141,7 +142,7 @@ pub fn own_adverts(locals: &Locals, here: &HostAddr) -> Vec<Advert> {
 
 #[cfg(test)]
 mod tests {
-    use rehome_shared::api::proxy::Content;
+    use rehome_shared::api::proxy::{Announce, Content};
     use rehome_shared::ids::{Epoch, Protocol};
 
     use super::*;
@@ -169,11 +170,14 @@ mod tests {
     }
 
     #[test]
-    fn a_proxy_is_told_which_ports_carry_http() {
+    fn a_proxy_is_told_which_ports_carry_http_and_announce_clients() {
         let mut spec = fixtures::spec();
         for (external, protocol) in [(80, Protocol::Http), (81, Protocol::Udp)] {
             let mut port = spec.ports[0];
             (port.external, port.protocol) = (external, protocol);
+            if protocol == Protocol::Http {
+                port.send_proxy = Announce::ProxyV2;
+            }
             spec.ports.push(port);
         }
         let name = fixtures::application();
@@ -198,6 +202,7 @@ mod tests {
         // An older proxy or an older word leaves it at bytes.
         let json = serde_json::to_value(&routes).unwrap();
         assert!(json[0].get("content").is_none() && json[1]["content"] == "http");
+        assert!(json[0].get("announce").is_none() && json[1]["announce"] == "proxy_v2");
     }
 
     #[test]

@@ -41,8 +41,8 @@ pub use message::{
     encode,
 };
 pub use part::{
-    Bytes, Coming, Counts, Goodbye, Half, Held, Identity, Origin, Part, PartId, Relay, Rest,
-    Socket, Upstream,
+    Bytes, Coming, Counts, Goodbye, Half, Held, Identity, Newcomer, Origin, Part, PartId, Relay,
+    Rest, Socket, Upstream,
 };
 pub use table::{TableError, table_bytes, table_of};
 pub use taker::{Fate, Taker, ToDo};

@@ -12,6 +12,7 @@
 //! | [`retry`] | how long to wait between tries and how long one try may take |
 //! | [`http`] | where requests and responses begin and end |
 //! | [`gait`] | by which means a relay moves its next bytes |
+//! | [`announce`] | who a client is, as a proxy in front says it, and as an application is told |
 //! | [`drain`] | which connections a drain closes and when it is over |
 //! | [`tally`] | what the verbs count |
 //! | [`saved`] | the table as it is kept on disk: a journal of what changed |
@@ -22,6 +23,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod announce;
 pub mod drain;
 pub mod gait;
 pub mod gate;

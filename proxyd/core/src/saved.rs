@@ -11,7 +11,7 @@ mod record;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rehome_shared::api::proxy::{Content, ParkLimits, RouteKey, Target};
+use rehome_shared::api::proxy::{Announce, Content, ParkLimits, RouteKey, Target};
 use rehome_shared::ids::{AppName, HostAddr, RouteVersion};
 use serde::{Deserialize, Serialize};
 
@@ -54,6 +54,8 @@ struct SavedRoute {
     limits: ParkLimits,
     #[serde(default, skip_serializing_if = "Content::is_bytes")]
     content: Content,
+    #[serde(default, skip_serializing_if = "Announce::is_nothing")]
+    announce: Announce,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -107,6 +109,7 @@ impl From<&RouteTable> for Saved {
                 phase: (&route.phase).into(),
                 limits: route.limits,
                 content: route.content,
+                announce: route.announce,
             })
         };
         let resolution = |(application, version): (&AppName, &RouteVersion)| SavedResolution {
@@ -147,6 +150,7 @@ impl TryFrom<Saved> for RouteTable {
             phase,
             limits,
             content,
+            announce,
         } in saved.routes
         {
             let route = Route {
@@ -155,6 +159,7 @@ impl TryFrom<Saved> for RouteTable {
                 phase: phase.into(),
                 limits,
                 content,
+                announce,
             };
             if table.routes.put(key, route).is_some() {
                 return Err(SavedError::Twice(key));

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rehome_shared::api::proxy::{
-    Content, Gate, ParkLimits, RouteIntent, RouteKey, RouteSpec, SetRoutes, Target,
+    Announce, Content, Gate, ParkLimits, RouteIntent, RouteKey, RouteSpec, SetRoutes, Target,
 };
 use rehome_shared::ids::{AppName, HostAddr, RouteVersion};
 
@@ -121,6 +121,8 @@ pub struct Route {
     pub limits: ParkLimits,
     /// What travels. A way on which the proxy does not see each byte is for plain bytes alone.
     pub content: Content,
+    /// What the application is told of its clients; something only where the proxy sees each byte.
+    pub announce: Announce,
 }
 
 /// A route of the configuration file.
@@ -132,6 +134,8 @@ pub struct FileRoute {
     pub limits: ParkLimits,
     /// What travels.
     pub content: Content,
+    /// What the target is told of clients.
+    pub announce: Announce,
 }
 
 impl Route {
@@ -260,6 +264,7 @@ impl RouteTable {
                 phase: Phase::Open(route.target.clone()),
                 limits: route.limits,
                 content: route.content,
+                announce: route.announce,
             };
             self.set(*key, route, &mut changes);
         }
@@ -345,6 +350,7 @@ impl RouteTable {
                 phase: now.phase.towards(&spec.intent),
                 limits: spec.limits,
                 content: spec.content,
+                announce: spec.announce,
             },
             Owner::Application(_)
                 if spec.version < now.version || !now.phase.agrees(&spec.intent) =>
@@ -356,12 +362,16 @@ impl RouteTable {
                 });
             }
             // What it leads to is a matter of versions; how it is treated is not.
-            Owner::Application(_) if (now.limits, now.content) == (spec.limits, spec.content) => {
+            Owner::Application(_)
+                if (now.limits, now.content, now.announce)
+                    == (spec.limits, spec.content, spec.announce) =>
+            {
                 return;
             }
             Owner::Application(_) => Route {
                 limits: spec.limits,
                 content: spec.content,
+                announce: spec.announce,
                 ..Route::clone(now)
             },
         };
@@ -387,5 +397,6 @@ fn fresh(spec: &RouteSpec) -> Route {
         phase: Phase::Closed.towards(&spec.intent),
         limits: spec.limits,
         content: spec.content,
+        announce: spec.announce,
     }
 }

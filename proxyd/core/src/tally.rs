@@ -34,13 +34,17 @@ pub enum End {
     Refused,
     /// The application could not be reached.
     ConnectFailed,
+    /// What was to announce its client did not.
+    BadHeader,
+    /// It did not do so in time.
+    HeaderTimeout,
     /// The proxy stopped.
     Stopped,
 }
 
 impl End {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
         Self::Finished,
         Self::Drained,
         Self::ClientReset,
@@ -54,6 +58,8 @@ impl End {
         Self::Moved,
         Self::Refused,
         Self::ConnectFailed,
+        Self::BadHeader,
+        Self::HeaderTimeout,
         Self::Stopped,
     ];
 
@@ -74,6 +80,8 @@ impl End {
             Self::Moved => "moved",
             Self::Refused => "refused",
             Self::ConnectFailed => "connect_failed",
+            Self::BadHeader => "proxy_header",
+            Self::HeaderTimeout => "proxy_header_timeout",
             Self::Stopped => "stopped",
         }
     }
@@ -115,7 +123,9 @@ impl Tally {
             | End::ClientGone
             | End::Moved
             | End::Refused
-            | End::ConnectFailed => &mut self.drained,
+            | End::ConnectFailed
+            | End::BadHeader
+            | End::HeaderTimeout => &mut self.drained,
         };
         *count = count.saturating_add(1);
     }

@@ -123,7 +123,7 @@ pub fn redial(went_by: RouteVersion, answer: RouteVersion, hops: u8) -> Redial {
 
 #[cfg(test)]
 mod tests {
-    use rehome_shared::api::proxy::{Content, ParkLimits};
+    use rehome_shared::api::proxy::{Announce, Content, ParkLimits};
     use rehome_shared::ids::{Epoch, Generation};
 
     use super::*;
@@ -148,6 +148,7 @@ mod tests {
             phase,
             limits,
             content: Content::default(),
+            announce: Announce::default(),
         }
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use proxyd_core::handover::{self, Coming, Counts as Counted, Identity};
 use proxyd_core::table::{Owner, Phase, Route};
 use proxyd_core::way::Arrival;
-use rehome_shared::api::proxy::{Content, ParkLimits, RouteKey, Target};
+use rehome_shared::api::proxy::{Announce, Content, ParkLimits, RouteKey, Target};
 use rehome_shared::ids::{AppName, RouteVersion};
 
 use super::active::Active;
@@ -114,7 +114,7 @@ impl Book {
         let coming = counts.filter(|(_, counts)| !counts.is_none());
         let coming = coming.map(|(key, counts)| {
             let active = counts.active.saturating_add(counts.resting);
-            let held = counts.held;
+            let held = counts.held();
             (*key, Coming { held, active })
         });
         Counted {
@@ -197,8 +197,14 @@ impl Book {
             .groups
             .connections()
             .filter(|connection| !flows(connection.stage()) || connection.is_local());
+        let newcomers = inner
+            .lanes
+            .values()
+            .filter(|lane| lane.counts.newcomers > 0);
+        let newcomers = newcomers.filter_map(|lane| lane.route.application().cloned());
         counted
             .filter_map(|connection| connection.application().cloned())
+            .chain(newcomers)
             .collect()
     }
 
@@ -234,7 +240,7 @@ impl Expected {
     }
 
     /// One of them is here. It may have waited when it was counted, and flow now.
-    fn came(&mut self, key: RouteKey, stage: Stage) {
+    pub(super) fn came(&mut self, key: RouteKey, stage: Stage) {
         let Some(Coming { held, active }) = self.of.get_mut(&key) else {
             return;
         };
@@ -327,6 +333,7 @@ fn former(known: &Identity) -> Arc<Route> {
         version: RouteVersion::default(),
         phase: Phase::Closed,
         content: Content::default(),
+        announce: Announce::default(),
         limits: ParkLimits {
             park_limit: 0,
             park_timeout: std::time::Duration::ZERO,

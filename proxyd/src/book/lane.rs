@@ -14,6 +14,8 @@ use crate::metrics::RouteMeters;
 pub(crate) struct Counts {
     /// Not yet relayed.
     pub(crate) held: u64,
+    /// Accepted, and not announced yet.
+    pub(crate) newcomers: u64,
     /// Of the held ones, those that wait for the gate or for the application.
     pub(crate) parked: u64,
     pub(crate) active: u64,
@@ -23,6 +25,11 @@ pub(crate) struct Counts {
 }
 
 impl Counts {
+    /// Those that take a place of the held ones.
+    pub(super) fn held(&self) -> u64 {
+        self.held.saturating_add(self.newcomers)
+    }
+
     pub(super) fn is_none(&self) -> bool {
         *self == Self::default()
     }

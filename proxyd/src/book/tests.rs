@@ -5,7 +5,7 @@ use proxyd_core::handover::{self, Coming, Identity};
 use proxyd_core::tally::End;
 use proxyd_core::way::Arrival;
 use rehome_shared::api::proxy::{
-    Content, ParkLimits, Prepare, RouteIntent, RouteSpec, SetRoutes, Target,
+    Announce, Content, ParkLimits, Prepare, RouteIntent, RouteSpec, SetRoutes, Target,
 };
 use rehome_shared::ids::{Epoch, Generation, RouteVersion};
 
@@ -66,6 +66,7 @@ impl Proxy {
     fn set(&mut self, routes: &[(u16, &str, u64, RouteIntent)]) {
         let spec = |(port, name, generation, intent): &(u16, &str, u64, RouteIntent)| RouteSpec {
             content: self.content,
+            announce: Announce::default(),
             key: key(*port),
             application: app(name),
             version: at(*generation),

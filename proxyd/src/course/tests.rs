@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use proxyd_core::handover::Identity;
 use proxyd_core::table::{Owner, Phase, Route};
-use rehome_shared::api::proxy::{Content, ParkLimits, RouteKey};
+use rehome_shared::api::proxy::{Announce, Content, ParkLimits, RouteKey};
 use rehome_shared::ids::{Protocol, RouteVersion};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -36,6 +36,7 @@ fn known() -> Identity {
         phase: Phase::Closed,
         limits,
         content: Content::default(),
+        announce: Announce::default(),
     };
     let by = (key, Arc::new(route));
     Connection::new(1, by, nobody, nobody, Arc::default()).identity(&Origin::Client)

@@ -4,6 +4,7 @@ use std::io;
 use std::net::TcpStream as Plain;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use proxyd_core::handover::{self, Identity, Part};
 use proxyd_core::tally::End;
@@ -14,6 +15,7 @@ use crate::book::active::Active;
 use crate::book::connection::Connection;
 use crate::book::held::Held;
 use crate::context::Context;
+use crate::greet::{StillGuest, go_on, greet};
 use crate::http::{Sides, Still, converse};
 use crate::relay::{Apart, Relay, RelayState};
 use crate::serve::{carry, serve};
@@ -22,6 +24,8 @@ use crate::sources::Place;
 /// A connection that has stopped. It is in the book until it departs.
 #[derive(Debug)]
 pub(crate) enum Departure {
+    /// It is not announced yet.
+    Guest(StillGuest),
     /// It waits for its application.
     Held(Held, io::Result<Plain>),
     /// Its bytes flow.
@@ -46,10 +50,12 @@ impl Departure {
         Self::Rest(active, Box::new(still))
     }
 
-    pub(super) fn connection(&self) -> &Connection {
+    /// The connection, once it is one.
+    pub(super) fn connection(&self) -> Option<&Connection> {
         match self {
-            Self::Held(held, _) => held.connection(),
-            Self::Relay(active, _) | Self::Rest(active, _) => active.connection(),
+            Self::Guest(_) => None,
+            Self::Held(held, _) => Some(held.connection()),
+            Self::Relay(active, _) | Self::Rest(active, _) => Some(active.connection()),
         }
     }
 
@@ -57,6 +63,13 @@ impl Departure {
     /// sockets are lost.
     pub(super) fn part(&self) -> Option<(Part, Vec<u8>)> {
         match self {
+            Self::Guest(guest) => {
+                let part = handover::Newcomer {
+                    route: guest.newcomer().route(),
+                    age: guest.waited(),
+                };
+                Some((Part::Newcomer(part), Vec::new()))
+            }
             Self::Held(held, client) => {
                 client.as_ref().ok()?;
                 let part = handover::Held {
@@ -93,6 +106,7 @@ impl Departure {
     /// The descriptors that belong to it.
     pub(super) fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         match self {
+            Self::Guest(guest) => vec![guest.stream().as_fd()],
             Self::Held(_, client) => client.as_ref().map(AsFd::as_fd).into_iter().collect(),
             Self::Relay(_, apart) => match apart.as_ref() {
                 Ok(apart) => apart.descriptors(),
@@ -108,6 +122,7 @@ impl Departure {
     /// It is another process's from now on. Only descriptors are closed here.
     pub(super) fn depart(self) {
         match self {
+            Self::Guest(guest) => drop(guest),
             Self::Held(held, client) => {
                 drop(client);
                 held.depart();
@@ -125,8 +140,11 @@ impl Departure {
 
     /// It goes on here.
     pub(crate) fn resume(self, context: &Context) {
-        self.connection().orders.stay();
+        if let Some(connection) = self.connection() {
+            connection.orders.stay();
+        }
         match self {
+            Self::Guest(guest) => go_on(context, guest),
             Self::Held(held, client) => match client.and_then(TcpStream::from_std) {
                 Ok(client) => start_held(context, held, client),
                 Err(error) => {
@@ -183,6 +201,8 @@ fn place(context: &Context, connection: &Connection, origin: &Origin) -> Place {
 /// it closes descriptors and no more.
 #[derive(Debug)]
 pub(super) enum Arrival {
+    /// It is not announced yet.
+    Guest(handover::Newcomer, Plain),
     /// It waits for its application.
     Held(handover::Held, TcpStream),
     /// Its bytes flow.
@@ -200,6 +220,10 @@ impl Arrival {
         bytes: &[u8],
     ) -> Result<Self, String> {
         match part {
+            Part::Newcomer(newcomer) => {
+                let client = descriptors.into_iter().next().ok_or("no descriptor")?;
+                Ok(Self::Guest(newcomer, client.into()))
+            }
             Part::Held(held) => {
                 let client = descriptors.into_iter().next().ok_or("no descriptor")?;
                 let client = TcpStream::from_std(client.into()).map_err(|e| e.to_string())?;
@@ -231,6 +255,14 @@ impl Arrival {
     /// It is this process's own from now on.
     pub(super) fn pass(self, context: &Context) {
         match self {
+            Self::Guest(known, client) => {
+                let age = Duration::from_micros(known.age);
+                let newcomer = context.book.adopt_newcomer(known.route, age);
+                match StillGuest::of(newcomer, client).wake() {
+                    Ok(guest) => greet(context, guest),
+                    Err(error) => tracing::debug!(%error, "a newcomer is gone"),
+                }
+            }
             Self::Held(known, client) => {
                 let held = context.book.adopt_held(&known.identity, known.parked);
                 start_held(context, held, client);

@@ -303,7 +303,7 @@ impl Take<'_> {
                 }
             }
             Part::Counts(counts) => self.counts = counts,
-            Part::Held(_) | Part::Relay(_) | Part::Rest(_) => {
+            Part::Newcomer(_) | Part::Held(_) | Part::Relay(_) | Part::Rest(_) => {
                 let built = self.built.as_ref().ok_or("nothing is built yet")?;
                 let arrival = Arrival::hold(built.context(), part, descriptors, bytes)?;
                 self.standing.insert(id, arrival);

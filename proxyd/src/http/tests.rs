@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use proxyd_core::table::RouteTable;
 use rehome_shared::api::proxy::{
-    Content, ParkLimits, Prepare, RouteIntent, RouteKey, RouteSpec, SetRoutes, Target,
+    Announce, Content, ParkLimits, Prepare, RouteIntent, RouteKey, RouteSpec, SetRoutes, Target,
 };
 use rehome_shared::config::daemon::ProxydConfig;
 use rehome_shared::ids::{AppName, Epoch, Generation, HostAddr, RouteVersion};
@@ -96,6 +96,7 @@ impl Scene {
             intent: RouteIntent::Open(Target::Local { addr }),
             limits: limits(),
             content: Content::Http,
+            announce: Announce::default(),
         };
         let applied = self.table.apply(&SetRoutes {
             host: HostAddr::try_new("10.0.0.1").unwrap(),

@@ -8,7 +8,10 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::accept::accept;
 use crate::book::NotAdmitted;
+use crate::book::held::Held;
+use crate::book::newcomer::Newcomer;
 use crate::context::Context;
+use crate::greet::{Guest, greet};
 use crate::metrics::Shed;
 use crate::serve::serve;
 use crate::socket::{accept_now, reset_on_drop};
@@ -68,20 +71,53 @@ pub(super) fn take_queue(context: &Context, listener: &TcpListener, key: RouteKe
 /// Takes a client in. A listener looks for room before it accepts; who gets in between takes a
 /// place all the same, at most one for each listener.
 fn take_in(context: &Context, key: RouteKey, stream: TcpStream, address: SocketAddr) -> Taken {
-    let Some(place) = context.sources.take(address.ip()) else {
-        context.book.metrics.shed(Shed::Source);
-        tracing::debug!(client.addr = %address, "an address with too many connections");
-        reset_on_drop(&stream);
+    if context.settings().announces(key, address.ip()) {
+        let Ok(newcomer) = context.book.greet(key) else {
+            reset_on_drop(&stream);
+            return Taken::NoRoute;
+        };
+        greet(context, Guest::new(newcomer, stream, address));
         return Taken::In;
-    };
+    }
     let Ok(destination) = stream.local_addr() else {
         return Taken::In;
     };
-    let Ok(held) = context.book.admit_accepted(key, address, destination) else {
+    let enter = || context.book.admit_accepted(key, address, destination);
+    seat(context, stream, address, enter)
+}
+
+/// Serves a client that is known, unless its address has too many connections or `enter` finds no
+/// route.
+fn seat(
+    context: &Context,
+    stream: TcpStream,
+    client: SocketAddr,
+    enter: impl FnOnce() -> Result<Held, NotAdmitted>,
+) -> Taken {
+    let Some(place) = context.sources.take(client.ip()) else {
+        context.book.metrics.shed(Shed::Source);
+        tracing::debug!(client.addr = %client, "an address with too many connections");
+        reset_on_drop(&stream);
+        return Taken::In;
+    };
+    let Ok(held) = enter() else {
         reset_on_drop(&stream);
         return Taken::NoRoute;
     };
     let connection = Arc::clone(held.connection());
     serve(context.clone(), held, stream).start(context, &connection, place);
     Taken::In
+}
+
+/// Serves a client that was announced.
+pub(crate) fn take_announced(
+    context: &Context,
+    (newcomer, stream): (Newcomer, TcpStream),
+    client: SocketAddr,
+    destination: SocketAddr,
+) {
+    // Whatever became of it, the listener knows of its route by itself.
+    let _taken = seat(context, stream, client, || {
+        newcomer.admit(client, destination)
+    });
 }

@@ -2,7 +2,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsFd;
 
 use proxyd_core::table::FileRoute;
-use rehome_shared::api::proxy::{Content, ParkLimits, Target};
+use rehome_shared::api::proxy::{Announce, Content, ParkLimits, Target};
 use socket2::SockRef;
 use tokio::net::TcpStream;
 
@@ -38,6 +38,7 @@ async fn what_was_inherited_in_vain_goes_when_all_is_over_and_the_rest_has_the_n
         target: Target::Local { addr },
         limits,
         content: Content::default(),
+        announce: Announce::default(),
     };
     drop(table.apply_file(&BTreeMap::from([(wanted.key, route)])));
     let all = Changes::all_of(&table);

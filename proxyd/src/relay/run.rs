@@ -208,6 +208,8 @@ impl<'a> Run<'a> {
                 | End::Moved
                 | End::Refused
                 | End::ConnectFailed
+                | End::BadHeader
+                | End::HeaderTimeout
                 | End::Stopped,
             ) => {
                 reset_on_drop(self.inward.from);

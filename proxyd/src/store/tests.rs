@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use rehome_shared::api::proxy::{
-    Commit, CommitTarget, Content, ParkLimits, Prepare, RouteIntent, RouteKey, RouteSpec,
+    Announce, Commit, CommitTarget, Content, ParkLimits, Prepare, RouteIntent, RouteKey, RouteSpec,
     SetRoutes, Target,
 };
 use rehome_shared::ids::{AppName, Epoch, Generation, HostAddr, RouteVersion};
@@ -39,6 +39,7 @@ fn target(port: u16) -> Target {
 fn desired(routes: u16) -> SetRoutes {
     let spec = |number| RouteSpec {
         content: Content::default(),
+        announce: Announce::default(),
         key: key(number),
         application: app(number),
         version: at(0),

@@ -8,8 +8,8 @@ use anyhow::{Context, Result, ensure};
 use http::{Method, StatusCode};
 use rehome_runtime::http_client::HttpClient;
 use rehome_shared::api::proxy::{
-    CheckPorts, CheckPortsReply, ConnectionsReply, Content, GateCounts, RouteIntent, RouteSpec,
-    RoutesReply, SetRoutes,
+    Announce, CheckPorts, CheckPortsReply, ConnectionsReply, Content, GateCounts, RouteIntent,
+    RouteSpec, RoutesReply, SetRoutes,
 };
 
 use crate::app::App;
@@ -74,6 +74,7 @@ async fn a_set_of_very_many_routes_fits_in_a_request() -> Result<()> {
     let spec = |port| -> Result<RouteSpec> {
         Ok(RouteSpec {
             content: Content::default(),
+            announce: Announce::default(),
             key: tcp(port)?,
             application: format!("application-with-a-long-name-{port}").parse()?,
             version: version(1, 0),

@@ -5,13 +5,12 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use rehome_shared::api::proxy::{RouteIntent, Target};
 use rehome_shared::config::daemon::{FastPath, ListenOn, StaticRoute};
-use rehome_shared::ids::Protocol;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::app::{App, raw};
-use crate::host::{Host, LIMIT, ask, free_port, quiet_port, tcp, version};
+use crate::host::{Host, LIMIT, ask, file_route, free_port, quiet_port, tcp, version};
 
 #[tokio::test]
 async fn a_local_application_is_reached_directly() -> Result<()> {
@@ -139,12 +138,7 @@ async fn routes_of_the_file_are_served_alone_and_changed_by_a_reload() -> Result
         App::start("two").await?,
         free_port().await?,
     );
-    let route = |backend| StaticRoute {
-        external: port,
-        protocol: Protocol::Tcp,
-        backend,
-        fast_path: FastPath::Auto,
-    };
+    let route = |backend| file_route(port, backend);
     let host = Host::start_with(|config| config.routes = vec![route(one.addr)]).await?;
     let mut before = host.client(port).await?;
     ensure!(ask(&mut before, "a").await? == "one: a");
@@ -172,10 +166,8 @@ async fn a_file_route_without_backend_closes_after_the_connect_timeout() -> Resu
     let host = Host::start_with(|config| {
         config.timeouts.connect = Duration::from_millis(200);
         config.routes = vec![StaticRoute {
-            external: port,
-            protocol: Protocol::Tcp,
-            backend: "127.0.0.1:1".parse().unwrap(),
             fast_path: FastPath::Off,
+            ..file_route(port, "127.0.0.1:1".parse().unwrap())
         }];
     })
     .await?;

@@ -8,11 +8,12 @@ use anyhow::{Context, Result, bail, ensure};
 use proxyd::Proxyd;
 use rehome_runtime::supervise::{Stop, Supervisor};
 use rehome_shared::api::proxy::{
-    Commit, CommitTarget, Content, Drain, GateRef, ParkLimits, Prepare, RouteIntent, RouteKey,
-    RouteSpec, RouteStatus, SetRoutes, Target,
+    Announce, Commit, CommitTarget, Content, Drain, GateRef, ParkLimits, Prepare, RouteIntent,
+    RouteKey, RouteSpec, RouteStatus, SetRoutes, Target,
 };
 use rehome_shared::config::daemon::{
-    FastPath, ListenOn, Log, ProxydConfig, ProxydLimits, ProxydTimeouts, StaticRoute, Trunk,
+    AcceptProxy, FastPath, ListenOn, Log, ProxyProtocol, ProxydConfig, ProxydLimits,
+    ProxydTimeouts, StaticRoute, Trunk,
 };
 use rehome_shared::ids::{AppName, Epoch, Generation, HostAddr, Protocol, RouteVersion};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -42,6 +43,8 @@ pub(crate) struct Host {
     pub(crate) config: ProxydConfig,
     /// What travels on the routes that are set from now on.
     pub(crate) content: Content,
+    /// What applications are told on them.
+    pub(crate) announce: Announce,
     supervisor: Supervisor,
     _directory: tempfile::TempDir,
 }
@@ -159,6 +162,7 @@ impl Host {
                 ..Trunk::default()
             },
             listen: ListenOn::Addresses(vec![ip]),
+            proxy_protocol: ProxyProtocol::default(),
             limits: ProxydLimits::default(),
             timeouts: ProxydTimeouts::default(),
             routes: Vec::new(),
@@ -171,6 +175,7 @@ impl Host {
             address,
             config,
             content: Content::default(),
+            announce: Announce::default(),
             supervisor,
             _directory: directory,
         })
@@ -227,6 +232,7 @@ impl Host {
     ) -> Result<RouteStatus> {
         let routes = vec![RouteSpec {
             content: self.content,
+            announce: self.announce,
             key,
             application: db(),
             version,
@@ -308,6 +314,8 @@ pub(crate) fn file_route(external: u16, backend: SocketAddr) -> StaticRoute {
         protocol: Protocol::Tcp,
         backend,
         fast_path: FastPath::Auto,
+        accept_proxy: AcceptProxy::default(),
+        send_proxy: Announce::default(),
     }
 }
 

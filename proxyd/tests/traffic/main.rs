@@ -1,5 +1,6 @@
 //! Real sockets: two or three proxies in this process, each the host of a loopback address.
 
+mod announce;
 mod app;
 mod binary;
 mod control;

@@ -3,6 +3,7 @@
 mod file;
 mod keep_alive;
 mod live;
+mod newcomers;
 mod room;
 mod site;
 

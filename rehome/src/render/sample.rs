@@ -6,6 +6,7 @@ use rehome_shared::api::cluster::{
     ApplicationState, ApplicationStatus, ConnectionGauge, Connections, Failure, Migration,
     MigrationState, Progress, Round, VolumeStatus, Window,
 };
+use rehome_shared::api::proxy::Announce;
 use rehome_shared::config::model::Port;
 use rehome_shared::ids::{AppName, DeploymentGeneration, Epoch, HostAddr, MigrationId, Protocol};
 use rehome_shared::units::Bytes;
@@ -30,6 +31,7 @@ pub(crate) fn application(state: ApplicationState) -> ApplicationStatus {
             internal: 5432,
             external: 15432,
             protocol: Protocol::Tcp,
+            send_proxy: Announce::default(),
         }],
         volumes: vec![VolumeStatus {
             name: "data".to_owned(),

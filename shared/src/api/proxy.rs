@@ -196,6 +196,27 @@ impl From<Protocol> for Content {
     }
 }
 
+/// What an application is told of a client in front of the client's bytes.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Announce {
+    /// Nothing: the bytes alone.
+    #[default]
+    Nothing,
+    /// Its address, by a header of version 2 of the PROXY protocol.
+    ProxyV2,
+}
+
+impl Announce {
+    /// Whether nothing is told.
+    #[must_use]
+    pub fn is_nothing(&self) -> bool {
+        *self == Self::Nothing
+    }
+}
+
 /// One route of the desired set.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RouteSpec {
@@ -212,6 +233,9 @@ pub struct RouteSpec {
     /// What travels. A proxy that does not know the word passes bytes on.
     #[serde(default, skip_serializing_if = "Content::is_bytes")]
     pub content: Content,
+    /// What the application is told of its clients.
+    #[serde(default, skip_serializing_if = "Announce::is_nothing")]
+    pub announce: Announce,
 }
 
 /// Limits of a parked gate.

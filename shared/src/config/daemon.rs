@@ -4,6 +4,7 @@
 //! so that a daemon never meets a missing or impossible setting. Unknown keys are problems, and
 //! all problems are told at once. The defaults stand in `Default` impls here and nowhere else.
 
+mod clients;
 mod migrated;
 mod proxyd;
 mod settings;
@@ -15,10 +16,13 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub(super) use clients::send_proxy;
+pub use clients::{AcceptProxy, ProxyProtocol};
 pub use migrated::migrated_config;
 pub use proxyd::proxyd_config;
 
 use super::model::MigrationLimits;
+use crate::api::proxy::Announce;
 use crate::ids::{HostAddr, Protocol};
 use crate::units::Bytes;
 
@@ -81,6 +85,8 @@ pub struct ProxydConfig {
     pub trunk: Trunk,
     /// The addresses of external ports.
     pub listen: ListenOn,
+    /// Who says in front of their bytes who the client is.
+    pub proxy_protocol: ProxyProtocol,
     /// What is refused or held back for being too much.
     pub limits: ProxydLimits,
     /// How long proxyd waits.
@@ -357,6 +363,10 @@ pub struct StaticRoute {
     pub backend: SocketAddr,
     /// Whether the kernel may carry it.
     pub fast_path: FastPath,
+    /// Who announces its clients.
+    pub accept_proxy: AcceptProxy,
+    /// What the backend is told of each client.
+    pub send_proxy: Announce,
 }
 
 /// Whether a steady route may be carried by the kernel. This version always carries it in user

@@ -9,6 +9,7 @@ use super::read::{At, Fields, Place, Report};
 use super::service::{self, ServiceLinks};
 use super::volume::{DEFAULT_NAME, mountpoint};
 use super::yaml::Value;
+use crate::api::proxy::Announce;
 use crate::ids::{Protocol, VolumeName};
 
 const KEYS: [&str; 6] = [
@@ -145,6 +146,7 @@ fn port(at: &At<'_>, report: &mut Report) -> Option<Port> {
         internal,
         external,
         protocol: Protocol::Tcp,
+        send_proxy: Announce::default(),
     })
 }
 

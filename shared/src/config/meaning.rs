@@ -123,6 +123,9 @@ fn port(port: Port) -> Value {
     if port.protocol != Protocol::Tcp {
         value.insert("protocol".to_owned(), json!(port.protocol));
     }
+    if !port.send_proxy.is_nothing() {
+        value.insert("send_proxy".to_owned(), json!("v2"));
+    }
     Value::Object(value)
 }
 

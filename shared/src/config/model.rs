@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::api::proxy::Announce;
 use crate::ids::{AppName, DatasetId, HostAddr, Protocol, VolumeName};
 use crate::units::{Bytes, seconds};
 
@@ -125,6 +126,9 @@ pub struct Port {
     /// What travels.
     #[serde(default)]
     pub protocol: Protocol,
+    /// What the application is told of each client.
+    #[serde(default, skip_serializing_if = "Announce::is_nothing")]
+    pub send_proxy: Announce,
 }
 
 /// A way to another application's external port, through the linking application's own host.

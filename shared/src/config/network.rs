@@ -1,7 +1,9 @@
 //! Ports and links as the native format writes them, and the rule for aliases.
 
+use super::daemon::send_proxy as send_proxy_of;
 use super::model::{Link, Port};
 use super::read::{At, Place, Report};
+use crate::api::proxy::Announce;
 use crate::ids::Protocol;
 
 /// The words for what travels through a port.
@@ -44,11 +46,17 @@ fn port(at: &At<'_>, report: &mut Report) -> Option<Port> {
     let protocol = fields.take("protocol").map_or(Some(Protocol::Tcp), |v| {
         v.word(report, "protocol", &PROTOCOLS)
     });
-    fields.finish(report, &["internal", "external", "protocol"]);
+    let send_proxy = fields.take("send_proxy");
+    let send_proxy = send_proxy.map_or(Some(Announce::default()), |v| {
+        send_proxy_of(&v, report, protocol)
+    });
+    let known = ["internal", "external", "protocol", "send_proxy"];
+    fields.finish(report, &known);
     Some(Port {
         internal: internal?,
         external: external?,
         protocol: protocol?,
+        send_proxy: send_proxy?,
     })
 }
 

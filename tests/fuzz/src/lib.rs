@@ -12,7 +12,7 @@ pub mod corpus;
 pub mod mutate;
 mod parsers;
 
-pub use parsers::{configuration, control, http, journals, peer, stream, trunk};
+pub use parsers::{announce, configuration, control, http, journals, peer, stream, trunk};
 
 /// A parser, or some that belong together.
 #[derive(Debug, Clone, Copy)]
@@ -24,7 +24,11 @@ pub struct Target {
 }
 
 /// Every target.
-pub const TARGETS: [Target; 7] = [
+pub const TARGETS: [Target; 8] = [
+    Target {
+        name: "announce",
+        run: announce::run,
+    },
     Target {
         name: "configuration",
         run: configuration::run,

@@ -1,5 +1,6 @@
 //! The targets, one module for each.
 
+pub mod announce;
 pub mod configuration;
 pub mod control;
 pub mod http;

@@ -68,6 +68,11 @@ fn hold(name: &str, bytes: &[u8], run: impl FnOnce()) -> anyhow::Result<()> {
 }
 
 #[test]
+fn announce() -> anyhow::Result<()> {
+    fuzz("announce")
+}
+
+#[test]
 fn configuration() -> anyhow::Result<()> {
     fuzz("configuration")
 }

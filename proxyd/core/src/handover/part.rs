@@ -38,6 +38,9 @@ pub enum Part {
     Socket(Socket),
     /// What was counted and heard so far.
     Counts(Counts),
+    /// A client that is not known yet: the header that announces it is not there, and nothing of
+    /// it was read. Descriptor: its socket.
+    Newcomer(Newcomer),
     /// A client that waits for its application. Descriptor: its socket.
     Held(Held),
     /// A connection whose bytes flow. Descriptors: the client's socket, the application's, and
@@ -170,6 +173,15 @@ pub enum Origin {
     },
 }
 
+/// A client that is not known yet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Newcomer {
+    /// The route that it came by.
+    pub route: RouteKey,
+    /// How many microseconds ago it was accepted.
+    pub age: u64,
+}
+
 /// A client that waits for its application.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Held {
@@ -266,7 +278,7 @@ impl Part {
         match self {
             Self::Table { .. } => (0, None),
             Self::Counts(_) => (0, Some(0)),
-            Self::Socket(_) | Self::Held(_) => (1, Some(0)),
+            Self::Socket(_) | Self::Newcomer(_) | Self::Held(_) => (1, Some(0)),
             Self::Rest(rest) => {
                 let descriptors = if rest.reaches { 2 } else { 1 };
                 (descriptors, Some(u64::from(rest.begun)))
@@ -285,7 +297,7 @@ impl Part {
     #[must_use]
     pub fn is_connection(&self) -> bool {
         match self {
-            Self::Held(_) | Self::Relay(_) | Self::Rest(_) => true,
+            Self::Newcomer(_) | Self::Held(_) | Self::Relay(_) | Self::Rest(_) => true,
             Self::Table { .. } | Self::Socket(_) | Self::Counts(_) => false,
         }
     }

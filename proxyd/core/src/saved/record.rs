@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use rehome_shared::api::proxy::{Content, ParkLimits, RouteKey};
+use rehome_shared::api::proxy::{Announce, Content, ParkLimits, RouteKey};
 use rehome_shared::ids::{AppName, HostAddr, RouteVersion};
 use rehome_shared::journal::Kind;
 use serde::{Deserialize, Serialize};
@@ -61,6 +61,9 @@ pub struct KeptRoute {
     /// version, one with them is not.
     #[serde(default, skip_serializing_if = "Content::is_bytes")]
     content: Content,
+    /// The same.
+    #[serde(default, skip_serializing_if = "Announce::is_nothing")]
+    announce: Announce,
 }
 
 impl RouteTable {
@@ -174,6 +177,7 @@ impl KeptRoute {
             phase: (&route.phase).into(),
             limits: route.limits,
             content: route.content,
+            announce: route.announce,
         }
     }
 
@@ -184,6 +188,7 @@ impl KeptRoute {
             phase: self.phase.into(),
             limits: self.limits,
             content: self.content,
+            announce: self.announce,
         }
     }
 }

@@ -8,8 +8,8 @@ use crate::saved::Saved;
 use crate::table::{Changes, RouteTable};
 use proptest::prelude::*;
 use rehome_shared::api::proxy::{
-    Commit, CommitTarget, Content, Gate, GateRef, ParkLimits, Prepare, RouteIntent, RouteKey,
-    RouteSpec, SetRoutes, Target,
+    Announce, Commit, CommitTarget, Content, Gate, GateRef, ParkLimits, Prepare, RouteIntent,
+    RouteKey, RouteSpec, SetRoutes, Target,
 };
 use rehome_shared::ids::{AppName, Epoch, Generation, HostAddr, RouteVersion};
 
@@ -76,6 +76,7 @@ fn put() -> impl Strategy<Value = Call> {
             for key in keys {
                 specs.push(RouteSpec {
                     content: Content::default(),
+                    announce: Announce::default(),
                     key,
                     application: application.clone(),
                     version,

@@ -40,6 +40,9 @@ impl Give<'_> {
         let (sender, leaving) = mpsc::channel(2 * AT_ONCE);
         *self.context.handover.collector() = Some(sender);
         self.leaving = Some(leaving);
+        let guests = self.context.handover.guests().into_iter();
+        self.stopped.extend(guests.map(Departure::Guest));
+        self.send_stopped().await?;
         if !self.move_leavers(ANSWERS, Haste::AtBoundary).await?
             && !self.move_leavers(STILL, Haste::Now).await?
         {
@@ -104,7 +107,9 @@ impl Give<'_> {
             }
             match timeout(LOOK, leaving.recv()).await {
                 Ok(Some(departure)) => {
-                    asked.remove(&departure.connection().id);
+                    if let Some(connection) = departure.connection() {
+                        asked.remove(&connection.id);
+                    }
                     self.stopped.push_back(departure);
                 }
                 Ok(None) => return,
@@ -177,7 +182,7 @@ impl Give<'_> {
         let (taken, refused) = self.held().await?;
         for Refusal { id, reason } in refused {
             if let Some(departure) = self.sent.remove(&id) {
-                self.stays.insert(departure.connection().id);
+                self.stays.extend(departure.connection().map(|c| c.id));
                 if self.why.len() < REASONS {
                     self.why.insert(reason);
                 }
@@ -192,7 +197,7 @@ impl Give<'_> {
         self.giver.released();
         for (_, departure) in std::mem::take(&mut self.sent) {
             let count = match departure {
-                Departure::Held(..) => &mut self.held,
+                Departure::Guest(_) | Departure::Held(..) => &mut self.held,
                 Departure::Relay(..) | Departure::Rest(..) => &mut self.relays,
             };
             *count = count.saturating_add(1);
@@ -207,7 +212,7 @@ impl Give<'_> {
             self.why.insert(why.to_owned());
         }
         for departure in std::mem::take(&mut self.sent).into_values() {
-            self.stays.insert(departure.connection().id);
+            self.stays.extend(departure.connection().map(|c| c.id));
             departure.resume(self.context);
         }
     }
@@ -221,6 +226,8 @@ impl Give<'_> {
                 departure.resume(self.context);
             }
         }
+        let guests = self.context.handover.guests().into_iter();
+        guests.for_each(|guest| Departure::Guest(guest).resume(self.context));
         self.context.book.all_stay();
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use prometheus_client::registry::Registry;
 use proxyd_core::handover;
 use proxyd_core::table::{Owner, Phase, Route};
-use rehome_shared::api::proxy::{Content, ParkLimits};
+use rehome_shared::api::proxy::{Announce, Content, ParkLimits};
 use rehome_shared::ids::RouteVersion;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -55,6 +55,7 @@ fn connection() -> Connection {
         phase: Phase::Closed,
         limits,
         content: Content::default(),
+        announce: Announce::default(),
     });
     Connection::new(1, (key, route), nobody, nobody, Arc::default())
 }

@@ -11,8 +11,8 @@ use anyhow::{Context, Result, ensure};
 use http::Method;
 use rehome_runtime::http_client::{ClientError, HttpClient};
 use rehome_shared::api::proxy::{
-    ConnectionsReply, Content, ReloadReply, RouteIntent, RouteKey, RouteSpec, RouteStatus,
-    RoutesReply, SetRoutes, Target, Upgrade, UpgradeReply,
+    Announce, ConnectionInfo, ConnectionsReply, Content, ReloadReply, RouteIntent, RouteKey,
+    RouteSpec, RouteStatus, RoutesReply, SetRoutes, Target, Upgrade, UpgradeReply,
 };
 use rehome_shared::ids::{AppName, RouteVersion};
 use rustix::process::{Pid, Signal, kill_process};
@@ -53,7 +53,7 @@ pub(crate) struct Site {
     pub(crate) address: Ipv4Addr,
     trunk: u16,
     /// Where its metrics are.
-    page: SocketAddr,
+    pub(super) page: SocketAddr,
     directory: TempDir,
     first: Child,
     /// The process that serves.
@@ -163,6 +163,7 @@ impl Site {
             intent: intent.clone(),
             limits: park_limits(),
             content: self.content,
+            announce: Announce::default(),
         };
         let name = |site: &Self| site.address.to_string().parse();
         let set = SetRoutes {
@@ -227,6 +228,15 @@ impl Site {
             ensure!(began.elapsed() < LIMIT, "{before:?}, and now {now:?}");
             sleep(Duration::from_millis(5)).await;
         }
+    }
+
+    /// The connections that there are.
+    pub(crate) async fn all_connections(&self) -> Result<Vec<ConnectionInfo>> {
+        let (http, none) = (&self.control.0, None::<&()>);
+        let reply: ConnectionsReply = http
+            .request_json(Method::GET, "/v1/connections", none, LIMIT)
+            .await?;
+        Ok(reply.connections)
     }
 
     /// Waits until the route is as wanted.

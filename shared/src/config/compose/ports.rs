@@ -5,6 +5,7 @@ use super::super::model::Port;
 use super::super::network::PROTOCOLS;
 use super::super::read::{At, Fields, Place, Report};
 use super::super::yaml::Value;
+use crate::api::proxy::Announce;
 use crate::ids::Protocol;
 
 /// The value of `ports`.
@@ -64,6 +65,7 @@ fn short(at: &At<'_>, report: &mut Report) -> Option<Port> {
         internal: internal?,
         external: external?,
         protocol: *protocol,
+        send_proxy: Announce::default(),
     })
 }
 
@@ -118,6 +120,7 @@ fn long(at: &At<'_>, report: &mut Report) -> Option<Port> {
         internal: internal?,
         external: external?,
         protocol: protocol?,
+        send_proxy: Announce::default(),
     })
 }
 

@@ -9,6 +9,7 @@ use super::super::network::PROTOCOLS;
 use super::super::problem::{Problem, Source};
 use super::super::quantity::{duration, positive_duration, size};
 use super::super::read::{At, Fields, Report};
+use super::clients;
 use super::settings::{address_or, host, log, path_or, read, section, socket_address};
 use super::{
     FastPath, ListenOn, PROXYD_SOCKET, ProxydConfig, ProxydLimits, ProxydTimeouts, StaticRoute,
@@ -17,9 +18,19 @@ use super::{
 use crate::ids::Protocol;
 use crate::units::Bytes;
 
-const KEYS: [&str; 11] = [
-    "version", "host", "socket", "state", "metrics", "log", "trunk", "listen", "limits",
-    "timeouts", "routes",
+const KEYS: [&str; 12] = [
+    "version",
+    "host",
+    "socket",
+    "state",
+    "metrics",
+    "log",
+    "trunk",
+    "listen",
+    "proxy_protocol",
+    "limits",
+    "timeouts",
+    "routes",
 ];
 const LIMITS: [&str; 9] = [
     "connections",
@@ -41,7 +52,14 @@ const TIMEOUTS: [&str; 7] = [
     "keepalive",
     "user_timeout",
 ];
-const ROUTE: [&str; 4] = ["external", "protocol", "backend", "fast_path"];
+const ROUTE: [&str; 6] = [
+    "external",
+    "protocol",
+    "backend",
+    "fast_path",
+    "accept_proxy",
+    "send_proxy",
+];
 
 /// Reads `proxyd.yml`.
 ///
@@ -79,6 +97,13 @@ fn build(fields: &mut Fields<'_>, report: &mut Report) -> ProxydConfig {
         listen: fields
             .take("listen")
             .map_or_else(ListenOn::default, |at| listen(&at, report)),
+        proxy_protocol: section(
+            fields,
+            report,
+            "proxy_protocol",
+            &clients::KEYS,
+            clients::proxy_protocol,
+        ),
         limits: section(fields, report, "limits", &LIMITS, limits),
         timeouts: section(fields, report, "timeouts", &TIMEOUTS, timeouts),
         routes: fields
@@ -250,11 +275,14 @@ fn route(at: &At<'_>, report: &mut Report) -> Option<StaticRoute> {
         }
         at.word(report, "fast_path", &words)
     });
+    let (accept_proxy, send_proxy) = clients::of_route(&mut fields, report, protocol);
     fields.finish(report, &ROUTE);
     Some(StaticRoute {
         external: external?,
         protocol: protocol?,
         backend: backend?,
         fast_path: fast_path?,
+        accept_proxy: accept_proxy?,
+        send_proxy: send_proxy?,
     })
 }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::api::proxy::Announce;
 use crate::config::model::OnStall;
 use crate::config::problem::{Problem, Source};
 
@@ -162,11 +163,13 @@ fn every_proxyd_key_is_read() {
     let config = proxyd(
         "version: 1\nhost: h1\nsocket: /s\nstate: /st\nmetrics: \"[::1]:2\"\nlog: {filter: warn}\n\
          trunk: {listen: \"10.0.0.1:3\", connect_timeout: 500ms}\nlisten: [\"0.0.0.0\", \"::\"]\n\
+         proxy_protocol: {accept_from: [\"10.0.0.0/8\", \"::1\"], header_timeout: 9s}\n\
          limits: {connections: 1, per_route: 2, parked: 3, park_timeout: 4s, udp_sessions: 5, pipe_bytes: 6MiB,\
          \x20 per_source: 7, parked_bytes: 8MiB, relay_bytes: 9MiB}\n\
          timeouts: {connect: 1s, half_close: 2s, idle: 3s, udp_idle: 4s, keepalive: 5s, user_timeout: 6s,\
          \x20 lifetime: 7h}\n\
-         routes:\n- {external: 8080, protocol: http, backend: \"10.0.0.5:80\", fast_path: off}\n\
+         routes:\n- {external: 8080, protocol: http, backend: \"10.0.0.5:80\", fast_path: off,\
+         \x20 accept_proxy: off, send_proxy: v2}\n\
          - {external: 8080, protocol: udp, backend: \"[fd00::1]:53\"}\n",
     )
     .unwrap();
@@ -189,10 +192,19 @@ fn every_proxyd_key_is_read() {
             external: 8080,
             protocol: Protocol::Http,
             backend: "10.0.0.5:80".parse().unwrap(),
-            fast_path: FastPath::Off
+            fast_path: FastPath::Off,
+            accept_proxy: AcceptProxy::Off,
+            send_proxy: Announce::ProxyV2,
         }
     );
     assert_eq!(config.routes[1].protocol, Protocol::Udp);
+    let told = (config.routes[1].accept_proxy, config.routes[1].send_proxy);
+    assert_eq!(told, (AcceptProxy::Auto, Announce::Nothing));
+    let proxies = config.proxy_protocol;
+    assert_eq!(proxies.header_timeout, Duration::from_secs(9));
+    for (address, announces) in [("10.1.2.3", true), ("::1", true), ("11.0.0.1", false)] {
+        assert_eq!(proxies.announces(address.parse().unwrap()), announces);
+    }
 }
 
 #[test]
@@ -226,6 +238,33 @@ fn all_problems_of_proxyd_yml_come_at_once() {
         (8, "routes[2].backend"),
         (8, "routes[2].external"),
         (8, "routes[2].weight"),
+    ];
+    assert_eq!(
+        lines_and_paths(problems),
+        want.map(|(l, p)| (l, p.to_owned()))
+    );
+}
+
+#[test]
+fn what_is_wrong_about_announced_clients_is_told() {
+    let problems = proxyd(
+        "version: 1\nproxy_protocol: {accept_from: [10.0.0.1/8, \"::ffff:10.0.0.0/104\", h1],\n\
+         \x20 header_timeout: 0s, send: v2}\nroutes:\n\
+         - {external: 1, backend: \"10.0.0.5:80\", accept_proxy: v2, send_proxy: v1}\n\
+         - {external: 2, protocol: udp, backend: \"10.0.0.5:80\", send_proxy: v2}\n\
+         - {external: 3, protocol: udp, backend: \"10.0.0.5:80\", send_proxy: off}\n",
+    )
+    .unwrap_err();
+    assert!(problems[0].to_string().contains("10.0.0.0/8"));
+    let want = [
+        (2, "proxy_protocol.accept_from[0]"),
+        (2, "proxy_protocol.accept_from[1]"),
+        (2, "proxy_protocol.accept_from[2]"),
+        (3, "proxy_protocol.header_timeout"),
+        (3, "proxy_protocol.send"),
+        (5, "routes[0].accept_proxy"),
+        (5, "routes[0].send_proxy"),
+        (6, "routes[1].send_proxy"),
     ];
     assert_eq!(
         lines_and_paths(problems),

@@ -69,6 +69,14 @@ fn ports_and_links_refuse_values_of_the_wrong_kind() {
         "ports[0].protocol",
         &["[{internal: 1, external: 1, protocol: sctp}]"],
     );
+    is_refused_at(
+        "ports[0].send_proxy",
+        &[
+            "[{internal: 1, external: 1, send_proxy: v1}]",
+            "[{internal: 1, external: 1, send_proxy: true}]",
+            "[{internal: 1, external: 1, protocol: udp, send_proxy: v2}]",
+        ],
+    );
     is_refused_at("links", &["x", "null", "{a: 1}"]);
     is_refused_at(
         "links[0]",
@@ -234,7 +242,7 @@ fn rehomes_own_keys_are_checked_too() {
 
 #[test]
 fn rehomes_own_keys_show_in_the_meaning_when_they_are_set() {
-    let body = "    ports: [{internal: 80, external: 81, protocol: http}, {internal: 53, external: 53, protocol: udp}]
+    let body = "    ports: [{internal: 80, external: 81, protocol: http, send_proxy: v2}, {internal: 53, external: 53, protocol: udp}]
     volumes: [{name: a, mountpoint: /a//b/./c/, dataset_id: 7B7A3F1E-2F6C-4A57-9D0E-0C1F6F0D3B11}, {name: b, mountpoint: /b}]
     command: [a, b]
     healthcheck: {http: \"80/ready?x=1\", timeout: 500ms}
@@ -247,7 +255,7 @@ fn rehomes_own_keys_show_in_the_meaning_when_they_are_set() {
         db["ports"],
         json!([
             {"internal": 53, "external": 53, "protocol": "udp"},
-            {"internal": 80, "external": 81, "protocol": "http"},
+            {"internal": 80, "external": 81, "protocol": "http", "send_proxy": "v2"},
         ])
     );
     assert_eq!(db["volume"], Value::Null);

@@ -11,7 +11,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use migrated_core::UnixMillis;
 use migrated_core::routes::{self, Adverts, LocalRoute, Locals};
 use rehome_shared::api::cluster::Desired;
-use rehome_shared::api::proxy::{RouteIntent, Target};
+use rehome_shared::api::proxy::{Announce, RouteIntent, Target};
 use rehome_shared::config::model::{MigrationLimits, Port};
 use rehome_shared::ids::{DeploymentGeneration, Epoch, Generation, Protocol, RouteVersion};
 
@@ -187,6 +187,7 @@ impl Book {
             internal: 80,
             external: 80,
             protocol: Protocol::Tcp,
+            send_proxy: Announce::default(),
         }];
         let name = values::application(0);
         Self {

@@ -260,6 +260,12 @@ fn connections_of_version_1_are_read() {
         (held(), held_then),
         (rest(), rest_then),
     ];
+    let newcomer = Part::Newcomer(Newcomer {
+        route: "5432/tcp".parse().unwrap(),
+        age: 9,
+    });
+    let newcomer_then = r#"{"newcomer":{"route":"5432/tcp","age":9}}"#;
+    let all = all.into_iter().chain([(newcomer, newcomer_then)]);
     for (part, then) in all {
         assert_eq!(serde_json::from_str::<Part>(then).unwrap(), part);
         let now = serde_json::to_value(&part).unwrap();

@@ -4,6 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use rehome_shared::api::proxy::Announce;
+
 use super::*;
 use crate::saved::{KIND, Record};
 use crate::table::{FileRoute, Route};
@@ -24,7 +26,7 @@ fn key() -> impl Strategy<Value = RouteKey> {
 
 /// Desired sets in which ports go from one application to another.
 fn moving_put() -> impl Strategy<Value = Call> {
-    let spec = (app(), version(), intent(), 1_u32..3);
+    let spec = (app(), version(), intent(), 1_u32..4);
     prop::collection::btree_map(key(), spec, 0..4).prop_map(|specs| {
         let specs = specs.into_iter();
         let spec = |(key, ((application, _), version, intent, park_limit))| RouteSpec {
@@ -32,6 +34,11 @@ fn moving_put() -> impl Strategy<Value = Call> {
                 Content::Bytes
             } else {
                 Content::Http
+            },
+            announce: if park_limit == 2 {
+                Announce::ProxyV2
+            } else {
+                Announce::Nothing
             },
             key,
             application,
@@ -63,6 +70,7 @@ fn happen(table: &mut RouteTable, event: &Event) -> Changes {
                 target: Target::Local { addr },
                 limits: limits(),
                 content: Content::default(),
+                announce: Announce::default(),
             };
             let routes = keys.iter().map(|key| (*key, route.clone())).collect();
             table.apply_file(&routes)
