@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use migrated_core::record::Record;
 use migrated_core::registry::Ownership;
+use migrated_core::routes::LocalRoute;
 use migrated_core::stamp::{Of, Stamp};
 use rehome_runtime::backoff::Backoff;
 use rehome_runtime::report::Report;
@@ -19,6 +20,7 @@ use rehome_shared::units::Bytes;
 use crate::health::{self, Unhealthy};
 use crate::host::{ByApplication, Host};
 use crate::ledger::LedgerError;
+use crate::routes;
 use crate::runtime::{Instance, InstanceSpec, InstanceState, Mount, PullProgress, RuntimeError};
 use crate::storage::StorageError;
 
@@ -145,7 +147,18 @@ pub fn instance_spec(
         working_dir: spec.working_dir.clone(),
         hostname: spec.hostname.clone(),
         stop_signal: spec.stop_signal.clone(),
+        announced: announced(spec),
     }
+}
+
+/// The ports on which an application expects to be told of each client. It is so from its start:
+/// bytes that it does not expect in front of a client's are an outage.
+fn announced(spec: &Application) -> BTreeSet<u16> {
+    let ports = spec
+        .ports
+        .iter()
+        .filter(|port| !port.send_proxy.is_nothing());
+    ports.map(|port| port.internal).collect()
 }
 
 /// A hash of all that makes a restart necessary on a host: any host computes the same. The
@@ -178,7 +191,14 @@ pub fn config_hash(owner: &HostAddr, spec: &Application, volumes: &[VolumeIdenti
             &spec.stop_signal,
         ),
     );
-    let json = serde_json::to_vec(&made_of).unwrap_or_default();
+    let announced = announced(spec);
+    // Where nothing is announced the hash is what it was before anything could be.
+    let json = if announced.is_empty() {
+        serde_json::to_vec(&made_of)
+    } else {
+        serde_json::to_vec(&(made_of, announced))
+    };
+    let json = json.unwrap_or_default();
     blake3::hash(&json)
         .to_hex()
         .as_str()
@@ -247,6 +267,9 @@ pub async fn start(
         let differs = instance.config_hash != wanted.config_hash;
         if differs && instance.state == InstanceState::Running {
             host.runtime.stop(application, spec.stop_grace).await?;
+            if instance.announced != wanted.announced {
+                hold_clients(host, application, owned.epoch).await;
+            }
         }
     }
     host.runtime.create(&wanted).await?;
@@ -263,6 +286,18 @@ pub async fn start(
     // What is seen is a level: a failed look is repeated by the reconcile loop.
     drop(host.observe().await);
     Ok(instance)
+}
+
+/// Parks an application that has just been stopped, because its next instance expects to be told
+/// of clients otherwise: nobody may reach that one by what the last one wanted.
+async fn hold_clients(host: &Host, application: &AppName, epoch: Epoch) {
+    // Before its end is seen, the loop would open the gate again.
+    drop(host.observe().await);
+    host.routes.set(application, epoch, LocalRoute::Park);
+    if let Err(error) = routes::push(host).await {
+        let error = Report(&error).to_string();
+        tracing::warn!(%application, error, "proxyd cannot be told to hold its clients");
+    }
 }
 
 /// Starts the instance as it was made, and waits for health.

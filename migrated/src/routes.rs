@@ -109,7 +109,7 @@ impl Routes {
             // A parked gate is a handoff's, whose verbs go by the version as it is.
             let ignored = status.version == *version
                 && *route != LocalRoute::Park
-                && status.gate != gate_of(*route);
+                && status.gate != gate_of(route);
             if status.version.epoch == version.epoch && (status.version > *version || ignored) {
                 let generation = routes::next_generation(status.version.generation, clock::now());
                 *version = RouteVersion {
@@ -197,7 +197,7 @@ impl Routes {
     }
 }
 
-fn gate_of(route: LocalRoute) -> Gate {
+fn gate_of(route: &LocalRoute) -> Gate {
     match route {
         LocalRoute::Open(_) => Gate::Open,
         LocalRoute::Park => Gate::Parked,

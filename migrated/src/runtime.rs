@@ -11,12 +11,13 @@ pub mod process;
 mod quota;
 mod usage;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use migrated_core::routes::Reach;
 use rehome_shared::config::model::Image;
 use rehome_shared::ids::{AppName, Epoch};
 use rehome_shared::units::Bytes;
@@ -53,6 +54,9 @@ pub struct InstanceSpec {
     pub hostname: Option<String>,
     /// Stop signal, for example `SIGINT`.
     pub stop_signal: Option<String>,
+    /// Its ports on which it expects to be told of each client.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub announced: BTreeSet<u16>,
 }
 
 /// A volume at its place.
@@ -98,6 +102,20 @@ pub struct Instance {
     pub address: Option<IpAddr>,
     /// When it started, RFC 3339, while it runs.
     pub started_at: Option<String>,
+    /// Its ports on which it expects to be told of each client.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub announced: BTreeSet<u16>,
+}
+
+impl Instance {
+    /// How it is reached, while it runs.
+    #[must_use]
+    pub fn reach(&self) -> Option<Reach> {
+        self.address.map(|address| Reach {
+            address,
+            announced: self.announced.clone(),
+        })
+    }
 }
 
 /// How a stop went.

@@ -7,7 +7,7 @@ mod engine;
 #[path = "docker_runtime/throttle.rs"]
 mod throttle;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -48,6 +48,7 @@ fn spec(name: &str, command: &[&str]) -> Result<InstanceSpec> {
         working_dir: None,
         hostname: None,
         stop_signal: None,
+        announced: BTreeSet::new(),
     })
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use proxyd_core::announce;
 use proxyd_core::retry;
 use proxyd_core::table::Route;
-use rehome_shared::api::proxy::{Announce, Target};
+use rehome_shared::api::proxy::Announce;
 use rehome_shared::trunk::{Answer, Decoded, FrameError, Header};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, lookup_host};
@@ -53,11 +53,10 @@ pub(crate) async fn local(
 }
 
 /// Tells an application of this host who its client is, where it wants to be told; false when it
-/// could not be. Not a byte of the client may have been passed on. The few bytes find room in a
+/// could not be: it is gone already, and as if it had not been reached. The few bytes find room in a
 /// socket that has just been connected, so this waits for nothing.
 pub(crate) fn introduce(connection: &Connection, upstream: &TcpStream, by: &Route) -> bool {
-    let local = matches!(by.phase.target(), Some(Target::Local { .. }));
-    if by.announce == Announce::Nothing || !local {
+    if by.announce == Announce::Nothing {
         return true;
     }
     let header = announce::header(connection.client, connection.destination);

@@ -18,7 +18,7 @@ use tokio::time::timeout_at;
 use crate::book::newcomer::Newcomer;
 use crate::context::Context;
 use crate::listener::take_announced;
-use crate::metrics::{Metrics, Shed};
+use crate::metrics::Metrics;
 use crate::socket::{canonical, reset_on_drop};
 
 /// A client that is to be announced.
@@ -41,7 +41,7 @@ pub(crate) struct StillGuest {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Handover {
     Goes,
-    /// None can have it.
+    /// None can have it: one was asked in vain, and it is not offered to the next one.
     Stays,
 }
 
@@ -68,10 +68,7 @@ pub(crate) fn greet(context: &Context, guest: Guest) {
 
 /// Greets one that did not get to a successor.
 pub(crate) fn go_on(context: &Context, guest: StillGuest) {
-    let guest = match guest.wake() {
-        Ok(guest) => guest,
-        Err(error) => return tracing::warn!(%error, "a newcomer is lost"),
-    };
+    let Some(guest) = guest.wake() else { return };
     let with = context.clone();
     let task = async move { with_guest(&with, guest, Handover::Stays).await };
     context.connections.spawn_light("newcomer", task);
@@ -81,8 +78,12 @@ async fn with_guest(context: &Context, guest: Guest, handover: Handover) {
     match outcome(context, &guest, handover).await {
         Outcome::Announced(announced) => guest.seat(context, announced),
         Outcome::Leaves => match guest.stand_still() {
-            Ok(guest) => context.handover.guest_leaves(guest),
-            Err(error) => tracing::warn!(%error, "a newcomer is lost"),
+            Ok(guest) => {
+                if let Some(stays) = context.handover.guest_leaves(guest) {
+                    go_on(context, stays);
+                }
+            }
+            Err((newcomer, error)) => lost(&newcomer, &error),
         },
         Outcome::Ended(end, error) => guest.turn_away(context, end, error),
     }
@@ -169,7 +170,7 @@ impl Guest {
             } => (client, destination),
             Announced::Nobody => match self.stream.local_addr() {
                 Ok(destination) => (self.address, destination),
-                Err(_) => return,
+                Err(error) => return lost(&self.newcomer, &error),
             },
         };
         take_announced(context, (self.newcomer, self.stream), client, destination);
@@ -177,17 +178,18 @@ impl Guest {
 
     fn turn_away(self, context: &Context, end: End, error: Option<HeaderError>) {
         if end == End::BadHeader || end == End::HeaderTimeout {
-            context.book.metrics.shed(Shed::Announcement);
+            let from = (self.newcomer.route(), self.address);
+            context.book.metrics.unannounced(from, error);
         }
-        Metrics::newcomer_ended(&self.newcomer, self.address, (end, error));
+        Metrics::newcomer_ended(&self.newcomer, Some(self.address), (end, error));
         reset_on_drop(&self.stream);
     }
 
-    fn stand_still(self) -> io::Result<StillGuest> {
-        Ok(StillGuest {
-            newcomer: self.newcomer,
-            stream: self.stream.into_std()?,
-        })
+    fn stand_still(self) -> Result<StillGuest, (Newcomer, io::Error)> {
+        match self.stream.into_std() {
+            Ok(stream) => Ok(StillGuest::of(self.newcomer, stream)),
+            Err(error) => Err((self.newcomer, error)),
+        }
     }
 }
 
@@ -211,9 +213,28 @@ impl StillGuest {
     }
 
     /// Watches its socket again. One that is reset has no address any more, and ends.
-    pub(crate) fn wake(self) -> io::Result<Guest> {
-        let stream = TcpStream::from_std(self.stream)?;
-        let address = canonical(stream.peer_addr()?);
-        Ok(Guest::new(self.newcomer, stream, address))
+    pub(crate) fn wake(self) -> Option<Guest> {
+        let woken = TcpStream::from_std(self.stream).and_then(|stream| {
+            let address = canonical(stream.peer_addr()?);
+            Ok((stream, address))
+        });
+        match woken {
+            Ok((stream, address)) => Some(Guest::new(self.newcomer, stream, address)),
+            Err(error) => {
+                lost(&self.newcomer, &error);
+                None
+            }
+        }
     }
+}
+
+/// Counts one whose socket is of no use any more.
+fn lost(newcomer: &Newcomer, error: &io::Error) {
+    let end = if error.kind() == io::ErrorKind::NotConnected {
+        End::ClientGone
+    } else {
+        tracing::warn!(%error, "a newcomer is lost");
+        End::Stopped
+    };
+    Metrics::newcomer_ended(newcomer, None, (end, None));
 }

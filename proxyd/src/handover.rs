@@ -100,8 +100,8 @@ struct State {
     collector: Mutex<Option<mpsc::Sender<Departure>>>,
     /// Clients that were accepted and are not in the book yet.
     arriving: TaskTracker,
-    /// Clients that leave before they are announced.
-    guests: Mutex<Vec<StillGuest>>,
+    /// Clients that leave before they are announced, while somebody will take them.
+    guests: Mutex<Option<Vec<StillGuest>>>,
     /// While a predecessor lives on: the applications whose connections it passes on.
     behind: watch::Sender<Option<BTreeSet<AppName>>>,
     /// The way to the successor; its end tells that this process is no more.
@@ -171,14 +171,26 @@ impl Handover {
         self.0.arriving.token()
     }
 
-    /// Keeps one that leaves before it is announced, until somebody takes it.
-    pub(crate) fn guest_leaves(&self, guest: StillGuest) {
-        lock(&self.0.guests).push(guest);
+    /// Keeps one that leaves before it is announced. With nobody to take it any more, it is given
+    /// back and stays.
+    pub(crate) fn guest_leaves(&self, guest: StillGuest) -> Option<StillGuest> {
+        match &mut *lock(&self.0.guests) {
+            Some(guests) => {
+                guests.push(guest);
+                None
+            }
+            None => Some(guest),
+        }
     }
 
-    /// Those that have left so, all of them once everyone has arrived.
-    fn guests(&self) -> Vec<StillGuest> {
-        std::mem::take(&mut lock(&self.0.guests))
+    /// From here on they are kept until [`Self::take_guests`].
+    fn keep_guests(&self) {
+        *lock(&self.0.guests) = Some(Vec::new());
+    }
+
+    /// Those that have left so, all of them once everyone has arrived. Later ones stay.
+    fn take_guests(&self) -> Vec<StillGuest> {
+        lock(&self.0.guests).take().unwrap_or_default()
     }
 
     /// How many there are.

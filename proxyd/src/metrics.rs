@@ -16,6 +16,7 @@ use prometheus_client::registry::Registry;
 use proxyd_core::announce::HeaderError;
 use proxyd_core::limits::Full;
 use proxyd_core::tally::End;
+use rehome_shared::api::proxy::RouteKey;
 
 use crate::book::connection::Connection;
 use crate::book::newcomer::Newcomer;
@@ -151,7 +152,6 @@ pub(crate) struct Metrics {
     pub(crate) relay_bytes: Gauge,
     pub(crate) datagram_bytes: Gauge,
     pub(crate) parked_bytes: Gauge,
-    pub(crate) newcomers: Gauge,
 }
 
 impl Metrics {
@@ -177,7 +177,6 @@ impl Metrics {
             relay_bytes: Gauge::default(),
             datagram_bytes: Gauge::default(),
             parked_bytes: Gauge::default(),
-            newcomers: Gauge::default(),
         };
         metrics.register(registry);
         for result in ["applied", "rejected"] {
@@ -202,7 +201,6 @@ impl Metrics {
         to.register("proxy_datagram_bytes", "What datagrams that wait hold now", self.datagram_bytes.clone());
         to.register("proxy_relay_bytes", "What connections hold at most now between a read and a write", self.relay_bytes.clone());
         to.register("proxy_parked_bytes", "What held clients have sent and nobody has read", self.parked_bytes.clone());
-        to.register("proxy_newcomers", "Clients that are to be announced by a header that is not there yet", self.newcomers.clone());
         to.register("proxy_udp_sessions", "UDP clients remembered now", self.udp_sessions.clone());
     }
 
@@ -231,14 +229,14 @@ impl Metrics {
     /// was to announce it.
     pub(crate) fn newcomer_ended(
         newcomer: &Newcomer,
-        address: SocketAddr,
+        address: Option<SocketAddr>,
         (end, error): (End, Option<HeaderError>),
     ) {
         tracing::debug!(
             target: "access",
             {
                 route = %newcomer.route(),
-                proxy.addr = %address,
+                proxy.addr = address.map(tracing::field::display),
                 end = end.as_str(),
                 error = error.map(tracing::field::display),
                 seconds = newcomer.since().elapsed().as_secs_f64()
@@ -250,17 +248,40 @@ impl Metrics {
 
     /// Counts that less was done than asked, and says so, each reason once a second.
     pub(crate) fn shed(&self, why: Shed) {
-        let mut told = Shed::ALL.iter().zip(&self.told);
-        let told = told.find(|(reason, _)| **reason == why);
-        if let Some(times) = told.and_then(|(_, told)| told.due()) {
+        if let Some(times) = self.count_shed(why) {
             let reason = why.as_str();
             tracing::warn!(reason, times, "held back or turned away");
         }
-        self.shed
-            .get_or_create(&ReasonLabel {
-                reason: why.as_str(),
-            })
-            .inc();
+    }
+
+    /// The same of a client that was not announced as it must be, with what is wrong: most often
+    /// it is how the proxy in front is set up.
+    pub(crate) fn unannounced(
+        &self,
+        (route, address): (RouteKey, SocketAddr),
+        error: Option<HeaderError>,
+    ) {
+        let why = Shed::Announcement;
+        if let Some(times) = self.count_shed(why) {
+            let error = error.map_or_else(|| "it came too late".to_owned(), |e| e.to_string());
+            tracing::warn!(
+                reason = why.as_str(),
+                times,
+                %route,
+                proxy.addr = %address,
+                error,
+                "turned away without a PROXY header that is right"
+            );
+        }
+    }
+
+    /// Counts it, and says how often it happened where it is time to tell.
+    fn count_shed(&self, why: Shed) -> Option<u64> {
+        let reason = why.as_str();
+        self.shed.get_or_create(&ReasonLabel { reason }).inc();
+        let mut told = Shed::ALL.iter().zip(&self.told);
+        let (_, told) = told.find(|(reason, _)| **reason == why)?;
+        told.due()
     }
 
     /// Counts a reload.

@@ -265,8 +265,16 @@ async fn reach(
         };
         match try_once(context, held, &mut watched, &attempt).await? {
             Tried::Reached(upstream) => {
-                if let Some(flows) = activate(slot, client, upstream, &attempt)? {
-                    return Ok(flows);
+                let Some(ready) = slot.take() else {
+                    return Err(Failed::End(End::Stopped));
+                };
+                match ready.activate(&attempt) {
+                    Ok(active) => return Ok((active, upstream)),
+                    // The gate changed meanwhile; the upstream has seen no byte of the client.
+                    Err(still_held) => {
+                        reset_on_drop(&upstream);
+                        *slot = Some(still_held);
+                    }
                 }
             }
             Tried::NotReached => pause(held, &mut watched).await?,
@@ -276,33 +284,6 @@ async fn reach(
                 watched.deadline = held.deadline(patience);
                 watched.wait(held, sleep(SHORTAGE)).await?;
             }
-        }
-    }
-}
-
-/// The application has accepted: bytes may flow, unless the gate changed meanwhile.
-fn activate(
-    slot: &mut Option<Held>,
-    client: &TcpStream,
-    upstream: TcpStream,
-    attempt: &Attempt,
-) -> Result<Option<(Active, TcpStream)>, Failed> {
-    let held = slot.take().ok_or(Failed::End(End::Stopped))?;
-    match held.activate(attempt) {
-        Ok(active) if dial::introduce(active.connection(), &upstream, &attempt.by) => {
-            Ok(Some((active, upstream)))
-        }
-        // It accepted and is gone already.
-        Ok(active) => {
-            reset_on_drop(client);
-            active.end(End::UpstreamReset);
-            Err(Failed::End(End::UpstreamReset))
-        }
-        // The upstream has seen no byte.
-        Err(still_held) => {
-            reset_on_drop(&upstream);
-            *slot = Some(still_held);
-            Ok(None)
         }
     }
 }
@@ -344,7 +325,13 @@ async fn try_once(
                 u32::MAX
             };
             match dial::local(held.book(), &settings, *addr, failures, longest).await {
-                Ok(stream) => Ok(Tried::Reached(stream)),
+                Ok(stream) if dial::introduce(held.connection(), &stream, &attempt.by) => {
+                    Ok(Tried::Reached(stream))
+                }
+                Ok(_) => {
+                    tracing::debug!("application gone before it was told of its client");
+                    Ok(Tried::NotReached)
+                }
                 Err(error) => {
                     tracing::debug!(%error, "application not reached");
                     Ok(failed(context, &error))

@@ -61,6 +61,9 @@ impl From<&ProxydConfig> for Settings {
                 },
             )
         };
+        if let Some(network) = config.proxy_protocol.everybody() {
+            tracing::warn!(%network, "whoever connects may announce itself as any client");
+        }
         Self {
             host: config.host.clone(),
             listen: config.listen.clone(),

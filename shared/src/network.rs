@@ -32,6 +32,12 @@ impl Network {
         let address = address.to_canonical();
         address.is_ipv4() == self.first.is_ipv4() && first(address, self.prefix) == self.first
     }
+
+    /// Whether every address of its family is in it.
+    #[must_use]
+    pub fn is_everything(&self) -> bool {
+        self.prefix == 0
+    }
 }
 
 /// How many bits an address of this family has.

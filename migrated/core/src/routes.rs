@@ -4,22 +4,53 @@
 //! to the owner that the newest advert names. Of what this host says and what it hears, the
 //! larger epoch wins, so that a former owner leads its stragglers on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use rehome_shared::api::cluster::Desired;
 use rehome_shared::api::peer::Advert;
-use rehome_shared::api::proxy::{ParkLimits, RouteIntent, RouteKey, RouteSpec, Target};
-use rehome_shared::config::model::{Application, MigrationLimits};
-use rehome_shared::ids::{AppName, Generation, HostAddr, RouteVersion};
+use rehome_shared::api::proxy::{Announce, ParkLimits, RouteIntent, RouteKey, RouteSpec, Target};
+use rehome_shared::config::model::{Application, MigrationLimits, Port};
+use rehome_shared::ids::{AppName, Generation, HostAddr, Protocol, RouteVersion};
 
 use crate::UnixMillis;
 
+/// How an instance is reached. It is a matter of the instance that runs, which may be older than
+/// what is wanted by now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reach {
+    /// Where.
+    pub address: IpAddr,
+    /// Its ports on which it expects to be told of each client.
+    pub announced: BTreeSet<u16>,
+}
+
+impl Reach {
+    /// What an application is told of its clients at a port.
+    fn announce(&self, port: Port) -> Announce {
+        if port.protocol != Protocol::Udp && self.announced.contains(&port.internal) {
+            Announce::ProxyV2
+        } else {
+            Announce::Nothing
+        }
+    }
+}
+
+/// Of an instance that expects to be told nothing.
+impl From<IpAddr> for Reach {
+    fn from(address: IpAddr) -> Self {
+        Self {
+            address,
+            announced: BTreeSet::new(),
+        }
+    }
+}
+
 /// What the owner wants of its application's routes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LocalRoute {
     /// Lead to the instance.
-    Open(IpAddr),
+    Open(Reach),
     /// Hold new connections.
     Park,
     /// Refuse new connections.
@@ -76,7 +107,7 @@ fn routes_of(
         .iter()
         .map(|port| {
             let (version, intent) = match (local, advert) {
-                (Some((version, route)), _) => (*version, local_intent(*route, port.internal)),
+                (Some((version, route)), _) => (*version, local_intent(route, port.internal)),
                 (None, Some(advert)) => (
                     advert.version,
                     RouteIntent::Open(Target::Remote {
@@ -93,16 +124,20 @@ fn routes_of(
                 intent,
                 limits,
                 content: port.protocol.into(),
-                announce: port.send_proxy,
+                announce: match local {
+                    Some((_, LocalRoute::Open(reach))) => reach.announce(*port),
+                    // Only who leads to an instance has it to tell.
+                    _ => Announce::Nothing,
+                },
             }
         })
         .collect()
 }
 
-fn local_intent(route: LocalRoute, internal: u16) -> RouteIntent {
+fn local_intent(route: &LocalRoute, internal: u16) -> RouteIntent {
     match route {
-        LocalRoute::Open(address) => RouteIntent::Open(Target::Local {
-            addr: SocketAddr::new(address, internal),
+        LocalRoute::Open(reach) => RouteIntent::Open(Target::Local {
+            addr: SocketAddr::new(reach.address, internal),
         }),
         LocalRoute::Park => RouteIntent::Park,
         LocalRoute::Closed => RouteIntent::Closed,
@@ -170,13 +205,13 @@ mod tests {
     }
 
     #[test]
-    fn a_proxy_is_told_which_ports_carry_http_and_announce_clients() {
+    fn a_proxy_is_told_which_ports_carry_http_and_whose_clients_the_instance_is_told_of() {
         let mut spec = fixtures::spec();
         for (external, protocol) in [(80, Protocol::Http), (81, Protocol::Udp)] {
             let mut port = spec.ports[0];
             (port.external, port.protocol) = (external, protocol);
             if protocol == Protocol::Http {
-                port.send_proxy = Announce::ProxyV2;
+                port.internal = 8080;
             }
             spec.ports.push(port);
         }
@@ -185,7 +220,31 @@ mod tests {
             park_limit: 1,
             park_timeout: std::time::Duration::from_secs(1),
         };
-        let routes = routes_of(&name, &spec, None, None, 7421, limits);
+        let told_of = |local: LocalRoute, spec: &Application| {
+            let local = (RouteVersion::default(), local);
+            routes_of(&name, spec, Some(&local), None, 7421, limits)
+        };
+        let address = IpAddr::from([10, 0, 0, 2]);
+        let reach = |announced: &[u16]| {
+            LocalRoute::Open(Reach {
+                address,
+                announced: announced.iter().copied().collect(),
+            })
+        };
+        // The port of datagrams has the number of one that is announced.
+        let routes = told_of(reach(&[8080, 6379]), &spec);
+        let announced = |routes: &[RouteSpec]| -> Vec<Announce> {
+            routes.iter().map(|route| route.announce).collect()
+        };
+        let (told, nothing) = (Announce::ProxyV2, Announce::Nothing);
+        assert_eq!(announced(&routes), [told, told, nothing]);
+        let routes = told_of(reach(&[8080]), &spec);
+        assert_eq!(announced(&routes), [nothing, told, nothing]);
+        // What is wanted by now is not what the instance was started for.
+        let mut wanted = spec.clone();
+        wanted.ports[0].send_proxy = told;
+        assert_eq!(announced(&told_of(reach(&[]), &wanted)), [nothing; 3]);
+        assert_eq!(announced(&told_of(LocalRoute::Park, &wanted)), [nothing; 3]);
         let told: Vec<_> = routes
             .iter()
             .map(|route| (route.key.to_string(), route.content))

@@ -198,9 +198,9 @@ async fn open(host: &Host, handoff: &DestinationHandoff, instance: &Instance) {
     if !persist(host, &handoff.id, Event::Healthy).await {
         return;
     }
-    if let Some(address) = instance.address {
+    if let Some(reach) = instance.reach() {
         host.routes
-            .set(application, handoff.epoch_here(), LocalRoute::Open(address));
+            .set(application, handoff.epoch_here(), LocalRoute::Open(reach));
     }
     if let Err(error) = routes::push(host).await {
         let error = Report(&error).to_string();

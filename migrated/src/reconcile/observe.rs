@@ -195,9 +195,9 @@ fn tend_routes(host: &Host) {
         let open = instance
             .as_ref()
             .filter(|instance| applications::is_healthy(host, instance))
-            .and_then(|instance| instance.address);
+            .and_then(Instance::reach);
         let route = match (open, state_of(host, &application)) {
-            (Some(address), _) => LocalRoute::Open(address),
+            (Some(reach), _) => LocalRoute::Open(reach),
             (None, ApplicationState::Failed | ApplicationState::Stopped) => LocalRoute::Closed,
             (None, _) => LocalRoute::Park,
         };

@@ -33,19 +33,19 @@ fn said(routes: &Routes) -> RouteVersion {
 #[test]
 fn the_same_again_keeps_its_version_and_anything_else_gets_a_larger_one() {
     let routes = Routes::default();
-    let open = routes.set(&app("db"), Epoch(1), LocalRoute::Open(ADDRESS));
+    let open = routes.set(&app("db"), Epoch(1), LocalRoute::Open(ADDRESS.into()));
     assert_eq!(
-        routes.set(&app("db"), Epoch(1), LocalRoute::Open(ADDRESS)),
+        routes.set(&app("db"), Epoch(1), LocalRoute::Open(ADDRESS.into())),
         open
     );
     let park = routes.set(&app("db"), Epoch(1), LocalRoute::Park);
     assert!(park > open);
-    let again = routes.set(&app("db"), Epoch(1), LocalRoute::Open(ADDRESS));
+    let again = routes.set(&app("db"), Epoch(1), LocalRoute::Open(ADDRESS.into()));
     assert!(
         again > park,
         "the way back is newer than any park that was sent"
     );
-    assert!(routes.set(&app("db"), Epoch(2), LocalRoute::Open(ADDRESS)) > again);
+    assert!(routes.set(&app("db"), Epoch(2), LocalRoute::Open(ADDRESS.into())) > again);
 }
 
 #[test]
@@ -67,7 +67,7 @@ fn a_restart_goes_on_behind_what_others_repeat_of_this_host() {
 #[test]
 fn what_the_proxy_has_from_a_clock_that_was_ahead_is_overtaken() {
     let routes = Routes::default();
-    let before = routes.set(&app("db"), Epoch(1), LocalRoute::Open(ADDRESS));
+    let before = routes.set(&app("db"), Epoch(1), LocalRoute::Open(ADDRESS.into()));
     let ahead = Generation(u64::MAX / 2);
     let kept = RouteVersion {
         epoch: Epoch(1),
@@ -80,7 +80,7 @@ fn what_the_proxy_has_from_a_clock_that_was_ahead_is_overtaken() {
 #[test]
 fn an_equal_version_that_says_something_else_is_overtaken() {
     let routes = Routes::default();
-    let open = routes.set(&app("db"), Epoch(1), LocalRoute::Open(ADDRESS));
+    let open = routes.set(&app("db"), Epoch(1), LocalRoute::Open(ADDRESS.into()));
     routes.overtake(&[status(open, Gate::Open)]);
     assert_eq!(said(&routes), open);
     routes.overtake(&[status(open, Gate::Closed)]);
@@ -98,7 +98,7 @@ fn the_version_of_a_park_stays_while_a_handoff_goes_by_it() {
 #[test]
 fn what_another_owner_has_said_is_not_overtaken() {
     let routes = Routes::default();
-    let open = routes.set(&app("db"), Epoch(1), LocalRoute::Open(ADDRESS));
+    let open = routes.set(&app("db"), Epoch(1), LocalRoute::Open(ADDRESS.into()));
     let next = RouteVersion {
         epoch: Epoch(2),
         generation: Generation(1),
@@ -110,7 +110,7 @@ fn what_another_owner_has_said_is_not_overtaken() {
 #[test]
 fn others_are_told_of_the_newest_owner() {
     let routes = Routes::default();
-    let open = routes.set(&app("db"), Epoch(1), LocalRoute::Open(ADDRESS));
+    let open = routes.set(&app("db"), Epoch(1), LocalRoute::Open(ADDRESS.into()));
     let told = routes.tell(&host("h1"));
     assert_eq!((told[0].host.clone(), told[0].version), (host("h1"), open));
     let version = RouteVersion {

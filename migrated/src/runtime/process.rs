@@ -139,6 +139,7 @@ impl ProcessRuntime {
             state: InstanceState::Created,
             address: None,
             started_at: None,
+            announced: record.spec.announced.clone(),
         };
         match status.map(|status| status.phase) {
             None => {}

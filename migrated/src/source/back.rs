@@ -177,10 +177,10 @@ impl Driver {
             }
         };
         applications::remember_healthy(&self.host, &instance);
-        if let Some(address) = instance.address {
+        if let Some(reach) = instance.reach() {
             self.host
                 .routes
-                .set(application, epoch, LocalRoute::Open(address));
+                .set(application, epoch, LocalRoute::Open(reach));
         }
         self.push_routes().await;
         Ok(())

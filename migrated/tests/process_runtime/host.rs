@@ -1,6 +1,6 @@
 //! A runtime for one test, and ways to see what became of its applications.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -117,6 +117,7 @@ pub(crate) fn spec(name: &str, command: &[&str]) -> anyhow::Result<InstanceSpec>
         working_dir: None,
         hostname: None,
         stop_signal: None,
+        announced: BTreeSet::new(),
     })
 }
 

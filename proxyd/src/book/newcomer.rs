@@ -5,12 +5,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use proxyd_core::tally::End;
 use rehome_shared::api::proxy::RouteKey;
 
 use super::connection::Stage;
 use super::held::Held;
 use super::{Book, Inner, NotAdmitted, Origin};
-use crate::metrics::RouteMeters;
+use crate::metrics::{Metrics, RouteMeters};
 
 /// A place for a client that is not known yet. Dropping it gives the place back.
 #[derive(Debug)]
@@ -24,12 +25,12 @@ pub(crate) struct Newcomer {
 
 impl Book {
     /// Gives a place to a client that was just accepted, whatever the limits.
-    pub(crate) fn greet(self: &Arc<Self>, route: RouteKey) -> Result<Newcomer, NotAdmitted> {
+    pub(crate) fn expect(self: &Arc<Self>, route: RouteKey) -> Result<Newcomer, NotAdmitted> {
         let mut inner = self.lock();
         if !inner.lanes.contains_key(&route) {
             return Err(NotAdmitted::NoRoute);
         }
-        inner.greet(route);
+        inner.expect_newcomer(route);
         drop(inner);
         Ok(self.newcomer(route, Duration::ZERO))
     }
@@ -38,13 +39,12 @@ impl Book {
     pub(crate) fn adopt_newcomer(self: &Arc<Self>, route: RouteKey, waited: Duration) -> Newcomer {
         let mut inner = self.lock();
         inner.expected.came(route, Stage::Connecting);
-        inner.greet(route);
+        inner.expect_newcomer(route);
         drop(inner);
         self.newcomer(route, waited)
     }
 
     fn newcomer(self: &Arc<Self>, route: RouteKey, waited: Duration) -> Newcomer {
-        self.metrics.newcomers.inc();
         let now = Instant::now();
         Newcomer {
             book: Arc::clone(self),
@@ -91,9 +91,14 @@ impl Newcomer {
     ) -> Result<Held, NotAdmitted> {
         let book = Arc::clone(&self.book);
         let mut inner = book.lock();
+        if !inner.lanes.contains_key(&self.route) {
+            // Its place is given back as it is dropped.
+            drop(inner);
+            Metrics::newcomer_ended(&self, None, (End::Refused, None));
+            return Err(NotAdmitted::NoRoute);
+        }
         inner.forget_newcomer(self.route);
         self.gone = true;
-        book.metrics.newcomers.dec();
         book.enter(inner, self.route, (client, destination), Origin::Client)
     }
 }
@@ -103,14 +108,13 @@ impl Drop for Newcomer {
         if !self.gone {
             let mut inner = self.book.lock();
             inner.forget_newcomer(self.route);
-            self.book.metrics.newcomers.dec();
             self.book.tell_room(inner);
         }
     }
 }
 
 impl Inner {
-    fn greet(&mut self, route: RouteKey) {
+    fn expect_newcomer(&mut self, route: RouteKey) {
         if !self.lanes.contains_key(&route) {
             self.outlived.entry(route).or_default();
         }

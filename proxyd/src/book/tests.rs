@@ -344,6 +344,27 @@ fn a_number_that_another_process_gave_twice_is_two_connections() {
 }
 
 #[test]
+fn a_newcomer_whose_route_is_gone_gives_its_place_back_and_tells_who_waits_for_it() {
+    let mut proxy = Proxy::new();
+    proxy.set(&[(1, "a", 0, open(1)), (2, "b", 0, open(2))]);
+    proxy.book.set_limits(Limits {
+        connections: 2,
+        per_route: 1000,
+        parked_bytes: 1 << 20,
+    });
+    let newcomer = proxy.book.expect(key(1)).unwrap();
+    let _other = proxy.client(2);
+    proxy.set(&[(2, "b", 0, open(2))]);
+    let mut room = proxy.book.room();
+    room.mark_unchanged();
+    assert!(proxy.book.may_admit(key(2)).is_err());
+    let gone = newcomer.admit(addr(1), addr(1)).map(drop);
+    assert!(matches!(gone, Err(NotAdmitted::NoRoute)));
+    assert!(room.has_changed().unwrap());
+    assert!(proxy.book.may_admit(key(2)).is_ok());
+}
+
+#[test]
 fn newcomers_do_not_get_the_places_of_those_who_are_on_their_way_from_another_process() {
     let mut proxy = Proxy::new();
     proxy.set(&[(1, "a", 0, open(1)), (2, "a", 0, open(2))]);

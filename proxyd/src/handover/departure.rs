@@ -258,9 +258,8 @@ impl Arrival {
             Self::Guest(known, client) => {
                 let age = Duration::from_micros(known.age);
                 let newcomer = context.book.adopt_newcomer(known.route, age);
-                match StillGuest::of(newcomer, client).wake() {
-                    Ok(guest) => greet(context, guest),
-                    Err(error) => tracing::debug!(%error, "a newcomer is gone"),
+                if let Some(guest) = StillGuest::of(newcomer, client).wake() {
+                    greet(context, guest);
                 }
             }
             Self::Held(known, client) => {
@@ -279,3 +278,6 @@ impl Arrival {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

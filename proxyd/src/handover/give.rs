@@ -248,6 +248,7 @@ impl<'a> Give<'a> {
     async fn stop_accepting(&mut self) -> Result<(), GiveError> {
         self.began = Some(Instant::now());
         let paused = self.ask(HandOver::Pause).await?;
+        self.context.handover.keep_guests();
         self.context.handover.set(Phase::Moving);
         if paused && self.context.handover.arrived(ARRIVE).await {
             Ok(())

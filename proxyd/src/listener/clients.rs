@@ -72,7 +72,7 @@ pub(super) fn take_queue(context: &Context, listener: &TcpListener, key: RouteKe
 /// place all the same, at most one for each listener.
 fn take_in(context: &Context, key: RouteKey, stream: TcpStream, address: SocketAddr) -> Taken {
     if context.settings().announces(key, address.ip()) {
-        let Ok(newcomer) = context.book.greet(key) else {
+        let Ok(newcomer) = context.book.expect(key) else {
             reset_on_drop(&stream);
             return Taken::NoRoute;
         };

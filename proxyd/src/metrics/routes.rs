@@ -48,6 +48,15 @@ impl Collector for RouteMetrics {
             routes.iter().filter(|shown| shown.is_http()),
             |shown| shown.seen.counts.resting,
         )?;
+        gauge(
+            &mut to,
+            (
+                "proxy_newcomers",
+                "Connections whose PROXY header is not there yet.",
+            ),
+            routes.iter().filter(|shown| shown.is_used()),
+            |shown| shown.seen.counts.newcomers,
+        )?;
         requests(&mut to, &routes)?;
         bytes(&mut to, &routes)?;
         info(&mut to, &routes, host.as_ref())

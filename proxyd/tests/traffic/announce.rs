@@ -1,12 +1,13 @@
 //! Clients that a proxy in front announces, and applications that are told of theirs.
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use proxyd_core::announce::{Announced, Seen, header, look};
-use rehome_shared::api::proxy::{Announce, ConnectionInfo, ParkLimits, RouteIntent};
+use proxyd_core::announce::{Announced, LONGEST, Seen, header, look};
+use rehome_shared::api::proxy::{Announce, ConnectionInfo, Content, ParkLimits, RouteIntent};
 use rehome_shared::config::daemon::{AcceptProxy, ProxydConfig};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
@@ -77,11 +78,24 @@ async fn until_metrics_say(host: &Host, what: &str) -> Result<()> {
     said.await.with_context(|| what.to_owned())?
 }
 
-/// It ends without a byte.
+/// It is reset: what it gets is no answer.
 async fn is_turned_away(client: &mut TcpStream) -> Result<()> {
     let read = timeout(LIMIT, client.read(&mut [0; 1])).await?;
-    ensure!(matches!(read, Ok(0) | Err(_)), "{read:?}");
+    let reset = |error: &std::io::Error| error.kind() == ErrorKind::ConnectionReset;
+    ensure!(read.as_ref().is_err_and(reset), "{read:?}");
     Ok(())
+}
+
+/// [`announcement`] with a field that fills it to the longest that is taken.
+fn long_announcement() -> Result<Vec<u8>> {
+    let short = announcement()?;
+    let (fixed, addresses) = short.split_at(16);
+    let (what, _length) = fixed.split_at(14);
+    let body = u16::try_from(LONGEST - 16)?.to_be_bytes();
+    let field = u16::try_from(LONGEST - short.len() - 3)?.to_be_bytes();
+    let mut header = [what, &body, addresses, &[0x04], &field].concat();
+    header.resize(LONGEST, 0);
+    Ok(header)
 }
 
 #[tokio::test]
@@ -98,6 +112,8 @@ async fn what_follows_the_header_goes_over_byte_by_byte_however_it_comes() -> Re
         (announcement()?, usize::MAX),
         (announcement()?, 1),
         (announcement()?, 20),
+        (long_announcement()?, usize::MAX),
+        (long_announcement()?, 90),
     ] {
         let mut client = host.client(port).await?;
         client.set_nodelay(true)?;
@@ -361,6 +377,30 @@ async fn every_connection_for_requests_of_a_client_is_announced() -> Result<()> 
         host.wait(key, |status| status.resting == 1).await?;
         host.open(&[], key, version(1, 1), to_new.clone()).await?;
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn clients_whose_requests_are_followed_are_announced_too() -> Result<()> {
+    let (listener, target) = raw().await?;
+    let port = free_port().await?;
+    let mut host = behind_balancer(|_| {}).await?;
+    host.content = Content::Http;
+    host.open(&[], tcp(port)?, version(1, 0), target).await?;
+    let mut client = host.client(port).await?;
+    let request = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n";
+    client.write_all(&announcement()?).await?;
+    client.write_all(request).await?;
+    let (mut server, _) = timeout(LIMIT, listener.accept()).await??;
+    let mut got = vec![0; request.len()];
+    timeout(LIMIT, server.read_exact(&mut got)).await??;
+    ensure!(got == request);
+    let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+    server.write_all(answer).await?;
+    let mut got = vec![0; answer.len()];
+    timeout(LIMIT, client.read_exact(&mut got)).await??;
+    let seen = one(&host).await?;
+    ensure!(got == answer && seen.client.to_string() == CLIENT);
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::daemon::{PEER_PORT, TRUNK_PORT};
 use super::draft::Drafts;
 use super::links::variable_prefix;
-use super::model::{Link, Placement, Port};
+use super::model::{Link, Placement, Port, Probe};
 use super::read::{Place, Report};
 use crate::ids::{AppName, DatasetId, Protocol};
 
@@ -16,6 +16,44 @@ pub(super) fn check(drafts: &Drafts, report: &mut Report) {
     datasets(drafts, report);
     volumes(drafts, report);
     links(drafts, report);
+    announced(drafts, report);
+}
+
+/// A port expects to be told of each client or it does not, whoever comes.
+fn announced(drafts: &Drafts, report: &mut Report) {
+    for draft in drafts.values() {
+        let streams = draft
+            .ports
+            .iter()
+            .filter(|(p, _)| p.protocol != Protocol::Udp);
+        let mut known: BTreeMap<u16, (Port, &Place)> = BTreeMap::new();
+        for (port, place) in streams {
+            match known.get(&port.internal) {
+                Some((first, at)) if first.send_proxy != port.send_proxy => report.problem(
+                    place,
+                    format!(
+                        "send_proxy differs from that of the same internal port {} in line {}",
+                        port.internal, at.line
+                    ),
+                    "the application expects a header on a port or it does not: write the same",
+                ),
+                Some(_) => {}
+                None => {
+                    known.insert(port.internal, (*port, place));
+                }
+            }
+        }
+        if let Some(Probe::Http { port, .. }) = draft.probe()
+            && let Some((told, place)) = known.get(port)
+            && !told.send_proxy.is_nothing()
+        {
+            report.warning(
+                place,
+                format!("the check of health asks port {port} by HTTP and without a PROXY header"),
+                "use healthcheck: {tcp: ...} or a command, or a port without send_proxy",
+            );
+        }
+    }
 }
 
 /// Warns about applications that no host runs.

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use super::model::{Application, Image, Link, Port, Volume};
+use super::model::{Application, Image, Link, Port, Probe, Volume};
 use super::read::{At, Place, Report};
 use crate::ids::AppName;
 
@@ -43,6 +43,12 @@ impl Draft {
             fill(&mut application);
             application
         });
+    }
+
+    /// How it is asked whether it is healthy, where it says so.
+    pub(super) fn probe(&self) -> Option<&Probe> {
+        let application = self.application.as_ref()?;
+        application.healthcheck.probe.as_ref()
     }
 
     /// The application, with ports and links as sets: in order, each once.

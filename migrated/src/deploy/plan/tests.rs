@@ -1,6 +1,8 @@
 //! What people are told that a deployment changes.
 
-use rehome_shared::config::model::Volume;
+use rehome_shared::api::proxy::Announce;
+use rehome_shared::config::model::{Port, Volume};
+use rehome_shared::ids::Protocol;
 use rehome_shared::units::Bytes;
 
 use super::*;
@@ -86,7 +88,28 @@ fn only_what_an_instance_is_made_of_restarts_it() {
     let mut user = now.clone();
     user.applications.get_mut(&app("db")).unwrap().user = Some("nobody".to_owned());
     let restart = ChangeKind::Restart { host: host("h1") };
-    assert_eq!(told(&now, &user, &hosts), [("db".to_owned(), restart)]);
+    assert_eq!(
+        told(&now, &user, &hosts),
+        [("db".to_owned(), restart.clone())]
+    );
+    // An instance expects a header in front of its clients' bytes from its start or never.
+    let port = |send_proxy| {
+        let mut desired = now.clone();
+        desired.applications.get_mut(&app("db")).unwrap().ports = vec![Port {
+            internal: 80,
+            external: 80,
+            protocol: Protocol::Tcp,
+            send_proxy,
+        }];
+        desired
+    };
+    let (plain, announced) = (port(Announce::Nothing), port(Announce::ProxyV2));
+    let update = ChangeKind::Update { host: host("h1") };
+    assert_eq!(told(&now, &plain, &hosts), [("db".to_owned(), update)]);
+    assert_eq!(
+        told(&plain, &announced, &hosts),
+        [("db".to_owned(), restart)]
+    );
 }
 
 #[test]

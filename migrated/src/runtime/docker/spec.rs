@@ -16,6 +16,8 @@ pub(super) const LABEL_APPLICATION: &str = "rehome.application";
 pub(super) const LABEL_EPOCH: &str = "rehome.epoch";
 /// Label: the hash of its configuration.
 pub(super) const LABEL_CONFIG_HASH: &str = "rehome.config-hash";
+/// Label: its ports on which it expects to be told of each client, if there are any.
+pub(super) const LABEL_ANNOUNCED: &str = "rehome.announced";
 /// Label: its configuration for people, as JSON, without the environment: the engine puts
 /// labels into its event log, where a password has no business.
 pub(super) const LABEL_SPEC: &str = "rehome.spec";
@@ -136,14 +138,16 @@ fn labels(spec: &InstanceSpec) -> Result<HashMap<String, String>, String> {
         ..spec.clone()
     };
     let json = serde_json::to_string(&shown).map_err(|error| error.to_string())?;
-    Ok([
+    let announced: Vec<_> = spec.announced.iter().map(u16::to_string).collect();
+    let announced = (!announced.is_empty()).then(|| (LABEL_ANNOUNCED, announced.join(",")));
+    let labels = [
         (LABEL_APPLICATION, spec.application.to_string()),
         (LABEL_EPOCH, spec.epoch.to_string()),
         (LABEL_CONFIG_HASH, spec.config_hash.clone()),
         (LABEL_SPEC, json),
-    ]
-    .map(|(name, value)| (name.to_owned(), value))
-    .into())
+    ];
+    let named = |(name, value): (&str, String)| (name.to_owned(), value);
+    Ok(labels.into_iter().chain(announced).map(named).collect())
 }
 
 #[cfg(test)]

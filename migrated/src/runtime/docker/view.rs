@@ -1,5 +1,6 @@
 //! What the engine says of a container, in our words.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use bollard::models::{
@@ -7,7 +8,7 @@ use bollard::models::{
 };
 use rehome_shared::ids::{AppName, Epoch};
 
-use super::spec::{LABEL_APPLICATION, LABEL_CONFIG_HASH, LABEL_EPOCH};
+use super::spec::{LABEL_ANNOUNCED, LABEL_APPLICATION, LABEL_CONFIG_HASH, LABEL_EPOCH};
 use super::{Instance, InstanceState};
 
 /// The instance that a container is; `None` when it does not carry our labels.
@@ -26,6 +27,7 @@ pub(super) fn instance(container: &ContainerInspectResponse) -> Option<Instance>
                 .map_or(InstanceState::Created, state),
             address: None,
             started_at: None,
+            announced: announced(labels.get(LABEL_ANNOUNCED).map(String::as_str))?,
         })
     };
     let Some(mut instance) = parse() else {
@@ -43,6 +45,12 @@ pub(super) fn instance(container: &ContainerInspectResponse) -> Option<Instance>
             .and_then(|state| state.started_at.clone());
     }
     Some(instance)
+}
+
+/// Ports as the label lists them; a container that was made before there was one has none.
+fn announced(label: Option<&str>) -> Option<BTreeSet<u16>> {
+    let ports = label.into_iter().flat_map(|label| label.split(','));
+    ports.map(|port| port.parse().ok()).collect()
 }
 
 /// Whether any process may be in it: a paused one counts.

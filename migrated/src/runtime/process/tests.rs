@@ -1,6 +1,6 @@
 //! What can be tested without namespaces; the rest is in `tests/process_runtime.rs`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use rehome_shared::config::model::{Image, ImageVersion};
@@ -28,6 +28,7 @@ fn spec(command: &[&str]) -> InstanceSpec {
         working_dir: None,
         hostname: None,
         stop_signal: None,
+        announced: BTreeSet::new(),
     }
 }
 

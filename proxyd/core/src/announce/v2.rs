@@ -16,7 +16,8 @@ const TCP_4: u8 = 0x11;
 const TCP_6: u8 = 0x21;
 /// A client that came by a Unix socket has no address that means something here.
 const UNIX_STREAM: u8 = 0x31;
-/// The field that holds the checksum of the whole header, in which it counts as zero.
+/// The field that holds the checksum of the whole header, in which it counts as zero. It is
+/// looked at where an address is announced.
 const CHECKSUM: u8 = 0x03;
 
 pub(super) fn look(bytes: &[u8]) -> Result<Seen, HeaderError> {
@@ -81,8 +82,8 @@ fn take<const N: usize>(bytes: &[u8]) -> Result<([u8; N], &[u8]), HeaderError> {
     Ok((*taken, rest))
 }
 
-/// Steps over the fields, which are at the end of the header, and checks the checksum if there is
-/// one.
+/// Steps over the fields, which are at the end of a header that announces an address, and checks
+/// the checksum if there is one.
 fn check(whole: &[u8], mut fields: &[u8]) -> Result<(), HeaderError> {
     while !fields.is_empty() {
         let ([kind, high, low], rest) = take::<3>(fields)?;

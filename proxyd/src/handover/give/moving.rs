@@ -40,7 +40,7 @@ impl Give<'_> {
         let (sender, leaving) = mpsc::channel(2 * AT_ONCE);
         *self.context.handover.collector() = Some(sender);
         self.leaving = Some(leaving);
-        let guests = self.context.handover.guests().into_iter();
+        let guests = self.context.handover.take_guests().into_iter();
         self.stopped.extend(guests.map(Departure::Guest));
         self.send_stopped().await?;
         if !self.move_leavers(ANSWERS, Haste::AtBoundary).await?
@@ -226,7 +226,7 @@ impl Give<'_> {
                 departure.resume(self.context);
             }
         }
-        let guests = self.context.handover.guests().into_iter();
+        let guests = self.context.handover.take_guests().into_iter();
         guests.for_each(|guest| Departure::Guest(guest).resume(self.context));
         self.context.book.all_stay();
     }

@@ -1,5 +1,8 @@
 //! Clients that are announced go over with what was said of them, also before all of it was said.
 
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+
 use anyhow::{Result, ensure};
 use rehome_shared::api::proxy::{GateCounts, RouteIntent};
 use tokio::io::AsyncWriteExt;
@@ -12,6 +15,43 @@ use crate::binary::{PROGRAM, wait_for};
 use crate::host::{ask, free_port, gate_ref, prepare_verb, read_line, tcp, version};
 
 const FILE: &str = "proxy_protocol: {accept_from: [127.0.0.1], header_timeout: 60s}\n";
+
+/// Waits until so many are to be announced at a port.
+async fn newcomers(site: &Site, port: u16, count: usize) -> Result<()> {
+    let line = format!(
+        "rehome_proxy_newcomers{{route=\"{}\"}} {count}\n",
+        tcp(port)?
+    );
+    wait_for(site.page, "/metrics", &line).await
+}
+
+#[tokio::test]
+async fn who_is_not_announced_yet_and_finds_no_room_is_served_by_the_old_process() -> Result<()> {
+    let app = App::start("a").await?;
+    let mut site = Site::start_with(PROGRAM, FILE).await?;
+    let port = free_port().await?;
+    let to = RouteIntent::Open(app.target());
+    site.route(port, version(1, 0), to).await?;
+    let mut clients = Vec::new();
+    for _ in 0..80 {
+        clients.push(TcpStream::connect((site.address, port)).await?);
+    }
+    newcomers(&site, port, clients.len()).await?;
+    let small = site.file().with_file_name("small");
+    let script = format!("#!/bin/sh\nulimit -n 64\nexec {PROGRAM} \"$@\"\n");
+    fs::write(&small, script)?;
+    fs::set_permissions(&small, Permissions::from_mode(0o755))?;
+    let reply = site.hand_over(&small).await?;
+    ensure!(reply.stayed > 0 && !reply.why.is_empty(), "{reply:?}");
+    ensure!(reply.stayed + reply.held == 80, "{reply:?}");
+    let announcement = announcement()?;
+    for client in &mut clients {
+        client.write_all(&announcement).await?;
+        ensure!(ask(client, "x").await? == "a: x");
+    }
+    drop(clients);
+    site.now_is(reply.pid).await
+}
 
 #[tokio::test]
 async fn clients_keep_the_address_that_was_announced_or_is_about_to_be() -> Result<()> {
@@ -42,7 +82,9 @@ async fn clients_keep_the_address_that_was_announced_or_is_about_to_be() -> Resu
     half.write_all(begin).await?;
 
     for _ in 0..2 {
-        wait_for(site.page, "/metrics", "rehome_proxy_newcomers 2\n").await?;
+        for port in [port, parked] {
+            newcomers(&site, port, 1).await?;
+        }
         let reply = site.upgrade(PROGRAM).await?;
         // Who is not announced is one of the held ones, wherever it was when this began.
         ensure!(

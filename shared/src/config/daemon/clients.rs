@@ -12,6 +12,9 @@ use crate::network::Network;
 /// The keys of the section.
 pub(super) const KEYS: [&str; 2] = ["accept_from", "header_timeout"];
 
+/// The most that a header may take: what a client sends meanwhile lies in its socket, uncounted.
+const LONGEST_HEADER: Duration = Duration::from_mins(1);
+
 /// Who says in front of their bytes who the client is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProxyProtocol {
@@ -37,6 +40,12 @@ impl ProxyProtocol {
     pub fn announces(&self, address: IpAddr) -> bool {
         self.accept_from.iter().any(|n| n.contains(address))
     }
+
+    /// A network of these that has every address there is.
+    #[must_use]
+    pub fn everybody(&self) -> Option<Network> {
+        self.accept_from.iter().find(|n| n.is_everything()).copied()
+    }
 }
 
 /// Who announces the clients of a route.
@@ -58,14 +67,27 @@ pub(super) fn proxy_protocol(fields: &mut Fields<'_>, report: &mut Report) -> Pr
             .map_or(default.accept_from, |at| networks(&at, report)),
         header_timeout: fields
             .take("header_timeout")
-            .and_then(|at| positive_duration(&at, report))
+            .and_then(|at| header_timeout(&at, report))
             .unwrap_or(default.header_timeout),
     }
 }
 
+fn header_timeout(at: &At<'_>, report: &mut Report) -> Option<Duration> {
+    let value = positive_duration(at, report)?;
+    if value <= LONGEST_HEADER {
+        return Some(value);
+    }
+    report.problem(
+        &at.place,
+        "a header may take one minute at most",
+        "write for example 5s: a proxy in front sends it at once",
+    );
+    None
+}
+
 /// A list of networks.
 fn networks(at: &At<'_>, report: &mut Report) -> Vec<Network> {
-    let items = at.list(report, "a list of networks, for example [\"10.0.0.0/8\"]");
+    let items = at.list(report, "a list of networks, for example [\"10.0.0.5\"]");
     let read = |item: &At<'_>| item.parsed(report, "a network", str::parse);
     items.iter().filter_map(read).collect()
 }
@@ -76,10 +98,9 @@ pub(super) fn of_route(
     report: &mut Report,
     protocol: Option<Protocol>,
 ) -> (Option<AcceptProxy>, Option<Announce>) {
-    let accept = fields.take("accept_proxy").map(|at| {
-        let words = [("auto", AcceptProxy::Auto), ("off", AcceptProxy::Off)];
-        word(&at, report, "accept_proxy", &words)
-    });
+    let accept = fields
+        .take("accept_proxy")
+        .map(|at| accept_proxy(&at, report, protocol));
     let send = fields
         .take("send_proxy")
         .map(|at| send_proxy(&at, report, protocol));
@@ -87,6 +108,23 @@ pub(super) fn of_route(
         accept.unwrap_or(Some(AcceptProxy::default())),
         send.unwrap_or(Some(Announce::default())),
     )
+}
+
+fn accept_proxy(
+    at: &At<'_>,
+    report: &mut Report,
+    protocol: Option<Protocol>,
+) -> Option<AcceptProxy> {
+    if protocol == Some(Protocol::Udp) {
+        report.problem(
+            &at.place,
+            "nobody announces clients that send datagrams",
+            "leave accept_proxy out, or use protocol: tcp",
+        );
+        return None;
+    }
+    let words = [("auto", AcceptProxy::Auto), ("off", AcceptProxy::Off)];
+    word(at, report, "accept_proxy", &words)
 }
 
 /// What is to be told of each client in front of its bytes.

@@ -246,13 +246,29 @@ fn all_problems_of_proxyd_yml_come_at_once() {
 }
 
 #[test]
+fn a_header_may_take_a_minute_at_most_and_a_network_of_everybody_is_known() {
+    let of = |keys: &str| proxyd(&format!("version: 1\nproxy_protocol: {{{keys}}}\n"));
+    assert!(of("header_timeout: 1m").is_ok());
+    let problems = of("header_timeout: 61s").unwrap_err();
+    let want = [(2, "proxy_protocol.header_timeout".to_owned())];
+    assert_eq!(lines_and_paths(problems), want);
+    let everybody = |networks: &str| {
+        let config = of(&format!("accept_from: [{networks}]")).unwrap();
+        config.proxy_protocol.everybody().map(|n| n.to_string())
+    };
+    assert_eq!(everybody("10.0.0.0/8, 192.0.2.1"), None);
+    assert_eq!(everybody("192.0.2.1, \"::/0\"").as_deref(), Some("::/0"));
+}
+
+#[test]
 fn what_is_wrong_about_announced_clients_is_told() {
     let problems = proxyd(
         "version: 1\nproxy_protocol: {accept_from: [10.0.0.1/8, \"::ffff:10.0.0.0/104\", h1],\n\
          \x20 header_timeout: 0s, send: v2}\nroutes:\n\
          - {external: 1, backend: \"10.0.0.5:80\", accept_proxy: v2, send_proxy: v1}\n\
          - {external: 2, protocol: udp, backend: \"10.0.0.5:80\", send_proxy: v2}\n\
-         - {external: 3, protocol: udp, backend: \"10.0.0.5:80\", send_proxy: off}\n",
+         - {external: 3, protocol: udp, backend: \"10.0.0.5:80\", send_proxy: off}\n\
+         - {external: 4, protocol: udp, backend: \"10.0.0.5:80\", accept_proxy: off}\n",
     )
     .unwrap_err();
     assert!(problems[0].to_string().contains("10.0.0.0/8"));
@@ -265,6 +281,7 @@ fn what_is_wrong_about_announced_clients_is_told() {
         (5, "routes[0].accept_proxy"),
         (5, "routes[0].send_proxy"),
         (6, "routes[1].send_proxy"),
+        (8, "routes[3].accept_proxy"),
     ];
     assert_eq!(
         lines_and_paths(problems),

@@ -77,6 +77,10 @@ fn ports_and_links_refuse_values_of_the_wrong_kind() {
             "[{internal: 1, external: 1, protocol: udp, send_proxy: v2}]",
         ],
     );
+    is_refused_at(
+        "ports[1]",
+        &["[{internal: 1, external: 1, send_proxy: v2}, {internal: 1, external: 2}]"],
+    );
     is_refused_at("links", &["x", "null", "{a: 1}"]);
     is_refused_at(
         "links[0]",
@@ -522,6 +526,17 @@ fn what_looks_like_a_mistake_is_a_warning() {
         warnings(&daemons, None),
         [(5, "applications.db.ports[0]".to_owned())]
     );
+    let deaf = native(
+        "    ports: [{internal: 80, external: 80, send_proxy: v2}]\n    healthcheck: {http: 80/}\n",
+    );
+    assert_eq!(
+        warnings(&deaf, None),
+        [(5, "applications.db.ports[0]".to_owned())]
+    );
+    let hears = native(
+        "    ports: [{internal: 80, external: 80, send_proxy: v2}]\n    healthcheck: {tcp: 80}\n",
+    );
+    assert_eq!(warnings(&hears, None), []);
     let idle = "version: 1\nnodes: {h: []}\n";
     assert_eq!(
         warnings(&native(""), Some(idle)),

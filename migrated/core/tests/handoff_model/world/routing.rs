@@ -128,7 +128,7 @@ impl Route {
     fn locals(self) -> Locals {
         let local = self.local.map(|(version, open)| {
             let route = if open {
-                LocalRoute::Open(ADDRESS)
+                LocalRoute::Open(ADDRESS.into())
             } else {
                 LocalRoute::Park
             };

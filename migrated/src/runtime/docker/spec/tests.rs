@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rehome_shared::config::model::{Image, ImageVersion};
 use rehome_shared::ids::Epoch;
@@ -28,6 +28,7 @@ fn spec() -> InstanceSpec {
         working_dir: None,
         hostname: None,
         stop_signal: None,
+        announced: BTreeSet::new(),
     }
 }
 
@@ -64,6 +65,13 @@ fn the_environment_is_not_in_a_label() {
     assert_eq!(labels["rehome.config-hash"], "abc");
     assert!(labels["rehome.spec"].contains("/pool/db"));
     assert!(labels.values().all(|value| !value.contains("cret")));
+    assert!(!labels.contains_key("rehome.announced"));
+    let spec = InstanceSpec {
+        announced: BTreeSet::from([8443, 80]),
+        ..spec()
+    };
+    let labels = super::body(&spec, Init::Engine).unwrap().labels.unwrap();
+    assert_eq!(labels["rehome.announced"], "80,8443");
 }
 
 #[test]

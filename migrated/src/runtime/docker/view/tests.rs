@@ -30,6 +30,22 @@ fn a_running_container_has_an_address() {
 }
 
 #[test]
+fn a_container_says_on_which_ports_it_is_told_of_clients() {
+    let announced = |label: Option<&str>| {
+        let mut labels = labels();
+        if let Some(label) = label {
+            labels["rehome.announced"] = json!(label);
+        }
+        let instance = instance(&inspected(&labels, &json!({"Status": "created"})));
+        instance.map(|instance| instance.announced)
+    };
+    assert_eq!(announced(None), Some(BTreeSet::new()));
+    assert_eq!(announced(Some("80,8443")), Some(BTreeSet::from([80, 8443])));
+    // Better not known than told wrongly.
+    assert_eq!(announced(Some("80,https")), None);
+}
+
+#[test]
 fn a_paused_container_runs() {
     let paused = json!({"Status": "paused", "Running": true, "Paused": true, "Pid": 12});
     assert_eq!(
