@@ -14,7 +14,7 @@
 //!
 //! Invariant: until an application has accepted, no byte of a client is read; so every failure
 //! before that is a wait and not a loss. A header in which a proxy in front of this one announces a
-//! client is not the client's: it is read first, and nothing behind it ([`greet`]).
+//! client is not the client's: it is read first, and nothing behind it (module `greet`).
 //!
 //! [trunk]: rehome_shared::trunk
 
