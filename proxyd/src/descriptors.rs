@@ -42,7 +42,8 @@ fn share(there: u64, (connections, sessions): (u64, u64)) -> (u64, u64) {
     (connections.max(1), sessions.max(1))
 }
 
-fn raise() -> u64 {
+/// Raises the process's limit as far as it goes, and says how far that is.
+pub(crate) fn raise() -> u64 {
     let limit = getrlimit(Resource::Nofile);
     let highest = limit.maximum.unwrap_or(u64::MAX);
     let raised = Rlimit {

@@ -5,10 +5,17 @@
 //! what was released; [`take`] holds what comes, and passes on what is its own. A connection
 //! stops by itself, between two polls of its task, and comes here as a [`Departure`]; putting it
 //! to work again is the same here, when a handover failed, and there, when it did not.
+//!
+//! A process that stops has no successor yet: [`leave`] writes it letters instead, which the
+//! service manager keeps, and [`Mail`] is what the next one reads.
 
 mod channel;
 mod departure;
 mod give;
+mod leave;
+mod letters;
+mod mail;
+mod moving;
 mod process;
 mod take;
 
@@ -21,6 +28,7 @@ use std::time::Duration;
 use proxyd_core::handover::{Hello, OLDEST, PROTOCOL, Socket};
 use proxyd_core::saved;
 use proxyd_core::table::RouteTable;
+use rehome_runtime::descriptor_store;
 use rehome_shared::api::proxy::RouteKey;
 use rehome_shared::config::daemon::ProxydConfig;
 use rehome_shared::ids::AppName;
@@ -35,6 +43,8 @@ use channel::Channel;
 pub(crate) use departure::Departure;
 pub use give::GiveError;
 pub(crate) use give::hand_over;
+pub(crate) use leave::leave;
+pub(crate) use mail::Mail;
 pub use take::TakeError;
 pub(crate) use take::take_over;
 
@@ -106,6 +116,8 @@ struct State {
     behind: watch::Sender<Option<BTreeSet<AppName>>>,
     /// The way to the successor; its end tells that this process is no more.
     successor: Mutex<Option<Channel>>,
+    /// The UDP ports of a process that stops.
+    ports: Mutex<Vec<(Socket, Shared)>>,
 }
 
 impl Default for Handover {
@@ -117,6 +129,7 @@ impl Default for Handover {
             guests: Mutex::default(),
             behind: watch::Sender::new(None),
             successor: Mutex::new(None),
+            ports: Mutex::default(),
         }))
     }
 }
@@ -232,6 +245,22 @@ impl Handover {
 
     fn collector(&self) -> MutexGuard<'_, Option<mpsc::Sender<Departure>>> {
         lock(&self.0.collector)
+    }
+
+    /// This process stops, and these are open still. Those that the service manager would not keep
+    /// by themselves stay so, where there is one.
+    pub(crate) fn leave_ports(&self, ports: Vec<(Socket, Shared)>) {
+        if descriptor_store::is_there() {
+            let is_udp =
+                |socket: &Socket| matches!(socket, Socket::Port { key, .. } if key.is_udp());
+            let ports = ports.into_iter().filter(|(socket, _)| is_udp(socket));
+            *lock(&self.0.ports) = ports.collect();
+        }
+    }
+
+    /// UDP ports that were open when this process stopped.
+    fn take_ports(&self) -> Vec<(Socket, Shared)> {
+        std::mem::take(&mut lock(&self.0.ports))
     }
 
     /// Keeps the way to the successor open until this process ends.

@@ -123,6 +123,14 @@ impl Desk {
         self.0.send(request(answer)).await.map_err(|_| Stopping)?;
         answered.await.map_err(|_| Stopping)
     }
+
+    /// Waits until requests are answered no more, and the ports are left.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub(crate) async fn closed(&self) {
+        self.0.closed().await;
+    }
 }
 
 /// The keeper.
@@ -222,16 +230,17 @@ impl Keeper {
         loop {
             // All arms are cancel safe: they only wait.
             tokio::select! {
-                () = stop.cancelled() => return,
+                () = stop.cancelled() => break,
                 request = self.requests.recv() => match request {
                     Some(request) => self.serve(request).await,
-                    None => return,
+                    None => break,
                 },
                 _ = looks.tick() => if !self.frozen {
                     self.look().await;
                 },
             }
         }
+        self.context.handover.leave_ports(self.listeners.shared());
     }
 
     async fn serve(&mut self, request: Request) {

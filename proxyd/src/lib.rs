@@ -326,6 +326,15 @@ impl Proxyd {
         self.context.book.metrics.reloaded("rejected");
     }
 
+    /// After the listeners have stopped: leaves connections to the process that starts next, where
+    /// a service manager keeps them meanwhile.
+    ///
+    /// # Cancel safety
+    /// Not cancel safe: what has stopped would be lost.
+    pub async fn leave(&self) {
+        handover::leave(self).await;
+    }
+
     /// After the listeners have stopped: who is parked is turned away, idle connections are closed
     /// politely, the others get until `grace`, then everything is reset. After a handover who
     /// waits here waits on, for as long.

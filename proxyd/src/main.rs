@@ -4,7 +4,6 @@
 
 mod upgrade;
 
-use std::net::TcpListener;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -12,7 +11,7 @@ use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 use proxyd::{Proxyd, Reloader, load};
-use rehome_runtime::descriptor_store;
+use rehome_runtime::descriptor_store::{self, Kept};
 use rehome_runtime::notify;
 use rehome_runtime::report::Report;
 use rehome_runtime::signals;
@@ -134,7 +133,7 @@ fn format(config: &ProxydConfig) -> LogFormat {
 /// Starts, or takes over.
 async fn start(
     config: &ProxydConfig,
-    (origin, kept): (Origin, Vec<TcpListener>),
+    (origin, kept): (Origin, Kept),
     supervisor: &Supervisor,
 ) -> anyhow::Result<Proxyd> {
     if origin == Origin::Nothing {
@@ -146,7 +145,7 @@ async fn start(
 
 async fn serve(
     path: &Path,
-    (config, origin, kept): (&ProxydConfig, Origin, Vec<TcpListener>),
+    (config, origin, kept): (&ProxydConfig, Origin, Kept),
     logs: LogHandle,
 ) -> anyhow::Result<()> {
     let supervisor = Supervisor::new();
@@ -171,6 +170,7 @@ async fn serve(
         }
     } else {
         notify::stopping();
+        proxy.leave().await;
     }
     proxy.wind_down(GRACE).await;
     let stop = supervisor.stop(TASKS).await;

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use prometheus_client::registry::Registry;
 use proxyd_core::handover::Counts;
 use proxyd_core::table::RouteTable;
+use rehome_runtime::descriptor_store::Kept;
 use rehome_runtime::http_server::{BindError, FileStays, HttpServer};
 use rehome_runtime::supervise::{Criticality, Supervisor};
 use rehome_runtime::telemetry::{self, Readiness};
@@ -23,7 +24,7 @@ use crate::book::orders::Order;
 use crate::context::Context;
 use crate::control;
 use crate::descriptors;
-use crate::handover::{self, TakeError};
+use crate::handover::{self, Mail, TakeError};
 use crate::keeper::{Keeper, PortsTaken};
 use crate::listener::{self, Inherited, Listeners};
 use crate::metrics::{Metrics, RouteMetrics};
@@ -79,7 +80,7 @@ impl Proxyd {
     /// # Cancel safety
     /// Dropping it starts nothing, but may leave a socket file.
     pub async fn start(config: &ProxydConfig, supervisor: &Supervisor) -> Result<Self, StartError> {
-        Self::start_with(config, supervisor, Vec::new()).await
+        Self::start_with(config, supervisor, Kept::default()).await
     }
 
     /// The same, with sockets that were kept for it: who waits there is served.
@@ -92,11 +93,13 @@ impl Proxyd {
     pub async fn start_with(
         config: &ProxydConfig,
         supervisor: &Supervisor,
-        kept: Vec<std::net::TcpListener>,
+        kept: Kept,
     ) -> Result<Self, StartError> {
         let mut store = open_store(config)?;
         let (table, corrupt) = kept_routes(config, &mut store)?;
-        let (trunk, ports) = listener::sort(kept, config);
+        let mut mail = Mail::read(&kept.letters, config);
+        let (trunk, mut ports) = listener::sort(kept.listeners, config);
+        mail.give_ports(&mut ports);
         let trunk = match trunk {
             Some(trunk) => trunk,
             None => bind_trunk(config.trunk.listen, &config.timeouts).map_err(|source| {
@@ -117,6 +120,7 @@ impl Proxyd {
         if corrupt {
             built.context().book.metrics.store_corrupt.inc();
         }
+        mail.pass(built.context());
         built.accept();
         Ok(built.serve(supervisor))
     }

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
@@ -73,21 +73,9 @@ impl Channel {
         limit: Duration,
     ) -> Result<(), ChannelError> {
         let bytes = encode(message)?;
-        let write = || {
-            let mut space =
-                vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(descriptors.len()))];
-            let mut control = SendAncillaryBuffer::new(&mut space);
-            let all_fit = descriptors.is_empty()
-                || control.push(SendAncillaryMessage::ScmRights(descriptors));
-            if !all_fit {
-                return Err(io::ErrorKind::InvalidInput.into());
-            }
-            let whole = [IoSlice::new(&bytes)];
-            Ok(sendmsg(&self.0, &whole, &mut control, SendFlags::NOSIGNAL)?)
-        };
+        let write = || write(&self.0, &bytes, descriptors);
         let sent = timeout(limit, self.0.async_io(Interest::WRITABLE, write)).await;
         sent.map_err(|_| ChannelError::Silent(limit))?
-            .map(drop)
             .map_err(closed)
     }
 
@@ -99,7 +87,7 @@ impl Channel {
         &self,
         limit: Duration,
     ) -> Result<(Message, Vec<OwnedFd>), ChannelError> {
-        let read = || self.read();
+        let read = || read(&self.0);
         let received = timeout(limit, self.0.async_io(Interest::READABLE, read)).await;
         let (bytes, descriptors) = received
             .map_err(|_| ChannelError::Silent(limit))?
@@ -119,32 +107,51 @@ impl Channel {
             Err(error) => error != Errno::AGAIN,
         }
     }
+}
 
-    fn read(&self) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
-        let mut bytes = vec![0; LONGEST];
-        let mut space =
-            vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS + 1))];
-        let mut control = RecvAncillaryBuffer::new(&mut space);
-        let mut into = [IoSliceMut::new(&mut bytes)];
-        let length = loop {
-            match recvmsg(&self.0, &mut into, &mut control, RecvFlags::CMSG_CLOEXEC) {
-                Ok(message) => break message.bytes,
-                // Said once, before what the other side had said.
-                Err(Errno::CONNRESET) => {}
-                Err(error) => return Err(error.into()),
-            }
-        };
-        // Where this process has no room for more descriptors, some are missing here: the batch
-        // is then not what was announced.
-        let mut descriptors = Vec::new();
-        for part in control.drain() {
-            if let RecvAncillaryMessage::ScmRights(rights) = part {
-                descriptors.extend(rights);
-            }
-        }
-        bytes.truncate(length);
-        Ok((bytes, descriptors))
+/// Writes a message with its descriptors at once, or nothing of it.
+pub(super) fn write(
+    socket: impl AsFd,
+    bytes: &[u8],
+    descriptors: &[BorrowedFd<'_>],
+) -> io::Result<()> {
+    let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(descriptors.len()))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let all_fit =
+        descriptors.is_empty() || control.push(SendAncillaryMessage::ScmRights(descriptors));
+    if !all_fit {
+        return Err(io::ErrorKind::InvalidInput.into());
     }
+    let whole = [IoSlice::new(bytes)];
+    sendmsg(socket, &whole, &mut control, SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+/// Reads a message with its descriptors.
+pub(super) fn read(socket: impl AsFd) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+    let mut bytes = vec![0; LONGEST];
+    let mut space =
+        vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS + 1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut into = [IoSliceMut::new(&mut bytes)];
+    let length = loop {
+        match recvmsg(&socket, &mut into, &mut control, RecvFlags::CMSG_CLOEXEC) {
+            Ok(message) => break message.bytes,
+            // Said once, before what the other side had said.
+            Err(Errno::CONNRESET) => {}
+            Err(error) => return Err(error.into()),
+        }
+    };
+    // Where this process has no room for more descriptors, some are missing here: the batch
+    // is then not what was announced.
+    let mut descriptors = Vec::new();
+    for part in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = part {
+            descriptors.extend(rights);
+        }
+    }
+    bytes.truncate(length);
+    Ok((bytes, descriptors))
 }
 
 fn closed(error: io::Error) -> ChannelError {

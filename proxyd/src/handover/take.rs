@@ -331,10 +331,10 @@ const CONTROL: &str = "control socket";
 const METRICS: &str = "metrics socket";
 const TRUNK: &str = "trunk socket";
 
-type Opened = (Vec<u8>, Vec<Unpacked>, std::vec::IntoIter<OwnedFd>);
+pub(super) type Opened = (Vec<u8>, Vec<Unpacked>, std::vec::IntoIter<OwnedFd>);
 
 /// Reads what came with a batch.
-fn open(batch: &Batch, descriptors: Vec<OwnedFd>) -> Result<Opened, String> {
+pub(super) fn open(batch: &Batch, descriptors: Vec<OwnedFd>) -> Result<Opened, String> {
     let mut descriptors = descriptors.into_iter();
     let file = descriptors
         .next()

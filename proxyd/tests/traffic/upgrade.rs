@@ -2,7 +2,7 @@
 
 mod file;
 mod keep_alive;
-mod live;
+pub(crate) mod live;
 mod newcomers;
 mod room;
 mod site;

@@ -162,6 +162,22 @@ fn every_proxy_is_upgraded_again_and_again_while_an_application_moves_and_no_req
     })
 }
 
+#[test]
+fn every_proxy_is_restarted_again_and_again_and_no_request_fails() -> anyhow::Result<()> {
+    with_lab(Runtime::Process, &[], |lab| {
+        let deployment = Deployment::new().with("page", 1, &page::body(7001, "always"));
+        lab.deploy(&deployment)?.ok()?;
+        while_fetching(&lab.doors(7001)?, || {
+            [1, 2, 3, 1, 2, 1].into_iter().try_for_each(|number| {
+                let host = lab.host(number)?;
+                let old = host.daemon("proxyd")?;
+                host.shell(&format!("kill -TERM {old}"))?;
+                host.wait_daemon("proxyd", old)
+            })
+        })
+    })
+}
+
 /// The owner's, and one that leads there, by a restart and by a crash. Who comes meanwhile waits.
 #[test]
 fn nobody_is_refused_while_a_proxy_starts_again() -> anyhow::Result<()> {

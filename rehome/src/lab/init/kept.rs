@@ -8,7 +8,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::process::Command;
 
 use command_fds::{CommandFdExt as _, FdMapping};
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg, sockopt};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
 /// No word of a daemon is longer.
 const WORD: usize = 4096;
@@ -65,10 +66,9 @@ impl Kept {
         self.0.clear();
     }
 
-    /// Gives everything to a daemon that starts, and keeps it. What was shut down is closed first.
+    /// Gives everything to a daemon that starts, and keeps it. What hung up is closed first.
     pub(super) fn give(&mut self, command: &mut Command) -> io::Result<()> {
-        self.0
-            .retain(|_, socket| sockopt::socket_acceptconn(socket).unwrap_or(false));
+        self.0.retain(|_, descriptor| !has_hung_up(descriptor));
         if self.0.is_empty() {
             return Ok(());
         }
@@ -84,6 +84,13 @@ impl Kept {
             .map_err(io::Error::other)?;
         Ok(())
     }
+}
+
+/// Whether nothing comes of it any more: a socket that was shut down.
+fn has_hung_up(descriptor: &OwnedFd) -> bool {
+    let mut asked = [PollFd::new(descriptor, PollFlags::empty())];
+    let polled = poll(&mut asked, Some(&Timespec::default()));
+    polled.is_err() || asked.iter().any(|one| !one.revents().is_empty())
 }
 
 #[cfg(test)]
