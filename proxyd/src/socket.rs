@@ -5,6 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::IpBindAddressNoPort;
 use proxyd_core::reload::Place;
 use rehome_shared::config::daemon::ProxydTimeouts;
 use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, TcpKeepalive, Type};
@@ -59,15 +61,22 @@ pub(crate) async fn connect(
         TcpSocket::new_v6()?
     };
     if let Some(source) = source.filter(|source| source.is_ipv4() == to.is_ipv4()) {
-        // An address that this machine does not have (behind NAT, say) leaves the choice to the
-        // kernel.
-        drop(socket.bind(SocketAddr::new(source, 0)));
+        leave_from(&socket, source)?;
     }
     let stream = fair::within(patience, socket.connect(to))
         .await
         .unwrap_or_else(|| Err(io::ErrorKind::TimedOut.into()))?;
     tune(&stream, timeouts)?;
     Ok(stream)
+}
+
+/// Has a socket leave from an address. Its port is chosen when it connects: a port that is chosen
+/// before is taken for every destination. An address that this machine does not have (behind NAT,
+/// say) leaves the choice of that to the kernel as well.
+fn leave_from(socket: &TcpSocket, source: IpAddr) -> io::Result<()> {
+    setsockopt(socket, IpBindAddressNoPort, &true)?;
+    drop(socket.bind(SocketAddr::new(source, 0)));
+    Ok(())
 }
 
 /// Whether a socket may listen where another one of this process does.
@@ -263,6 +272,22 @@ pub(crate) fn is_exhausted(error: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_port_is_not_taken_before_it_is_known_what_for() {
+        let here = IpAddr::from([127, 0, 0, 9]);
+        let socket = TcpSocket::new_v4().unwrap();
+        leave_from(&socket, here).unwrap();
+        assert_eq!(socket.local_addr().unwrap(), SocketAddr::new(here, 0));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = socket.connect(listener.local_addr().unwrap()).await;
+        let from = stream.unwrap().local_addr().unwrap();
+        assert!(from.ip() == here && from.port() > 0);
+        // An address of somebody else is no reason not to connect.
+        let socket = TcpSocket::new_v4().unwrap();
+        leave_from(&socket, IpAddr::from([192, 0, 2, 1])).unwrap();
+        assert!(socket.connect(listener.local_addr().unwrap()).await.is_ok());
+    }
 
     #[tokio::test]
     async fn what_is_accepted_has_what_the_listener_has() {
