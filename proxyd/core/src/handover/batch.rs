@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::value::{RawValue, to_raw_value};
 
 use super::message::Batch;
 use super::part::{Part, PartId};
@@ -25,7 +25,7 @@ struct Record {
     descriptors: usize,
     #[serde(default)]
     bytes: usize,
-    part: Value,
+    part: Box<RawValue>,
 }
 
 /// A batch that cannot be read or written.
@@ -82,8 +82,7 @@ impl Packer {
         descriptors: usize,
         bytes: &[u8],
     ) -> Result<(), BatchError> {
-        let part =
-            serde_json::to_value(part).map_err(|error| BatchError::Records(error.to_string()))?;
+        let part = to_raw_value(part).map_err(|error| BatchError::Records(error.to_string()))?;
         self.records.push(Record {
             id,
             descriptors,
@@ -174,7 +173,7 @@ pub fn unpack(
 }
 
 fn read(record: &Record) -> Result<Part, String> {
-    let part = Part::deserialize(&record.part).map_err(|error| error.to_string())?;
+    let part: Part = serde_json::from_str(record.part.get()).map_err(|error| error.to_string())?;
     let (descriptors, bytes) = part.shape();
     let fits = descriptors == record.descriptors
         && bytes.is_none_or(|bytes| bytes == length(record.bytes));

