@@ -10,6 +10,7 @@ use rehome_shared::ids::HostAddr;
 use crate::book::Book;
 use crate::handover::Handover;
 use crate::peers::Peers;
+use crate::ready::Ready;
 use crate::relay::Stores;
 use crate::settings::Settings;
 use crate::sources::Sources;
@@ -24,6 +25,7 @@ pub(crate) struct Context(Arc<Parts>);
 pub(crate) struct Parts {
     pub(crate) book: Arc<Book>,
     pub(crate) peers: Peers,
+    pub(crate) ready: Ready,
     pub(crate) stores: Stores,
     pub(crate) udp_room: Room,
     pub(crate) sources: Sources,
@@ -45,6 +47,7 @@ impl Context {
     pub(crate) fn new(book: Arc<Book>, settings: Settings, supervisor: &Supervisor) -> Self {
         Self(Arc::new(Parts {
             peers: Peers::default(),
+            ready: Ready::default(),
             stores: Stores::new(settings.relay_bytes, settings.pipe_bytes, &book.metrics),
             sources: Sources::new(settings.per_source),
             book,
@@ -67,6 +70,8 @@ impl Parts {
         self.stores
             .set_limits(settings.relay_bytes, settings.pipe_bytes);
         self.settings.store(Arc::new(settings));
+        // The certificates were read again.
+        self.ready.clear();
     }
 
     /// This host's name, from `migrated` or from the file.
@@ -101,7 +106,7 @@ impl Context {
             routes: Vec::new(),
         };
         adjust(&mut config);
-        let settings = Settings::from(&config);
+        let settings = Settings::load(&config).unwrap();
         let mut registry = prometheus_client::registry::Registry::default();
         let metrics = Arc::new(crate::metrics::Metrics::new(&mut registry));
         let book = Book::new(settings.limits, metrics);

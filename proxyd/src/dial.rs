@@ -7,15 +7,20 @@ use std::time::{Duration, Instant};
 use proxyd_core::announce;
 use proxyd_core::retry;
 use proxyd_core::table::Route;
+use rehome_runtime::report::Report;
 use rehome_shared::api::proxy::Announce;
+use rehome_shared::ids::HostAddr;
 use rehome_shared::trunk::{Answer, Decoded, FrameError, Header};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, lookup_host};
 
 use crate::book::Book;
 use crate::book::connection::Connection;
+use crate::context::Context;
 use crate::fair;
+use crate::leg::Leg;
 use crate::metrics::Shed;
+use crate::ready::Hop;
 use crate::settings::Settings;
 use crate::socket::connect;
 
@@ -25,6 +30,14 @@ pub(crate) enum DialError {
     #[error("cannot reach {to}")]
     Connect {
         to: String,
+        #[source]
+        source: io::Error,
+    },
+    #[error(
+        "{host} and this host cannot seal a trunk: either is not of the cluster, or not sealed"
+    )]
+    Seal {
+        host: HostAddr,
         #[source]
         source: io::Error,
     },
@@ -65,41 +78,98 @@ pub(crate) fn introduce(connection: &Connection, upstream: &TcpStream, by: &Rout
         .is_ok_and(|sent| sent == header.len())
 }
 
-/// Connects to a trunk and sends the header. The answer comes when the owner's gate lets it.
+/// Connects to a trunk, sealed where it is to be, and says nothing.
+///
+/// # Cancel safety
+/// Cancel safe.
+pub(crate) async fn open(
+    context: &Context,
+    settings: &Settings,
+    hop: &Hop,
+) -> Result<Leg, DialError> {
+    // The other side knows its peers by address: leave from the one that it knows.
+    let source = context.host().and_then(|own| own.as_str().parse().ok());
+    let started = Instant::now();
+    let patience = settings.trunk_connect;
+    let attempt = async {
+        let address = resolve(&hop.trunk).await?;
+        let socket = connect(address, source, patience, &settings.timeouts).await?;
+        Ok((address.ip(), socket))
+    };
+    let connected = fair::within(patience, attempt)
+        .await
+        .unwrap_or_else(|| Err(io::ErrorKind::TimedOut.into()));
+    observe(&context.book, started, &connected);
+    let (address, socket) = connected.map_err(|source| DialError::Connect {
+        to: hop.trunk.clone(),
+        source,
+    })?;
+    match settings.seal.as_ref().filter(|seal| seal.seals(address)) {
+        None => Ok(socket.into()),
+        Some(seal) => {
+            let sealed = fair::within(patience, seal.connect(socket, &hop.host)).await;
+            let sealed = sealed.unwrap_or_else(|| Err(io::ErrorKind::TimedOut.into()));
+            sealed.map(Leg::from).map_err(|source| DialError::Seal {
+                host: hop.host.clone(),
+                source,
+            })
+        }
+    }
+}
+
+/// Connects to a trunk and sends the header. The answer comes
+/// when the owner's gate lets it.
 ///
 /// # Cancel safety
 /// Cancel safe: an unfinished header is refused by the other side.
 pub(crate) async fn trunk(
-    book: &Book,
+    context: &Context,
     settings: &Settings,
-    to: &str,
+    hop: &Hop,
     header: &Header,
-) -> Result<TcpStream, DialError> {
-    // The other side knows its peers by address: leave from the one that it knows.
-    let source = header.sender.as_str().parse().ok();
-    let started = Instant::now();
-    let attempt = async {
-        let address = resolve(to).await?;
-        let patience = settings.trunk_connect;
-        let mut stream = connect(address, source, patience, &settings.timeouts).await?;
-        stream.write_all(&header.encode()).await?;
-        Ok(stream)
+) -> Result<Leg, DialError> {
+    let mut leg = open(context, settings, hop).await?;
+    send(settings, &mut leg, header).await?;
+    Ok(leg)
+}
+
+/// Sends a header.
+///
+/// # Cancel safety
+/// Not cancel safe: a part of it may be sent. Drop the connection with it.
+pub(crate) async fn send(
+    settings: &Settings,
+    leg: &mut Leg,
+    header: &Header,
+) -> Result<(), DialError> {
+    let bytes = header.encode();
+    let sent = async {
+        leg.write_all(&bytes).await?;
+        leg.flush().await
     };
-    let result = fair::within(settings.trunk_connect, attempt)
-        .await
-        .unwrap_or_else(|| Err(io::ErrorKind::TimedOut.into()));
-    observe(book, started, &result);
-    result.map_err(|source| DialError::Connect {
-        to: to.to_owned(),
-        source,
-    })
+    let sent = fair::within(settings.trunk_connect, sent).await;
+    let sent = sent.unwrap_or_else(|| Err(io::ErrorKind::TimedOut.into()));
+    sent.map_err(DialError::Broken)
+}
+
+/// Counts and logs what concerns more than one connection.
+pub(crate) fn note(context: &Context, error: &DialError) {
+    match error {
+        DialError::Seal { .. } => context
+            .book
+            .metrics
+            .shed_for(Shed::TrunkCertificate, &Report(error)),
+        DialError::Connect { .. } | DialError::Broken(_) | DialError::Answer(_) => {
+            tracing::debug!(error = %Report(error), "trunk not reached");
+        }
+    }
 }
 
 /// Reads the answer and not one byte more.
 ///
 /// # Cancel safety
 /// Not cancel safe: what was read is lost. Drop the stream with it.
-pub(crate) async fn answer(stream: &mut TcpStream) -> Result<Answer, DialError> {
+pub(crate) async fn answer(stream: &mut Leg) -> Result<Answer, DialError> {
     let mut bytes = Vec::new();
     loop {
         match Answer::decode(&bytes).map_err(DialError::Answer)? {
@@ -115,7 +185,7 @@ pub(crate) async fn answer(stream: &mut TcpStream) -> Result<Answer, DialError> 
 
 /// Appends exactly `more` bytes. The decoders cap what they ask for.
 pub(crate) async fn read_more(
-    stream: &mut TcpStream,
+    stream: &mut Leg,
     bytes: &mut Vec<u8>,
     more: usize,
 ) -> io::Result<()> {

@@ -15,11 +15,11 @@ mod still;
 #[cfg(test)]
 mod tests;
 
+use std::future::poll_fn;
 use std::io;
 
 use proxyd_core::http::{After, Flight, Request};
 use proxyd_core::tally::End;
-use tokio::net::TcpStream;
 use tokio::task::yield_now;
 use tokio::time::sleep;
 
@@ -30,9 +30,9 @@ use crate::book::orders::Order;
 use crate::context::Context;
 use crate::course::Course;
 use crate::handover::{Departure, depart};
+use crate::leg::Leg;
 use crate::relay::{Relay, Times};
 use crate::serve::{Begun, Read, again, carry, times};
-use crate::socket::{finish_sending, reset_on_drop};
 use air::Landed;
 use hand::Hand;
 pub(crate) use still::{Sides, Still};
@@ -40,7 +40,7 @@ pub(crate) use still::{Sides, Still};
 /// A connection whose requests are followed.
 struct Talk {
     context: Context,
-    client: TcpStream,
+    client: Leg,
     /// What the client has sent and nobody has got.
     inbox: Hand,
     /// Absent while the route leads nowhere, or elsewhere.
@@ -51,7 +51,7 @@ struct Talk {
 
 /// A connection to the application, or to the next proxy on the way to it.
 struct Upstream {
-    stream: TcpStream,
+    stream: Leg,
     /// What it has sent and the client has not got.
     outbox: Hand,
     /// Whether a response came by it.
@@ -77,6 +77,10 @@ enum Turn {
 /// Serves a connection that has reached its application, until its end, or until it is to go on
 /// somewhere else.
 pub(crate) fn converse(context: Context, mut active: Active, sides: Sides) -> Course {
+    if sides.client.plain().is_none() {
+        // Nobody else can go on with that.
+        active.connection().orders.bind();
+    }
     let mut talk = Talk::new(context, &active, sides);
     Course::of(async move {
         loop {
@@ -100,7 +104,7 @@ pub(crate) fn converse(context: Context, mut active: Active, sides: Sides) -> Co
 }
 
 impl Upstream {
-    fn new(stream: TcpStream) -> Self {
+    fn new(stream: Leg) -> Self {
         Self {
             stream,
             outbox: Hand::default(),
@@ -183,7 +187,7 @@ impl Talk {
                 Turn::Rest
             }
             Landed::Lost(_) | Landed::Hurried if returns.is_some() && !active.leads_on() => {
-                reset_on_drop(&upstream.stream);
+                upstream.stream.reset_on_drop();
                 let stores = &self.context.stores;
                 self.inbox.put_back(&returns.unwrap_or_default(), stores);
                 Turn::Gate
@@ -252,14 +256,15 @@ impl Talk {
         // Nothing of it is in flight any more.
         active.rest();
         self.let_go(&active);
-        finish_sending(&self.client);
+        self.client.finish_sending();
         Course::of(async move {
             let orders = &active.connection().orders;
             // Every arm only waits, or throws away what comes.
             tokio::select! {
                 () = finished(&self.client) => {}
+                () = self.client.flushes() => {}
                 () = sleep(self.times.half_close) => {}
-                () = orders.at_least(Order::Cut) => reset_on_drop(&self.client),
+                () = orders.at_least(Order::Cut) => self.client.reset_on_drop(),
             }
             active.end(end);
             None
@@ -269,9 +274,9 @@ impl Talk {
     /// Closes both sockets, politely where nothing was on its way.
     fn end(self, active: Active, end: End) {
         if end != End::Finished || active.connection().stage() != Stage::Resting {
-            reset_on_drop(&self.client);
+            self.client.reset_on_drop();
             if let Some(upstream) = &self.upstream {
-                reset_on_drop(&upstream.stream);
+                upstream.stream.reset_on_drop();
             }
         }
         active.end(end);
@@ -279,9 +284,9 @@ impl Talk {
 }
 
 /// Waits until the client has finished. What comes before that is thrown away.
-async fn finished(client: &TcpStream) {
+async fn finished(client: &Leg) {
     loop {
-        let ready = client.readable().await;
+        let ready = poll_fn(|cx| client.poll_read_ready(cx)).await;
         let read = {
             let mut thrown_away = [0; 2048];
             ready.and_then(|()| client.try_read(&mut thrown_away))

@@ -380,6 +380,7 @@ impl Keeper {
     fn publish(&mut self, changes: &Changes) {
         if changes.cluster {
             self.context.peers.set(self.table.peers());
+            self.context.ready.keep_only(self.table.peers());
         }
         self.context.book.publish(&self.table, changes);
         for application in &changes.applications {

@@ -33,12 +33,15 @@ mod greet;
 mod handover;
 mod http;
 mod keeper;
+mod leg;
 mod listener;
 mod metrics;
 mod peers;
 mod rarely;
+mod ready;
 mod relay;
 mod reload;
+mod seal;
 mod serve;
 mod settings;
 mod socket;
@@ -298,7 +301,11 @@ impl Proxyd {
     /// # Cancel safety
     /// A dropped call may still be carried out.
     pub async fn configure(&self, config: &ProxydConfig) -> Result<Vec<PortProblem>, ReloadError> {
-        let settings = Box::new(descriptors::fit(Settings::from(config)));
+        let config = config.clone();
+        // Certificates are files.
+        let read = tokio::task::spawn_blocking(move || Settings::load(&config));
+        let settings = read.await.map_err(ReloadError::Task)??;
+        let settings = Box::new(descriptors::fit(settings));
         let missing = self
             .desk
             .ask(|answer| Request::Configure(settings, answer))

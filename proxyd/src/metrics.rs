@@ -3,6 +3,7 @@
 
 mod routes;
 
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -83,6 +84,14 @@ pub(crate) enum Shed {
     Stranger,
     /// A trunk header that was none, or came too late.
     Header,
+    /// A trunk connection that is not sealed, where it has to be.
+    TrunkPlain,
+    /// One that is, where nobody can open it.
+    TrunkSealed,
+    /// A trunk connection whose other side is not believed, or does not believe.
+    TrunkCertificate,
+    /// A host that speaks for another one.
+    TrunkSender,
     /// A datagram that found no room.
     Datagram,
     /// A UDP client that found no room.
@@ -90,7 +99,7 @@ pub(crate) enum Shed {
 }
 
 impl Shed {
-    const ALL: [Self; 14] = [
+    const ALL: [Self; 18] = [
         Self::Limit(Full::RouteParked),
         Self::Limit(Full::RouteConnections),
         Self::Limit(Full::Connections),
@@ -103,6 +112,10 @@ impl Shed {
         Self::Announcement,
         Self::Stranger,
         Self::Header,
+        Self::TrunkPlain,
+        Self::TrunkSealed,
+        Self::TrunkCertificate,
+        Self::TrunkSender,
         Self::Datagram,
         Self::Session,
     ];
@@ -127,6 +140,10 @@ impl Shed {
             Self::Announcement => "proxy_header",
             Self::Stranger => "stranger",
             Self::Header => "header",
+            Self::TrunkPlain => "trunk_plain",
+            Self::TrunkSealed => "trunk_sealed",
+            Self::TrunkCertificate => "trunk_certificate",
+            Self::TrunkSender => "trunk_sender",
             Self::Datagram => "datagram",
             Self::Session => "udp_session",
         }
@@ -152,6 +169,7 @@ pub(crate) struct Metrics {
     pub(crate) relay_bytes: Gauge,
     pub(crate) datagram_bytes: Gauge,
     pub(crate) parked_bytes: Gauge,
+    pub(crate) trunks_ready: Gauge,
 }
 
 impl Metrics {
@@ -177,6 +195,7 @@ impl Metrics {
             relay_bytes: Gauge::default(),
             datagram_bytes: Gauge::default(),
             parked_bytes: Gauge::default(),
+            trunks_ready: Gauge::default(),
         };
         metrics.register(registry);
         for result in ["applied", "rejected"] {
@@ -201,6 +220,7 @@ impl Metrics {
         to.register("proxy_datagram_bytes", "What datagrams that wait hold now", self.datagram_bytes.clone());
         to.register("proxy_relay_bytes", "What connections hold at most now between a read and a write", self.relay_bytes.clone());
         to.register("proxy_parked_bytes", "What held clients have sent and nobody has read", self.parked_bytes.clone());
+        to.register("proxy_trunks_ready", "Sealed connections to other hosts that are kept ready", self.trunks_ready.clone());
         to.register("proxy_udp_sessions", "UDP clients remembered now", self.udp_sessions.clone());
     }
 
@@ -251,6 +271,14 @@ impl Metrics {
         if let Some(times) = self.count_shed(why) {
             let reason = why.as_str();
             tracing::warn!(reason, times, "held back or turned away");
+        }
+    }
+
+    /// The same, with what happened.
+    pub(crate) fn shed_for(&self, why: Shed, what: &dyn fmt::Display) {
+        if let Some(times) = self.count_shed(why) {
+            let reason = why.as_str();
+            tracing::warn!(reason, times, error = %what, "held back or turned away");
         }
     }
 

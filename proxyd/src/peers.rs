@@ -41,6 +41,11 @@ impl Peers {
         self.allowed.load().contains(&address.to_canonical())
     }
 
+    /// Whether a host is one of them, by its name.
+    pub(crate) fn has(&self, host: &HostAddr) -> bool {
+        self.named.borrow().contains(host)
+    }
+
     /// Takes over the peers that are addresses, and keeps what names had led to.
     pub(crate) fn set(&self, peers: &BTreeSet<HostAddr>) {
         let names = peers.iter().any(|peer| literal(peer).is_none());

@@ -20,12 +20,12 @@ use std::time::Duration;
 
 use proxyd_core::gait::{Gait, SMALL};
 use proxyd_core::tally::End;
-use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 use crate::book::connection::{Connection, Direction};
 use crate::book::orders::Order;
+use crate::leg::Leg;
 use crate::metrics::Metrics;
-use crate::socket::finish_sending;
 pub(crate) use apart::{Apart, State as RelayState};
 use budget::Budget;
 pub(crate) use budget::Spent;
@@ -107,8 +107,8 @@ pub(crate) struct Times {
 /// A connection whose bytes flow. Dropping it closes both sockets.
 #[derive(Debug)]
 pub(crate) struct Relay {
-    client: TcpStream,
-    upstream: TcpStream,
+    client: Leg,
+    upstream: Leg,
     progress: Progress,
     inward: Pump,
     outward: Pump,
@@ -133,14 +133,14 @@ pub(crate) enum Halt {
 
 impl Relay {
     /// One through which no byte has passed.
-    pub(crate) fn new(client: TcpStream, upstream: TcpStream) -> Self {
-        Self::with((client, None), (upstream, None))
+    pub(crate) fn new(client: impl Into<Leg>, upstream: impl Into<Leg>) -> Self {
+        Self::with((client.into(), None), (upstream.into(), None))
     }
 
     /// One for which somebody else has passed on what came before, and has read the rests.
     pub(crate) fn with(
-        (client, from_client): (TcpStream, Option<Rest>),
-        (upstream, from_upstream): (TcpStream, Option<Rest>),
+        (client, from_client): (Leg, Option<Rest>),
+        (upstream, from_upstream): (Leg, Option<Rest>),
     ) -> Self {
         Self {
             client,
@@ -163,6 +163,24 @@ impl Relay {
         times: Times,
     ) -> Run<'a> {
         Run::new(self, connection, stores, times)
+    }
+
+    /// Has the ends reach the kernel that were said, where that takes something, before it is
+    /// dropped.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: an end that is not there is a reset.
+    pub(crate) async fn settle(&self, end: End, limit: Duration) {
+        if !self.may_leave() && matches!(end, End::Finished | End::Drained | End::Lifetime) {
+            let both = async { tokio::join!(self.client.flushed(), self.upstream.flushed()) };
+            // Boxed: few do.
+            drop(Box::pin(timeout(limit, both)).await);
+        }
+    }
+
+    /// Whether it can go on in another process: not over TLS.
+    pub(crate) fn may_leave(&self) -> bool {
+        self.client.plain().is_some() && self.upstream.plain().is_some()
     }
 }
 
@@ -191,13 +209,13 @@ impl Progress {
         &mut self,
         direction: Direction,
         stop: Stop,
-        (client, upstream): (&TcpStream, &TcpStream),
+        (client, upstream): (&Leg, &Leg),
     ) -> Option<End> {
         match direction {
             Direction::In => {
                 self.in_done = true;
                 match stop {
-                    Stop::Finished => finish_sending(upstream),
+                    Stop::Finished => upstream.finish_sending(),
                     Stop::Source => return Some(End::ClientReset),
                     Stop::Sink => self.broken = Some(End::UpstreamReset),
                 }
@@ -205,7 +223,7 @@ impl Progress {
             Direction::Out => {
                 self.out_done = true;
                 match stop {
-                    Stop::Finished if self.broken.is_none() => finish_sending(client),
+                    Stop::Finished if self.broken.is_none() => client.finish_sending(),
                     Stop::Finished => {}
                     Stop::Source => return Some(End::UpstreamReset),
                     Stop::Sink => return Some(End::ClientReset),

@@ -10,6 +10,7 @@ use rehome_runtime::notify;
 use rehome_runtime::report::Report;
 use rehome_runtime::signals::Reloads;
 use rehome_runtime::telemetry::{LogHandle, TelemetryError, check_filter};
+use rehome_runtime::tls::TlsError;
 use rehome_shared::api::proxy::ReloadReply;
 use rehome_shared::config::daemon::{ProxydConfig, proxyd_config};
 use rehome_shared::config::{Problem, Source, problem};
@@ -53,6 +54,9 @@ pub enum ReloadError {
     /// It changes what a running proxy cannot.
     #[error("{0} cannot change while proxyd runs: restart it")]
     NeedsRestart(&'static str),
+    /// The certificates of trunks cannot be used.
+    #[error("the certificates of trunk.tls cannot be used")]
+    Certificates(#[from] TlsError),
     /// Ports cannot be had.
     #[error(transparent)]
     Ports(#[from] PortsTaken),
@@ -67,7 +71,9 @@ pub enum ReloadError {
 impl ReloadError {
     fn status(&self) -> http::StatusCode {
         match self {
-            Self::File(_) | Self::NeedsRestart(_) => http::StatusCode::UNPROCESSABLE_ENTITY,
+            Self::File(_) | Self::NeedsRestart(_) | Self::Certificates(_) => {
+                http::StatusCode::UNPROCESSABLE_ENTITY
+            }
             Self::Ports(_) => http::StatusCode::CONFLICT,
             Self::NoFile => http::StatusCode::NOT_IMPLEMENTED,
             Self::Stopping(_) => http::StatusCode::SERVICE_UNAVAILABLE,

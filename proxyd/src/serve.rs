@@ -14,7 +14,6 @@ use rehome_shared::api::proxy::Target;
 use rehome_shared::ids::RouteVersion;
 use rehome_shared::trunk::{Answer, Header, Refusal};
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
 use tokio::time::sleep;
 
 use crate::book::active::Active;
@@ -22,13 +21,14 @@ use crate::book::connection::Upstream;
 use crate::book::held::{Attempt, Held, Leave, Pause, Step};
 use crate::context::Context;
 use crate::course::Course;
-use crate::dial;
+use crate::dial::{self, DialError};
 use crate::fair;
 use crate::handover::{Departure, depart};
 use crate::http::{Sides, converse};
+use crate::leg::Leg;
 use crate::metrics::Shed;
+use crate::ready::Hop;
 use crate::relay::{Halt, Relay, Times};
-use crate::socket::reset_on_drop;
 use crate::unread::Unread;
 pub(crate) use waiting::Read;
 use waiting::{Watched, stopped};
@@ -54,7 +54,7 @@ enum Failed {
 /// How a try ended.
 enum Tried {
     /// The application has accepted.
-    Reached(TcpStream),
+    Reached(Leg),
     /// It is not there yet.
     NotReached,
     /// This machine is out of something; that says nothing about the application.
@@ -64,7 +64,7 @@ enum Tried {
 /// What came of a connection before bytes could flow.
 pub(crate) enum Begun {
     /// The application has accepted.
-    Flows(Active, TcpStream),
+    Flows(Active, Leg),
     /// It is to go on somewhere else.
     Leaves(Held),
     /// It is over.
@@ -72,7 +72,8 @@ pub(crate) enum Begun {
 }
 
 /// Serves a connection that was taken in, to its end, or until it is to go on somewhere else.
-pub(crate) fn serve(context: Context, held: Held, mut client: TcpStream) -> Course {
+pub(crate) fn serve(context: Context, held: Held, client: impl Into<Leg>) -> Course {
+    let mut client = client.into();
     Course::of(async move {
         match begin(&context, held, &mut client).await {
             Begun::Flows(active, upstream) if active.connection().is_http() => {
@@ -93,14 +94,14 @@ pub(crate) fn serve(context: Context, held: Held, mut client: TcpStream) -> Cour
 }
 
 /// Reaches the application, or turns the connection away.
-async fn begin(context: &Context, held: Held, client: &mut TcpStream) -> Begun {
+async fn begin(context: &Context, held: Held, client: &mut Leg) -> Begun {
     let from_trunk = held.is_from_trunk();
     let connection = Arc::clone(held.connection());
     let mut held = Some(held);
     // Whatever was begun to reach it may be dropped: the upstream has seen no byte.
     let reached = tokio::select! {
         reached = reach(context, &mut held, client, Read::Nothing) => reached,
-        () = connection.orders.leaving() => return held.map_or(Begun::Ended, Begun::Leaves),
+        () = connection.orders.leaving() => return leave(held, client),
     };
     match reached {
         Ok((active, upstream)) => {
@@ -115,7 +116,7 @@ async fn begin(context: &Context, held: Held, client: &mut TcpStream) -> Begun {
                 // A sender that is gone needs no answer.
                 let _sent = answer(client, &reply).await;
             } else if end == End::Refused || end == End::ConnectFailed {
-                reset_on_drop(client);
+                client.reset_on_drop();
             }
             if let Some(held) = held {
                 held.end(end);
@@ -125,11 +126,24 @@ async fn begin(context: &Context, held: Held, client: &mut TcpStream) -> Begun {
     Begun::Ended
 }
 
+/// One that waits goes on in another process. Who sent it over TLS holds the client, and comes again
+/// to that one by itself.
+fn leave(held: Option<Held>, client: &Leg) -> Begun {
+    match held {
+        Some(held) if client.plain().is_some() => Begun::Leaves(held),
+        Some(held) => {
+            held.end(End::Moved);
+            Begun::Ended
+        }
+        None => Begun::Ended,
+    }
+}
+
 /// Takes a connection that has reached its application before to where the route leads now.
 ///
 /// # Cancel safety
 /// Dropping it takes the connection out of the book.
-pub(crate) async fn again(context: &Context, held: Held, client: &TcpStream, read: Read) -> Begun {
+pub(crate) async fn again(context: &Context, held: Held, client: &Leg, read: Read) -> Begun {
     let connection = Arc::clone(held.connection());
     let mut held = Some(held);
     // As at the first time.
@@ -141,7 +155,7 @@ pub(crate) async fn again(context: &Context, held: Held, client: &TcpStream, rea
         Ok((active, upstream)) => Begun::Flows(active, upstream),
         Err(failed) => {
             // It had asked something, and an end that looks right would be no answer.
-            reset_on_drop(client);
+            client.reset_on_drop();
             let (end, _) = verdict(failed);
             if let Some(held) = held {
                 held.end(end);
@@ -155,8 +169,14 @@ pub(crate) async fn again(context: &Context, held: Held, client: &TcpStream, rea
 pub(crate) fn carry(context: Context, active: Active, mut relay: Relay) -> Course {
     Course::of(async move {
         let times = times(&context);
+        if !relay.may_leave() {
+            active.connection().orders.bind();
+        }
         match relay.run(active.connection(), &context.stores, times).await {
             Halt::Ended(end) => {
+                // Asked for again: it is not held meanwhile.
+                let limit = context.settings().timeouts.half_close;
+                relay.settle(end, limit).await;
                 drop(relay);
                 active.end(end);
             }
@@ -217,9 +237,13 @@ fn verdict(failed: Failed) -> (End, Answer) {
 }
 
 /// Tells a trunk; false when it could not be told.
-pub(crate) async fn answer(stream: &mut TcpStream, answer: &Answer) -> bool {
+pub(crate) async fn answer(stream: &mut Leg, answer: &Answer) -> bool {
     let bytes = answer.encode();
-    let written = tokio::time::timeout(ANSWER_WRITE, stream.write_all(&bytes)).await;
+    let said = async {
+        stream.write_all(&bytes).await?;
+        stream.flush().await
+    };
+    let written = tokio::time::timeout(ANSWER_WRITE, said).await;
     matches!(written, Ok(Ok(())))
 }
 
@@ -228,9 +252,9 @@ pub(crate) async fn answer(stream: &mut TcpStream, answer: &Answer) -> bool {
 async fn reach(
     context: &Context,
     slot: &mut Option<Held>,
-    client: &TcpStream,
+    client: &Leg,
     read: Read,
-) -> Result<(Active, TcpStream), Failed> {
+) -> Result<(Active, Leg), Failed> {
     let mut unread = match slot {
         Some(held) => Unread::new(held.book(), &held.connection().meters),
         None => return Err(Failed::End(End::Stopped)),
@@ -272,7 +296,7 @@ async fn reach(
                     Ok(active) => return Ok((active, upstream)),
                     // The gate changed meanwhile; the upstream has seen no byte of the client.
                     Err(still_held) => {
-                        reset_on_drop(&upstream);
+                        upstream.reset_on_drop();
                         *slot = Some(still_held);
                     }
                 }
@@ -326,7 +350,7 @@ async fn try_once(
             };
             match dial::local(held.book(), &settings, *addr, failures, longest).await {
                 Ok(stream) if dial::introduce(held.connection(), &stream, &attempt.by) => {
-                    Ok(Tried::Reached(stream))
+                    Ok(Tried::Reached(stream.into()))
                 }
                 Ok(_) => {
                     tracing::debug!("application gone before it was told of its client");
@@ -338,9 +362,12 @@ async fn try_once(
                 }
             }
         }
-        Some(Target::Remote { trunk, .. }) => {
-            let by = (trunk.as_str(), attempt.by.version);
-            through_trunk(context, held, watched, by).await
+        Some(Target::Remote { host, trunk }) => {
+            let hop = Hop {
+                host: host.clone(),
+                trunk: trunk.clone(),
+            };
+            through_trunk(context, held, watched, (hop, attempt.by.version)).await
         }
         // Nobody is sent where nothing is.
         None => Ok(Tried::NotReached),
@@ -352,42 +379,44 @@ async fn through_trunk(
     context: &Context,
     held: &mut Held,
     watched: &mut Watched<'_>,
-    (trunk, version): (&str, RouteVersion),
+    (hop, version): (Hop, RouteVersion),
 ) -> Result<Tried, Failed> {
     let deadline = watched.deadline + ANSWER_MARGIN;
-    let (mut trunk, mut version) = (trunk.to_owned(), version);
+    let (mut hop, mut version) = (hop, version);
     for hops in 0_u8.. {
         let Some(header) = header(context, held, version, hops) else {
             return Ok(Tried::NotReached);
         };
-        held.connection()
-            .set_upstream(Some(Upstream::Trunk(trunk.clone())));
-        let settings = context.settings();
-        let mut stream = match dial::trunk(held.book(), &settings, &trunk, &header).await {
-            Ok(stream) => stream,
-            Err(error) => return Ok(not_reached(context, &error)),
-        };
-        held.passed_on();
-        let orders = &held.connection().orders;
-        // The losing arms only wait; the stream of a lost answer is dropped with it. One that has
-        // come is not late.
-        let answer = tokio::select! {
-            biased;
-            answer = dial::answer(&mut stream) => answer,
-            () = watched.gone() => return Err(Failed::End(End::ClientGone)),
-            () = fair::sleep_until(deadline) => return Err(Failed::End(End::ParkTimeout)),
-            () = stopped(orders) => return Err(Failed::End(End::Stopped)),
+        let upstream = Upstream::Trunk(hop.trunk.clone());
+        held.connection().set_upstream(Some(upstream));
+        let mut stream = context.ready.take(&hop);
+        let answer = loop {
+            let ready = stream.is_some();
+            let answer = ask_trunk(
+                context,
+                (&hop, &header),
+                stream.take(),
+                (held, watched, deadline),
+            );
+            match Box::pin(answer).await? {
+                // One that was ready may have died; that says nothing about the other host.
+                Err(DialError::Broken(_)) if ready => {}
+                answer => break answer,
+            }
         };
         match answer {
-            Ok(Answer::Connected) => return Ok(Tried::Reached(stream)),
-            Ok(Answer::Moved {
-                trunk: next,
-                version: newer,
-                ..
-            }) if redial(version, newer, hops) == Redial::Follow => {
-                (trunk, version) = (next, newer);
+            Ok((Answer::Connected, stream)) => return Ok(Tried::Reached(stream)),
+            Ok((
+                Answer::Moved {
+                    host,
+                    trunk,
+                    version: newer,
+                },
+                _,
+            )) if redial(version, newer, hops) == Redial::Follow => {
+                (hop, version) = (Hop { host, trunk }, newer);
             }
-            Ok(Answer::Refused(refusal)) if !refusal.may_pass() => {
+            Ok((Answer::Refused(refusal), _)) if !refusal.may_pass() => {
                 let timeout = refusal == Refusal::ParkTimeout;
                 return Err(Failed::End(if timeout {
                     End::ParkTimeout
@@ -395,7 +424,7 @@ async fn through_trunk(
                     End::Refused
                 }));
             }
-            Ok(answer) => {
+            Ok((answer, _)) => {
                 tracing::debug!(?answer, "trunk not usable now");
                 return Ok(Tried::NotReached);
             }
@@ -405,11 +434,41 @@ async fn through_trunk(
     Ok(Tried::NotReached)
 }
 
-fn not_reached(context: &Context, error: &dial::DialError) -> Tried {
-    tracing::debug!(error = %rehome_runtime::report::Report(error), "trunk not reached");
+/// Sends a header over a connection that is ready, or a fresh one, and waits for the answer.
+async fn ask_trunk(
+    context: &Context,
+    (hop, header): (&Hop, &Header),
+    ready: Option<Leg>,
+    (held, watched, deadline): (&mut Held, &mut Watched<'_>, Instant),
+) -> Result<Result<(Answer, Leg), DialError>, Failed> {
+    let settings = context.settings();
+    let sent = match ready {
+        Some(mut leg) => dial::send(&settings, &mut leg, header).await.map(|()| leg),
+        None => dial::trunk(context, &settings, hop, header).await,
+    };
+    let mut stream = match sent {
+        Ok(stream) => stream,
+        Err(error) => return Ok(Err(error)),
+    };
+    held.passed_on();
+    let orders = &held.connection().orders;
+    // The losing arms only wait; the stream of a lost answer is dropped with it. One that has
+    // come is not late.
+    let answer = tokio::select! {
+        biased;
+        answer = dial::answer(&mut stream) => answer,
+        () = watched.gone() => return Err(Failed::End(End::ClientGone)),
+        () = fair::sleep_until(deadline) => return Err(Failed::End(End::ParkTimeout)),
+        () = stopped(orders) => return Err(Failed::End(End::Stopped)),
+    };
+    Ok(answer.map(|answer| (answer, stream)))
+}
+
+fn not_reached(context: &Context, error: &DialError) -> Tried {
+    dial::note(context, error);
     match error {
-        dial::DialError::Connect { source, .. } => failed(context, source),
-        dial::DialError::Broken(_) | dial::DialError::Answer(_) => Tried::NotReached,
+        DialError::Connect { source, .. } => failed(context, source),
+        DialError::Seal { .. } | DialError::Broken(_) | DialError::Answer(_) => Tried::NotReached,
     }
 }
 

@@ -8,14 +8,17 @@ use std::time::Duration;
 
 use proxyd_core::limits::Limits;
 use proxyd_core::table::FileRoute;
+use rehome_runtime::tls::TlsError;
 use rehome_shared::api::proxy::{ParkLimits, RouteKey, Target};
 use rehome_shared::config::daemon::{
     AcceptProxy, ListenOn, ProxyProtocol, ProxydConfig, ProxydTimeouts, StaticRoute,
 };
 use rehome_shared::ids::HostAddr;
 
+use crate::seal::Seal;
+
 /// The settings in force.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(crate) struct Settings {
     /// This host's name, where the file has it.
     pub(crate) host: Option<HostAddr>,
@@ -29,6 +32,8 @@ pub(crate) struct Settings {
     pub(crate) per_source: Option<NonZeroU32>,
     pub(crate) timeouts: ProxydTimeouts,
     pub(crate) trunk_connect: Duration,
+    /// How trunks are sealed, where they are.
+    pub(crate) seal: Option<Seal>,
     pub(crate) udp_sessions: usize,
     /// What buffers and pipes may hold together between a read and a write.
     pub(crate) relay_bytes: usize,
@@ -40,8 +45,13 @@ pub(crate) struct Settings {
     pub(crate) routes: BTreeMap<RouteKey, FileRoute>,
 }
 
-impl From<&ProxydConfig> for Settings {
-    fn from(config: &ProxydConfig) -> Self {
+impl Settings {
+    /// What a file says, with the certificates that it names. Blocks.
+    ///
+    /// # Errors
+    /// [`TlsError`].
+    pub(crate) fn load(config: &ProxydConfig) -> Result<Self, TlsError> {
+        let seal = config.trunk.tls.as_ref().map(Seal::load).transpose()?;
         let limits = &config.limits;
         let park = ParkLimits {
             park_limit: limits.parked,
@@ -64,7 +74,7 @@ impl From<&ProxydConfig> for Settings {
         if let Some(network) = config.proxy_protocol.everybody() {
             tracing::warn!(%network, "whoever connects may announce itself as any client");
         }
-        Self {
+        Ok(Self {
             host: config.host.clone(),
             listen: config.listen.clone(),
             proxy_protocol: config.proxy_protocol.clone(),
@@ -77,12 +87,13 @@ impl From<&ProxydConfig> for Settings {
             per_source: limits.per_source,
             timeouts: config.timeouts,
             trunk_connect: config.trunk.connect_timeout,
+            seal,
             udp_sessions: usize::try_from(limits.udp_sessions).unwrap_or(usize::MAX),
             relay_bytes: usize::try_from(limits.relay_bytes.0).unwrap_or(usize::MAX),
             pipe_bytes: usize::try_from(limits.pipe_bytes.0).unwrap_or(usize::MAX),
             unknown_route: limits.park_timeout,
             routes: config.routes.iter().map(route).collect(),
-        }
+        })
     }
 }
 

@@ -14,6 +14,7 @@ use rehome_runtime::descriptor_store::Kept;
 use rehome_runtime::http_server::{BindError, FileStays, HttpServer};
 use rehome_runtime::supervise::{Criticality, Supervisor};
 use rehome_runtime::telemetry::{self, Readiness};
+use rehome_runtime::tls::TlsError;
 use rehome_shared::api::proxy::PortProblem;
 use rehome_shared::config::daemon::{ProxydConfig, ProxydTimeouts};
 use tokio::net::TcpListener;
@@ -28,6 +29,7 @@ use crate::handover::{self, Mail, TakeError};
 use crate::keeper::{Keeper, PortsTaken};
 use crate::listener::{self, Inherited, Listeners};
 use crate::metrics::{Metrics, RouteMetrics};
+use crate::ready;
 use crate::settings::Settings;
 use crate::socket::{Company, listen_tcp, trunk_place};
 use crate::store::{Found, Store};
@@ -59,6 +61,9 @@ pub enum StartError {
     /// The control socket or the metrics.
     #[error("cannot listen for requests")]
     Http(#[from] BindError),
+    /// The certificates of trunks.
+    #[error("the certificates of trunk.tls cannot be used")]
+    Certificates(#[from] TlsError),
     /// Descriptors.
     #[error("there is no room for another descriptor")]
     Room(#[source] io::Error),
@@ -215,7 +220,7 @@ impl Built {
         };
         let mut registry = telemetry::registry("proxyd", env!("CARGO_PKG_VERSION"));
         let metrics = Arc::new(Metrics::new(&mut registry));
-        let settings = descriptors::fit(Settings::from(config));
+        let settings = descriptors::fit(Settings::load(config)?);
         let book = Book::new(settings.limits, metrics);
         registry.register_collector(Box::new(RouteMetrics(Arc::clone(&book))));
         let context = Context::new(book, settings, supervisor);
@@ -225,6 +230,8 @@ impl Built {
         // A successor hears trunks before it serves.
         let peers = context.peers.clone();
         Tasks(supervisor).critical("peers", peers.keep_resolved(supervisor.token().clone()));
+        let ready = ready::keep(context.clone(), supervisor.token().clone());
+        Tasks(supervisor).critical("ready trunks", ready);
         let (mut keeper, desk) = Keeper::new(context.clone(), listeners, store, readiness.clone());
         let missing = keeper.begin(table).await;
         let proxy = Proxyd {

@@ -4,13 +4,17 @@
 //! connection is one like any other: the same line, gate and limits, and an answer before the
 //! first byte.
 
+use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use proxyd_core::way::Arrival;
+use rehome_runtime::report::Report;
+use rehome_runtime::tls::PeerIdentity;
 use rehome_shared::trunk::{Answer, Decoded, Header, Refusal};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -23,7 +27,10 @@ use crate::context::Context;
 use crate::course::Course;
 use crate::dial::read_more;
 use crate::fair;
+use crate::leg::Leg;
 use crate::metrics::Shed;
+use crate::ready::KEPT;
+use crate::seal::{self, NotTaken};
 use crate::serve::{answer, serve};
 use crate::socket::reset_on_drop;
 use crate::udp;
@@ -36,13 +43,29 @@ const GREETED_AT_ONCE: usize = 1024;
 /// and come again.
 const UNKNOWN_AT_ONCE: usize = 1024;
 
+/// Sealed connections that other hosts keep ready here; more are closed, and opened when they are
+/// needed.
+const READY_AT_ONCE: usize = 4096;
+/// How long each may stay so: longer than the other side keeps it.
+const READY_TIME: Duration = KEPT.saturating_mul(2);
+
+/// How many may wait for what.
+#[derive(Debug)]
+struct Limits {
+    unknown: Semaphore,
+    ready: Semaphore,
+}
+
 /// Accepts trunk connections until the stop.
 ///
 /// # Cancel safety
 /// Dropping it stops accepting; connections go on.
 pub(crate) async fn run(context: Context, listener: Arc<TcpListener>, stop: CancellationToken) {
     let permits = Arc::new(Semaphore::new(GREETED_AT_ONCE));
-    let unknown = Arc::new(Semaphore::new(UNKNOWN_AT_ONCE));
+    let limits = Arc::new(Limits {
+        unknown: Semaphore::new(UNKNOWN_AT_ONCE),
+        ready: Semaphore::new(READY_AT_ONCE),
+    });
     let work = async {
         loop {
             let Ok(permit) = Arc::clone(&permits).acquire_owned().await else {
@@ -58,8 +81,9 @@ pub(crate) async fn run(context: Context, listener: Arc<TcpListener>, stop: Canc
             let span = tracing::debug_span!("trunk", peer.addr = %peer);
             // From here on, not from when its task runs first: a handover waits for it.
             let arriving = context.handover.arriving();
-            let limits = (permit, Arc::clone(&unknown));
-            let task = greet(context.clone(), stream, limits, (arriving, stop.clone()));
+            let limits = (permit, Arc::clone(&limits));
+            let ends = (arriving, stop.clone());
+            let task = greet(context.clone(), (stream, peer.ip()), limits, ends);
             let task = task.instrument(span);
             context.connections.spawn_light("trunk connection", task);
         }
@@ -69,8 +93,8 @@ pub(crate) async fn run(context: Context, listener: Arc<TcpListener>, stop: Canc
 
 fn greet(
     context: Context,
-    stream: TcpStream,
-    (permit, unknown): (OwnedSemaphorePermit, Arc<Semaphore>),
+    stream: (TcpStream, IpAddr),
+    (permit, limits): (OwnedSemaphorePermit, Arc<Limits>),
     (arriving, stop): (TaskTrackerToken, CancellationToken),
 ) -> Course {
     Course::of(async move {
@@ -79,7 +103,7 @@ fn greet(
         let taken_in = tokio::select! {
             biased;
             () = stop.cancelled() => None,
-            taken_in = take_in(&context, stream, permit, unknown) => taken_in,
+            taken_in = take_in(&context, stream, permit, &limits) => taken_in,
         };
         drop(arriving);
         let (held, stream) = taken_in?;
@@ -87,15 +111,22 @@ fn greet(
     })
 }
 
-/// Reads the header and takes the connection in. None, when it is over or was served.
+/// Finds out who sends, reads the header and takes the connection in. None, when it is over or was
+/// served.
 async fn take_in(
     context: &Context,
-    mut stream: TcpStream,
+    stream: (TcpStream, IpAddr),
     permit: OwnedSemaphorePermit,
-    unknown: Arc<Semaphore>,
-) -> Option<(Held, TcpStream)> {
-    let header = read_header(context, &mut stream).await?;
+    limits: &Limits,
+) -> Option<(Held, Leg)> {
+    let (mut stream, peer) = open(context, stream).await?;
     drop(permit);
+    let _idle = is_asked(&stream, limits).await?;
+    let header = read_header(context, &mut stream).await?;
+    if !may_speak(context, &header, peer.as_ref()) {
+        stream.reset_on_drop();
+        return None;
+    }
     let mut waits = None;
     let until = Instant::now() + context.settings().unknown_route;
     let mut news = None;
@@ -125,7 +156,7 @@ async fn take_in(
                     news = Some(book.news(header.route));
                     continue;
                 };
-                waits = waits.or_else(|| unknown.try_acquire().ok());
+                waits = waits.or_else(|| limits.unknown.try_acquire().ok());
                 let told = waits.is_some()
                     && matches!(timeout_at(until, news.changed()).await, Ok(Ok(())));
                 if !told {
@@ -138,7 +169,56 @@ async fn take_in(
     }
 }
 
-async fn read_header(context: &Context, stream: &mut TcpStream) -> Option<Header> {
+/// Takes the connection in the form in which it comes, if that is accepted here.
+async fn open(
+    context: &Context,
+    (stream, from): (TcpStream, IpAddr),
+) -> Option<(Leg, Option<PeerIdentity>)> {
+    let settings = context.settings();
+    let taking = seal::take(settings.seal.as_ref(), stream, from);
+    let taken = fair::within(HEADER_TIME, taking).await;
+    let late = || Err(NotTaken::Silent(io::ErrorKind::TimedOut.into()));
+    match taken.unwrap_or_else(late) {
+        Ok(taken) => Some(taken),
+        Err(error) => {
+            let what = Report(&error).to_string();
+            let what = format_args!("a trunk connection from {from} is not taken: {what}");
+            context.book.metrics.shed_for(error.shed(), &what);
+            None
+        }
+    }
+}
+
+/// Waits until there is a header, at once or, on a connection that is kept ready, much later.
+async fn is_asked<'a>(stream: &Leg, limits: &'a Limits) -> Option<Option<SemaphorePermit<'a>>> {
+    if stream.plain().is_some() {
+        return Some(None);
+    }
+    let idle = limits.ready.try_acquire().ok()?;
+    let asked = fair::within(READY_TIME, stream.has_byte()).await;
+    // Whoever kept it had no use for it.
+    matches!(asked, Some(Ok(true))).then_some(Some(idle))
+}
+
+/// Whether the sender is who it says, and one of the cluster's.
+fn may_speak(context: &Context, header: &Header, peer: Option<&PeerIdentity>) -> bool {
+    let sender = &header.sender;
+    let Some(peer) = peer else {
+        return true;
+    };
+    let fault = if !peer.is(sender) {
+        "its certificate is another host's"
+    } else if !context.peers.has(sender) {
+        "it is not of this cluster"
+    } else {
+        return true;
+    };
+    let what = format_args!("a trunk connection says that {sender} sends it: {fault}");
+    context.book.metrics.shed_for(Shed::TrunkSender, &what);
+    false
+}
+
+async fn read_header(context: &Context, stream: &mut Leg) -> Option<Header> {
     let mut bytes = Vec::new();
     let reading = async {
         loop {
@@ -160,7 +240,7 @@ async fn read_header(context: &Context, stream: &mut TcpStream) -> Option<Header
         Err(error) => {
             tracing::debug!(error, "a trunk header that is none");
             context.book.metrics.shed(Shed::Header);
-            reset_on_drop(stream);
+            stream.reset_on_drop();
             None
         }
     }

@@ -13,6 +13,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -53,6 +54,42 @@ pub struct Setup {
     pub user: Option<u32>,
     /// More of its file.
     pub lines: String,
+    /// What seals its trunks.
+    pub seal: Option<Arc<Seal>>,
+}
+
+/// Certificates of some hosts, which go with the value.
+#[derive(Debug)]
+pub struct Seal(TempDir);
+
+impl Seal {
+    /// Makes an authority, and what it issues for the hosts of these numbers.
+    ///
+    /// # Errors
+    /// When `rehome ca` cannot.
+    pub fn of(numbers: &[u8]) -> anyhow::Result<Arc<Self>> {
+        let directory = tempfile::tempdir()?;
+        let at = directory.path().join("ca");
+        let hosts = numbers.iter().map(|number| address(*number).to_string());
+        for (verb, hosts) in [("init", Vec::new()), ("issue", hosts.collect())] {
+            let mut command = Command::new(program::built("rehome")?);
+            command.args(["ca", verb]).arg(&at).args(hosts);
+            let output = command.output()?;
+            if !output.status.success() {
+                bail!("{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+            }
+        }
+        Ok(Arc::new(Self(directory)))
+    }
+
+    /// What the file of a host says of it.
+    fn lines(&self, number: u8) -> String {
+        let files = self.0.path().join("ca").join(address(number).to_string());
+        let files = files.display();
+        format!(
+            ", tls: {{ca: {files}/ca.pem, certificate: {files}/host.pem, key: {files}/host.key, ready: 0}}"
+        )
+    }
 }
 
 impl Default for Setup {
@@ -62,6 +99,7 @@ impl Default for Setup {
             through: Vec::new(),
             user: None,
             lines: String::new(),
+            seal: None,
         }
     }
 }
@@ -74,6 +112,13 @@ impl Setup {
             lines: lines.to_owned(),
             ..Self::default()
         }
+    }
+
+    /// With sealed trunks.
+    #[must_use]
+    pub fn sealed(mut self, seal: &Arc<Seal>) -> Self {
+        self.seal = Some(Arc::clone(seal));
+        self
     }
 
     /// Started through a command.
@@ -146,9 +191,11 @@ impl Proxy {
     fn write_file(&self) -> anyhow::Result<()> {
         let (base, address) = (self.directory.path().display(), self.address());
         let lines = &self.setup.lines;
+        let seal = self.setup.seal.as_ref();
+        let seal = seal.map_or_else(String::new, |seal| seal.lines(self.number));
         let text = format!(
             "version: 1\nhost: \"{address}\"\nsocket: {base}/socket\nstate: {base}/state\n\
-             metrics: \"{address}:{METRICS}\"\ntrunk: {{listen: \"{address}:{TRUNK}\"}}\n\
+             metrics: \"{address}:{METRICS}\"\ntrunk: {{listen: \"{address}:{TRUNK}\"{seal}}}\n\
              listen: [\"{address}\"]\n{lines}\n"
         );
         Ok(fs::write(self.file(), text)?)

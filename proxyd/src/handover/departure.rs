@@ -17,6 +17,7 @@ use crate::book::held::Held;
 use crate::context::Context;
 use crate::greet::{StillGuest, go_on, greet};
 use crate::http::{Sides, Still, converse};
+use crate::leg::Leg;
 use crate::relay::{Apart, Relay, RelayState};
 use crate::serve::{carry, serve};
 use crate::sources::Place;
@@ -36,7 +37,7 @@ pub(crate) enum Departure {
 
 impl Departure {
     /// Stops a client that waits.
-    pub(crate) fn held(held: Held, client: TcpStream) -> Self {
+    pub(crate) fn held(held: Held, client: Leg) -> Self {
         Self::Held(held, client.into_std())
     }
 

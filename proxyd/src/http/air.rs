@@ -11,25 +11,23 @@ use std::time::Duration;
 
 use proxyd_core::http::{After, Flight, Progress, Then};
 use proxyd_core::tally::End;
-use tokio::io::{Interest, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::sleep;
 
 use super::hand::Hand;
 use crate::book::connection::{Connection, Direction};
 use crate::book::orders::Order;
 use crate::fair;
+use crate::leg::Leg;
 use crate::relay::{Stores, Times, silent};
-use crate::socket::finish_sending;
 
 /// Between two looks whether another host holds a request.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// A request in flight, between two sockets.
 pub(super) struct Air<'a> {
-    client: &'a TcpStream,
+    client: &'a Leg,
     inbox: &'a mut Hand,
-    upstream: &'a TcpStream,
+    upstream: &'a Leg,
     outbox: &'a mut Hand,
     connection: &'a Connection,
     stores: &'a Stores,
@@ -79,8 +77,8 @@ pub(super) enum Landed {
 
 impl<'a> Air<'a> {
     pub(super) fn new(
-        (client, inbox): (&'a TcpStream, &'a mut Hand),
-        (upstream, outbox): (&'a TcpStream, &'a mut Hand),
+        (client, inbox): (&'a Leg, &'a mut Hand),
+        (upstream, outbox): (&'a Leg, &'a mut Hand),
         connection: &'a Connection,
         stores: &'a Stores,
         flight: Flight,
@@ -122,6 +120,8 @@ impl<'a> Air<'a> {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Landed> {
+        // What was passed on goes out; who reads or writes next hears of a failure.
+        let _unsent = [self.client, self.upstream].map(|leg| leg.poll_flush(cx).is_pending());
         if let Poll::Ready(landed) = self.poll_ask(cx) {
             return Poll::Ready(landed);
         }
@@ -149,16 +149,14 @@ impl<'a> Air<'a> {
                 }
                 Asks::Waits if !self.inbox.is_empty() => self.asks = Asks::Ahead,
                 Asks::Waits => {
-                    let mut byte = [0];
-                    let mut byte = ReadBuf::new(&mut byte);
-                    match ready!(self.client.poll_peek(cx, &mut byte)) {
+                    match ready!(self.client.poll_has_byte(cx)) {
                         // Its end is passed on at once: the application may give up.
-                        Ok(0) => {
-                            finish_sending(self.upstream);
+                        Ok(false) => {
+                            self.upstream.finish_sending();
                             self.asks = Asks::Over;
                             return Poll::Ready(Landed::Over);
                         }
-                        Ok(_) => self.asks = Asks::Ahead,
+                        Ok(true) => self.asks = Asks::Ahead,
                         Err(_) => return Poll::Ready(Landed::End(End::ClientReset)),
                     }
                 }
@@ -268,7 +266,7 @@ pub(super) async fn fly(air: &mut Air<'_>, times: Times) -> Landed {
             },
             // What travels can go on anywhere, as a relay, at any byte.
             () = connection.orders.hurried() => return Landed::Hurried,
-            _ = client.ready(Interest::ERROR) => return Landed::End(End::ClientReset),
+            () = client.breaks() => return Landed::End(End::ClientReset),
             end = over(connection, limit, times) => return Landed::End(end),
         }
     }

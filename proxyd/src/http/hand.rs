@@ -3,10 +3,9 @@
 use std::io;
 use std::task::{Context, Poll, ready};
 
-use proxyd_core::http::HEAD_CAP;
-use tokio::net::TcpStream;
-
+use crate::leg::Leg;
 use crate::relay::{Buffer, Rest, Stores};
+use proxyd_core::http::HEAD_CAP;
 
 /// Bytes in hand. Without any it holds nothing.
 #[derive(Default)]
@@ -45,7 +44,7 @@ impl Hand {
     /// is in hand has to be passed on first.
     pub(super) fn poll_read(
         &mut self,
-        source: &TcpStream,
+        source: &Leg,
         stores: &Stores,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<usize>> {
@@ -120,16 +119,16 @@ mod tests {
 
     use prometheus_client::registry::Registry;
     use tokio::io::AsyncWriteExt;
-    use tokio::net::TcpListener;
+    use tokio::net::{TcpListener, TcpStream};
 
     use super::*;
     use crate::metrics::Metrics;
 
-    async fn pair() -> (TcpStream, TcpStream) {
+    async fn pair() -> (Leg, TcpStream) {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let connecting = TcpStream::connect(listener.local_addr().unwrap());
         let (accepted, connected) = tokio::join!(listener.accept(), connecting);
-        (accepted.unwrap().0, connected.unwrap())
+        (accepted.unwrap().0.into(), connected.unwrap())
     }
 
     #[tokio::test]

@@ -7,8 +7,6 @@ use std::time::{Duration, Instant};
 
 use proxyd_core::http::{Head, Request, head};
 use proxyd_core::tally::End;
-use tokio::io::ReadBuf;
-use tokio::net::TcpStream;
 
 use super::{Talk, Turn};
 use crate::book::active::Active;
@@ -16,6 +14,7 @@ use crate::book::connection::Stage;
 use crate::book::news::News;
 use crate::book::orders::Order;
 use crate::fair;
+use crate::leg::Leg;
 use crate::relay::{Seldom, Times};
 
 /// How long a connection may rest at an open gate without an application that could end it, where
@@ -105,6 +104,8 @@ impl Talk {
         };
         // Without an upstream connection nothing is read that cannot be passed on.
         let speaks = poll_fn(|cx| {
+            // What was passed on before goes out; who reads or writes next hears of a failure.
+            let _unsent = client.poll_flush(cx).is_pending();
             if rests.alone && !rests.in_hand {
                 poll_peek(client, cx)
             } else {
@@ -113,7 +114,10 @@ impl Talk {
         });
         // What the application says that nobody has asked for is not taken out of the socket.
         let is_told = poll_fn(|cx| match upstream {
-            Some(upstream) => poll_peek(&upstream.stream, cx),
+            Some(upstream) => {
+                let _unsent = upstream.stream.poll_flush(cx).is_pending();
+                poll_peek(&upstream.stream, cx)
+            }
             None => Poll::Pending,
         });
         // Every arm is cancel safe: what is read is kept in the inbox, the others only wait. The
@@ -160,8 +164,8 @@ impl Talk {
 }
 
 /// Whether a side has sent something, or has finished.
-fn poll_peek(side: &TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-    side.poll_peek(cx, &mut ReadBuf::new(&mut [0]))
+fn poll_peek(side: &Leg, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+    side.poll_has_byte(cx).map_ok(usize::from)
 }
 
 async fn changes(news: &mut News) {

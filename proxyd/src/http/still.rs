@@ -10,12 +10,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use tokio::net::TcpStream;
 
 use super::Talk;
+use crate::leg::Leg;
 
 /// What such a connection is made of.
 #[derive(Debug)]
 pub(crate) struct Sides {
-    pub(super) client: TcpStream,
-    pub(super) upstream: Option<TcpStream>,
+    pub(super) client: Leg,
+    pub(super) upstream: Option<Leg>,
     /// What was read of its next request.
     pub(super) begun: Vec<u8>,
 }
@@ -28,11 +29,11 @@ pub(crate) struct Still {
     begun: Vec<u8>,
 }
 
-impl From<(TcpStream, TcpStream)> for Sides {
-    fn from((client, upstream): (TcpStream, TcpStream)) -> Self {
+impl<A: Into<Leg>, B: Into<Leg>> From<(A, B)> for Sides {
+    fn from((client, upstream): (A, B)) -> Self {
         Self {
-            client,
-            upstream: Some(upstream),
+            client: client.into(),
+            upstream: Some(upstream.into()),
             begun: Vec::new(),
         }
     }
@@ -40,8 +41,11 @@ impl From<(TcpStream, TcpStream)> for Sides {
 
 impl Talk {
     /// Takes it from this process's event loop, where it rests and nothing of an answer is in hand.
+    /// A way over TLS is given up: the next request finds another one.
     pub(super) fn stand_still(self) -> io::Result<Still> {
-        let upstream = self.upstream.map(|upstream| upstream.stream.into_std());
+        let upstream = self.upstream.map(|upstream| upstream.stream);
+        let upstream = upstream.filter(|leg| leg.plain().is_some());
+        let upstream = upstream.map(Leg::into_std);
         Ok(Still {
             client: self.client.into_std()?,
             upstream: upstream.transpose()?,
@@ -86,8 +90,11 @@ impl Still {
     /// Watches its sockets again.
     pub(crate) fn wake(self) -> io::Result<Sides> {
         Ok(Sides {
-            client: TcpStream::from_std(self.client)?,
-            upstream: self.upstream.map(TcpStream::from_std).transpose()?,
+            client: TcpStream::from_std(self.client)?.into(),
+            upstream: match self.upstream {
+                Some(upstream) => Some(TcpStream::from_std(upstream)?.into()),
+                None => None,
+            },
             begun: self.begun,
         })
     }

@@ -12,7 +12,7 @@ use rehome_shared::config::daemon::ProxydConfig;
 use rehome_shared::ids::{AppName, Epoch, Generation, HostAddr, RouteVersion};
 use rehome_shared::units::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 

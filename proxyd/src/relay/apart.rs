@@ -90,8 +90,8 @@ impl Apart {
     /// When a socket cannot be watched.
     pub(crate) fn put_together(self) -> io::Result<Relay> {
         Ok(Relay {
-            client: TcpStream::from_std(self.client)?,
-            upstream: TcpStream::from_std(self.upstream)?,
+            client: TcpStream::from_std(self.client)?.into(),
+            upstream: TcpStream::from_std(self.upstream)?.into(),
             progress: self.progress,
             inward: Pump::with(self.inward.0, self.inward.1),
             outward: Pump::with(self.outward.0, self.outward.1),

@@ -23,6 +23,7 @@ use tokio::net::TcpStream;
 use super::{Rest, Stores, buffers, pipes};
 use crate::book::connection::{Connection, Direction};
 use crate::book::orders::Order;
+use crate::leg::Leg;
 
 /// After so many bytes without a pause a direction lets others run.
 const TURN: usize = 1 << 20;
@@ -41,8 +42,8 @@ pub(super) enum Stop {
 /// What a direction is between.
 #[derive(Clone, Copy)]
 pub(super) struct Ends<'a> {
-    pub(super) from: &'a TcpStream,
-    pub(super) to: &'a TcpStream,
+    pub(super) from: &'a Leg,
+    pub(super) to: &'a Leg,
     pub(super) direction: Direction,
     pub(super) connection: &'a Connection,
     pub(super) stores: &'a Stores,
@@ -56,9 +57,10 @@ pub(super) struct Pump {
 }
 
 /// What the next bytes go through.
-enum Means {
+enum Means<'a> {
     Buffer(buffers::Lent),
-    Pipe(pipes::Lent),
+    /// Out of this socket, and into one too.
+    Pipe(&'a TcpStream, pipes::Lent),
 }
 
 /// What a direction has read and not yet written.
@@ -114,6 +116,8 @@ impl Pump {
         let mut passed = 0_usize;
         loop {
             let step = match &self.load {
+                // Only what the kernel has is passed on.
+                Load::Empty if ready!(ends.to.poll_flush(cx)).is_err() => Err(Stop::Sink),
                 Load::Empty => ready!(self.poll_fill(ends, cx)).map(|()| 0),
                 Load::Copied { .. } | Load::Piped(_) => ready!(self.poll_empty(ends, cx)),
             };
@@ -135,9 +139,9 @@ impl Pump {
                 return Poll::Ready(Err(Stop::Source));
             }
             // Only now: an idle direction holds nothing.
-            let outcome = match self.means(ends.stores) {
-                Means::Pipe(pipe) => self.splice(ends, pipe),
-                Means::Buffer(buffer) => self.copy(ends, buffer),
+            let outcome = match self.means(ends) {
+                Means::Pipe(from, pipe) => self.splice(from, pipe),
+                Means::Buffer(buffer) => self.copy(ends.from, buffer),
             };
             match outcome {
                 Ok(0) => return Poll::Ready(Err(Stop::Finished)),
@@ -151,41 +155,33 @@ impl Pump {
         }
     }
 
-    fn means(&mut self, stores: &Stores) -> Means {
-        if self.gait.wants_pipe() {
+    fn means<'a>(&mut self, ends: &Ends<'a>) -> Means<'a> {
+        let stores = ends.stores;
+        if self.gait.wants_pipe()
+            && let (Some(from), Some(_)) = (ends.from.plain(), ends.to.plain())
+        {
             if let Some(pipe) = stores.pipes.take() {
-                return Means::Pipe(pipe);
+                return Means::Pipe(from, pipe);
             }
             self.gait.no_pipe();
         }
         Means::Buffer(stores.buffers.take(self.gait.room()))
     }
 
-    fn splice(&mut self, ends: &Ends<'_>, mut pipe: pipes::Lent) -> io::Result<usize> {
-        let fill = || pipe.fill(ends.from.as_fd());
-        let length = ends.from.try_io(Interest::READABLE, fill)?;
+    fn splice(&mut self, from: &TcpStream, mut pipe: pipes::Lent) -> io::Result<usize> {
+        let fill = || pipe.fill(from.as_fd());
+        let length = from.try_io(Interest::READABLE, fill)?;
         if length > 0 {
             self.load = Load::Piped(pipe);
         }
         Ok(length)
     }
 
-    fn copy(&mut self, ends: &Ends<'_>, mut buffer: buffers::Lent) -> io::Result<usize> {
-        let space = buffer.space();
-        let room = space.len();
-        let mut read = 0;
-        let outcome = ends.from.try_io(Interest::READABLE, || {
-            read = rustix::io::retry_on_intr(|| rustix::io::read(ends.from, &mut *space))?;
-            // Nothing more is there: the runtime is told so, and wakes when something comes.
-            if (1..room).contains(&read) {
-                return Err(io::ErrorKind::WouldBlock.into());
-            }
-            Ok(())
-        });
-        match outcome {
-            Err(error) if read == 0 => return Err(error),
-            Ok(()) | Err(_) => {}
-        }
+    fn copy(&mut self, from: &Leg, mut buffer: buffers::Lent) -> io::Result<usize> {
+        let read = match from.plain() {
+            Some(socket) => read_all(socket, buffer.space())?,
+            None => from.try_read(buffer.space())?,
+        };
         if read > 0 {
             self.load = Load::Copied {
                 buffer,
@@ -219,7 +215,7 @@ impl Pump {
         }
     }
 
-    fn empty(&mut self, to: &TcpStream) -> io::Result<usize> {
+    fn empty(&mut self, to: &Leg) -> io::Result<usize> {
         let (written, is_empty) = match &mut self.load {
             Load::Empty => (0, true),
             Load::Copied {
@@ -232,6 +228,8 @@ impl Pump {
                 (written, *taken >= *length)
             }
             Load::Piped(pipe) => {
+                // A pipe is filled for a socket alone.
+                let to = to.socket();
                 let written = to.try_io(Interest::WRITABLE, || pipe.empty(to.as_fd()))?;
                 (written, pipe.held() == 0)
             }
@@ -240,6 +238,24 @@ impl Pump {
             self.load = Load::Empty;
         }
         Ok(written)
+    }
+}
+
+/// Reads what there is. A read that was short says that nothing more is there: the runtime is told
+/// so, and wakes when something comes.
+fn read_all(from: &TcpStream, space: &mut [u8]) -> io::Result<usize> {
+    let room = space.len();
+    let mut read = 0;
+    let outcome = from.try_io(Interest::READABLE, || {
+        read = rustix::io::retry_on_intr(|| rustix::io::read(from, &mut *space))?;
+        if (1..room).contains(&read) {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        Ok(())
+    });
+    match outcome {
+        Err(error) if read == 0 => Err(error),
+        Ok(()) | Err(_) => Ok(read),
     }
 }
 

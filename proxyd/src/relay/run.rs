@@ -5,8 +5,6 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use proxyd_core::tally::End;
-use tokio::io::Interest;
-use tokio::net::TcpStream;
 use tokio::task::coop::unconstrained;
 
 use super::pump::{Ends, Pump, Stop};
@@ -15,7 +13,7 @@ use crate::book::connection::{Connection, Direction};
 use crate::book::orders::Order;
 use crate::fair;
 use crate::gate;
-use crate::socket::{finish_sending, reset_on_drop};
+use crate::leg::Leg;
 
 /// Between two looks for a pause of a connection whose lifetime is over.
 const LOOK: Duration = Duration::from_millis(50);
@@ -41,7 +39,7 @@ pub(crate) struct Run<'a> {
 /// One direction, and the watch over its source while that is not read: then nothing else would
 /// tell of a reset.
 struct Half<'a> {
-    from: &'a TcpStream,
+    from: &'a Leg,
     pump: &'a mut Pump,
     watch: Option<Seldom<'a, ()>>,
     broken: bool,
@@ -64,7 +62,7 @@ enum Event {
 }
 
 impl<'a> Half<'a> {
-    fn new(from: &'a TcpStream, pump: &'a mut Pump) -> Self {
+    fn new(from: &'a Leg, pump: &'a mut Pump) -> Self {
         Self {
             from,
             pump,
@@ -85,14 +83,17 @@ impl<'a> Half<'a> {
             connection.set_in_hand(direction, false);
             return Poll::Ready(Event::Stopped(direction, stop));
         }
-        connection.set_in_hand(direction, self.pump.is_loaded());
-        let unread = done || self.pump.is_loaded();
+        // Also an end that was said.
+        let unsent = ends.to.poll_flush(cx).is_pending();
+        let loaded = unsent || self.pump.is_loaded();
+        connection.set_in_hand(direction, loaded);
+        let unread = done || loaded;
         if self.broken || !unread {
             self.watch = None;
             return Poll::Pending;
         }
         let source = self.from;
-        let watch = self.watch.get_or_insert_with(|| Box::pin(broken(source)));
+        let watch = self.watch.get_or_insert_with(|| Box::pin(source.breaks()));
         let seen = watch.as_mut().poll(cx);
         // An error stays: once it was seen it is not waited for again.
         self.broken = seen.is_ready();
@@ -172,8 +173,8 @@ impl<'a> Run<'a> {
                 self.say_goodbye(End::Lifetime)
             }
             Event::Late => {
-                reset_on_drop(client);
-                reset_on_drop(upstream);
+                client.reset_on_drop();
+                upstream.reset_on_drop();
                 Some(End::Lifetime)
             }
         };
@@ -188,7 +189,7 @@ impl<'a> Run<'a> {
     fn say_goodbye(&mut self, end: End) -> Option<End> {
         self.seen = Order::ClosePolitely;
         self.progress.polite = Some(end);
-        finish_sending(self.inward.from);
+        self.inward.from.finish_sending();
         None
     }
 
@@ -212,8 +213,8 @@ impl<'a> Run<'a> {
                 | End::HeaderTimeout
                 | End::Stopped,
             ) => {
-                reset_on_drop(self.inward.from);
-                reset_on_drop(self.outward.from);
+                self.inward.from.reset_on_drop();
+                self.outward.from.reset_on_drop();
             }
         }
     }
@@ -234,14 +235,6 @@ impl Future for Run<'_> {
         };
         self.settle(halt);
         Poll::Ready(halt)
-    }
-}
-
-/// Waits until the socket has an error, which is how a reset shows on a side that is not read.
-async fn broken(stream: &TcpStream) {
-    if stream.ready(Interest::ERROR).await.is_err() {
-        // The runtime stops; so does this task.
-        std::future::pending::<()>().await;
     }
 }
 

@@ -3,13 +3,12 @@
 use std::time::Instant;
 
 use proxyd_core::tally::End;
-use tokio::io::Interest;
-use tokio::net::TcpStream;
 
 use super::Failed;
 use crate::book::held::Held;
 use crate::book::orders::{Order, Orders};
 use crate::fair;
+use crate::leg::Leg;
 use crate::unread::Unread;
 
 /// What was read of a client that waits.
@@ -23,7 +22,7 @@ pub(crate) enum Read {
 
 /// What is watched while a connection waits.
 pub(super) struct Watched<'a> {
-    pub(super) client: &'a TcpStream,
+    pub(super) client: &'a Leg,
     pub(super) unread: &'a mut Unread,
     pub(super) read: Read,
     pub(super) deadline: Instant,
@@ -39,8 +38,8 @@ impl Watched<'_> {
         }
         // Both only wait.
         tokio::select! {
-            broken = self.client.ready(Interest::ERROR) => drop(broken),
-            () = self.unread.watch(self.client) => {}
+            () = self.client.breaks() => {}
+            () = self.unread.watch(self.client.socket()) => {}
         }
     }
 
@@ -77,14 +76,10 @@ pub(super) async fn stopped(orders: &Orders) {
 }
 
 /// Waits until there is a byte; true, when an end or a reset came first.
-async fn is_gone_at_once(client: &TcpStream) -> bool {
-    let mut byte = [0_u8; 1];
+async fn is_gone_at_once(client: &Leg) -> bool {
     // Both only wait; nothing is taken out of the socket.
     tokio::select! {
-        peeked = client.peek(&mut byte) => matches!(peeked, Ok(0) | Err(_)),
-        broken = client.ready(Interest::ERROR) => {
-            drop(broken);
-            true
-        }
+        has_byte = client.has_byte() => !has_byte.unwrap_or(false),
+        () = client.breaks() => true,
     }
 }

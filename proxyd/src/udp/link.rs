@@ -6,15 +6,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use prometheus_client::metrics::counter::Counter;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::net::{TcpStream, UdpSocket};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader, ReadHalf, WriteHalf, split};
+use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
 
 use super::datagram::Datagram;
 use super::packet::{self, Path};
 use crate::context::Context;
 use crate::fair;
+use crate::leg::Leg;
 
 /// Where datagrams come from.
 #[derive(Debug)]
@@ -24,7 +24,7 @@ pub(super) enum Source {
     /// A socket that is connected to the application.
     Socket(Arc<UdpSocket>),
     /// A trunk connection, each with its length in front.
-    Trunk(BufReader<OwnedReadHalf>),
+    Trunk(BufReader<ReadHalf<Leg>>),
 }
 
 /// Where datagrams go.
@@ -35,7 +35,7 @@ pub(super) enum Sink {
     /// The application.
     Socket(Arc<UdpSocket>),
     /// A trunk connection.
-    Trunk(OwnedWriteHalf),
+    Trunk(WriteHalf<Leg>),
 }
 
 /// Both directions of one end.
@@ -45,9 +45,9 @@ pub(super) struct Link {
     pub(super) sink: Sink,
 }
 
-impl From<TcpStream> for Link {
-    fn from(stream: TcpStream) -> Self {
-        let (read, write) = stream.into_split();
+impl From<Leg> for Link {
+    fn from(stream: Leg) -> Self {
+        let (read, write) = split(stream);
         Self {
             source: Source::Trunk(BufReader::new(read)),
             sink: Sink::Trunk(write),
@@ -170,7 +170,8 @@ impl Sink {
                 let mut frame = Vec::with_capacity(datagram.len().saturating_add(2));
                 frame.extend_from_slice(&length.to_be_bytes());
                 frame.extend_from_slice(datagram);
-                stream.write_all(&frame).await
+                stream.write_all(&frame).await?;
+                stream.flush().await
             }
         }
     }

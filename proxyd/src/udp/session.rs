@@ -10,7 +10,7 @@ use proxyd_core::way::{self, Arrival, Redial, TrunkWay, Way, redial};
 use rehome_shared::api::proxy::{RouteKey, Target};
 use rehome_shared::ids::RouteVersion;
 use rehome_shared::trunk::{Answer, Header, Refusal};
-use tokio::net::{TcpStream, UdpSocket};
+use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
@@ -20,7 +20,9 @@ use super::packet::Path;
 use crate::book::news::News;
 use crate::context::Context;
 use crate::dial;
+use crate::leg::Leg;
 use crate::metrics::{RouteMeters, Shed};
+use crate::ready::Hop;
 use crate::serve::answer;
 use crate::socket::canonical;
 
@@ -80,10 +82,14 @@ impl Session {
                 Way::Go(Target::Local { addr }) => {
                     connect(&self.context, *addr).await.ok().map(Link::from)
                 }
-                Way::Go(Target::Remote { trunk, .. }) => {
+                Way::Go(Target::Remote { host, trunk }) => {
+                    let hop = Hop {
+                        host: host.clone(),
+                        trunk: trunk.clone(),
+                    };
                     // The route may lead elsewhere while the owner still thinks.
                     tokio::select! {
-                        reached = self.through_trunk(trunk.clone(), route.version) => reached.map(Link::from),
+                        reached = self.through_trunk(hop, route.version) => reached.map(Link::from),
                         _changed = news.changed() => continue,
                     }
                 }
@@ -116,11 +122,7 @@ impl Session {
         }
     }
 
-    async fn through_trunk(
-        &self,
-        mut trunk: String,
-        mut version: RouteVersion,
-    ) -> Option<TcpStream> {
+    async fn through_trunk(&self, mut hop: Hop, mut version: RouteVersion) -> Option<Leg> {
         let application = self.context.book.route(self.key)?.application()?.clone();
         let sender = self.context.host()?;
         for hops in 0_u8.. {
@@ -134,17 +136,18 @@ impl Session {
                 version,
             };
             let settings = self.context.settings();
-            let mut stream = dial::trunk(&self.context.book, &settings, &trunk, &header)
-                .await
+            let dialled = dial::trunk(&self.context, &settings, &hop, &header).await;
+            let mut stream = dialled
+                .inspect_err(|error| dial::note(&self.context, error))
                 .ok()?;
             match dial::answer(&mut stream).await.ok()? {
                 Answer::Connected => return Some(stream),
                 Answer::Moved {
-                    trunk: next,
+                    host,
+                    trunk,
                     version: newer,
-                    ..
                 } if redial(version, newer, hops) == Redial::Follow => {
-                    (trunk, version) = (next, newer);
+                    (hop, version) = (Hop { host, trunk }, newer);
                 }
                 Answer::Moved { .. } | Answer::Refused(_) => return None,
             }
@@ -157,7 +160,7 @@ impl Session {
 /// ends when the route leads elsewhere or is parked.
 pub(crate) async fn from_trunk(
     context: &Context,
-    mut stream: TcpStream,
+    mut stream: Leg,
     header: &Header,
     arrival: &Arrival,
 ) {

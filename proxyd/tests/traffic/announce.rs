@@ -321,7 +321,8 @@ async fn a_parked_client_and_its_application_know_the_announced_address() -> Res
 }
 
 #[tokio::test]
-async fn the_owner_tells_its_application_who_the_client_of_another_host_is() -> Result<()> {
+pub(crate) async fn the_owner_tells_its_application_who_the_client_of_another_host_is() -> Result<()>
+{
     let (listener, target) = raw().await?;
     let port = free_port().await?;
     let key = tcp(port)?;

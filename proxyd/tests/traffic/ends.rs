@@ -12,7 +12,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
 use crate::app::raw;
-use crate::host::{Host, LIMIT, drain_verb, free_port, prepare_verb, tcp, version};
+use crate::host::{Host, LIMIT, drain_verb, free_port, prepare_verb, seal_hosts, tcp, version};
 
 /// The way of the bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,9 +25,17 @@ enum Way {
     Trunk,
     /// Through pipes, over another host.
     SplicedTrunk,
+    /// Through buffers and TLS, over another host.
+    SealedTrunk,
 }
 
-const WAYS: [Way; 4] = [Way::Copied, Way::Spliced, Way::Trunk, Way::SplicedTrunk];
+const WAYS: [Way; 5] = [
+    Way::Copied,
+    Way::Spliced,
+    Way::Trunk,
+    Way::SplicedTrunk,
+    Way::SealedTrunk,
+];
 
 /// Enough that both directions take to pipes.
 const BULK: usize = 4 << 20;
@@ -47,6 +55,9 @@ impl Stage {
     }
 
     async fn set_with(way: Way, adjust: impl Fn(&mut ProxydConfig)) -> Result<Self> {
+        if way == Way::SealedTrunk {
+            seal_hosts()?;
+        }
         let (here, port) = (Host::start_with(&adjust).await?, free_port().await?);
         let (application, target) = raw().await?;
         let open = |target| RouteIntent::Open(target);
@@ -56,7 +67,7 @@ impl Stage {
                     .await?;
                 None
             }
-            Way::Trunk | Way::SplicedTrunk => {
+            Way::Trunk | Way::SplicedTrunk | Way::SealedTrunk => {
                 let owner = Host::start_with(&adjust).await?;
                 let all = [&here, &owner];
                 owner
@@ -94,6 +105,10 @@ impl Stage {
         let (mut server, _) = timeout(LIMIT, self.application.accept()).await??;
         // An application that resets at once was not reached, and is tried again.
         carry(&mut client, &mut server, 1).await?;
+        if self.way == Way::SealedTrunk {
+            carry(&mut client, &mut server, BULK).await?;
+            carry(&mut server, &mut client, BULK).await?;
+        }
         if matches!(self.way, Way::Spliced | Way::SplicedTrunk) {
             carry(&mut client, &mut server, BULK).await?;
             carry(&mut server, &mut client, BULK).await?;

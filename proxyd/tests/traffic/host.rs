@@ -1,5 +1,6 @@
 //! A proxy with a loopback address of its own, and clients.
 
+use std::cell::RefCell;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 use std::time::Duration;
@@ -19,6 +20,8 @@ use rehome_shared::ids::{AppName, Epoch, Generation, HostAddr, Protocol, RouteVe
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{sleep, timeout};
+
+use crate::certificates::Authority;
 
 /// No wait of a test is longer.
 pub(crate) const LIMIT: Duration = Duration::from_secs(20);
@@ -135,6 +138,45 @@ pub(crate) fn commit_verb(key: RouteKey, at: RouteVersion, target: Target) -> Co
     }
 }
 
+thread_local! {
+    /// Whoever makes certificates for the hosts of this thread's test.
+    static AUTHORITY: RefCell<Option<Authority>> = const { RefCell::new(None) };
+}
+
+/// The hosts that this thread starts from now on seal their trunks.
+pub(crate) fn seal_hosts() -> Result<()> {
+    let authority = Authority::new()?;
+    AUTHORITY.with_borrow_mut(|all| *all = Some(authority));
+    Ok(())
+}
+
+/// What the file of a host says of that, in its mapping of the trunk.
+pub(crate) fn seal_line(name: &str) -> Result<String> {
+    AUTHORITY.with_borrow(|authority| {
+        let Some(authority) = authority else {
+            return Ok(String::new());
+        };
+        let files = authority.files(name)?;
+        let [ca, certificate, key] =
+            [files.ca, files.certificate, files.key].map(|file| file.display().to_string());
+        Ok(format!(
+            ", tls: {{ca: {ca}, certificate: {certificate}, key: {key}, ready: 1}}"
+        ))
+    })
+}
+
+fn seal(config: &mut ProxydConfig) -> Result<()> {
+    let name = config.host.as_ref().context("no name")?.to_string();
+    AUTHORITY.with_borrow(|authority| {
+        if let Some(authority) = authority {
+            let mut tls = authority.tls(&name)?;
+            tls.ready = 2;
+            config.trunk.tls = Some(tls);
+        }
+        Ok(())
+    })
+}
+
 impl Host {
     pub(crate) async fn start() -> Result<Self> {
         Self::start_with(|_| {}).await
@@ -167,6 +209,7 @@ impl Host {
             timeouts: ProxydTimeouts::default(),
             routes: Vec::new(),
         };
+        seal(&mut config)?;
         adjust(&mut config);
         let supervisor = Supervisor::new();
         let proxy = Proxyd::start(&config, &supervisor).await?;

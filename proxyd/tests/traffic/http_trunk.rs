@@ -105,7 +105,8 @@ async fn ask_all(clients: &mut [Wire], path: &str, answer: &str) -> Result<()> {
 }
 
 #[tokio::test]
-async fn clients_of_every_host_keep_their_connections_over_a_move_and_back() -> Result<()> {
+pub(crate) async fn clients_of_every_host_keep_their_connections_over_a_move_and_back() -> Result<()>
+{
     let (old, new) = (WebApp::start("old").await?, WebApp::start("new").await?);
     let cluster = Cluster::set(&old).await?;
     let mut clients = cluster.clients("old: /").await?;
@@ -145,7 +146,7 @@ async fn clients_of_every_host_keep_their_connections_over_a_move_and_back() -> 
 }
 
 #[tokio::test]
-async fn a_request_in_flight_over_the_trunk_finishes_where_it_began() -> Result<()> {
+pub(crate) async fn a_request_in_flight_over_the_trunk_finishes_where_it_began() -> Result<()> {
     let (old, new) = (WebApp::start("old").await?, WebApp::start("new").await?);
     let cluster = Cluster::set(&old).await?;
     let mut clients = cluster.clients("old: /").await?;
@@ -178,7 +179,7 @@ async fn a_request_in_flight_over_the_trunk_finishes_where_it_began() -> Result<
 /// The owner's host hears of the end of its application; no host tells its clients while that is on
 /// its way.
 #[tokio::test]
-async fn an_end_of_the_application_is_heard_by_clients_of_other_hosts_only_at_an_open_gate()
+pub(crate) async fn an_end_of_the_application_is_heard_by_clients_of_other_hosts_only_at_an_open_gate()
 -> Result<()> {
     let (old, new) = (WebApp::start("old").await?, WebApp::start("new").await?);
     let cluster = Cluster::set(&old).await?;
@@ -202,7 +203,7 @@ async fn an_end_of_the_application_is_heard_by_clients_of_other_hosts_only_at_an
 
 /// An older proxy on the way knows nothing of requests; what it does is heard as ever.
 #[tokio::test]
-async fn a_host_that_follows_no_requests_may_be_on_the_way() -> Result<()> {
+pub(crate) async fn a_host_that_follows_no_requests_may_be_on_the_way() -> Result<()> {
     let (app, port) = (WebApp::start("app").await?, free_port().await?);
     let (here, owner) = (Host::start_http().await?, Host::start().await?);
     let (all, key) = ([&here, &owner], tcp(port)?);
@@ -225,7 +226,7 @@ async fn a_host_that_follows_no_requests_may_be_on_the_way() -> Result<()> {
 
 /// Busy clients of every host, while the application goes round.
 #[tokio::test]
-async fn busy_clients_of_every_host_notice_only_time() -> Result<()> {
+pub(crate) async fn busy_clients_of_every_host_notice_only_time() -> Result<()> {
     let apps = [
         WebApp::start("zero").await?,
         WebApp::start("one").await?,

@@ -58,7 +58,7 @@ async fn beyond_the_park_limit_the_backlog_holds_the_clients() -> Result<()> {
 }
 
 #[tokio::test]
-async fn the_park_limit_holds_for_trunks_too_and_nobody_is_lost() -> Result<()> {
+pub(crate) async fn the_park_limit_holds_for_trunks_too_and_nobody_is_lost() -> Result<()> {
     let (here, owner) = (Host::start().await?, Host::start().await?);
     let (app, port) = (App::start("a").await?, free_port().await?);
     let key = tcp(port)?;

@@ -3,6 +3,7 @@
 mod announce;
 mod app;
 mod binary;
+mod certificates;
 mod control;
 mod ends;
 mod forward;
@@ -15,6 +16,7 @@ mod kept;
 mod limits;
 mod reload;
 mod restart;
+mod sealed;
 mod signals;
 mod storm;
 mod trunk;

@@ -17,7 +17,7 @@ use crate::host::{
 };
 
 #[tokio::test]
-async fn a_client_of_a_third_host_follows_the_application() -> Result<()> {
+pub(crate) async fn a_client_of_a_third_host_follows_the_application() -> Result<()> {
     let (here, source, destination) = (
         Host::start().await?,
         Host::start().await?,
@@ -69,7 +69,8 @@ async fn a_client_of_a_third_host_follows_the_application() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_destination_that_has_not_heard_yet_holds_instead_of_sending_back() -> Result<()> {
+pub(crate) async fn a_destination_that_has_not_heard_yet_holds_instead_of_sending_back()
+-> Result<()> {
     let (source, destination) = (Host::start().await?, Host::start().await?);
     let all = [&source, &destination];
     let (new, port) = (App::start("new").await?, free_port().await?);
@@ -90,7 +91,7 @@ async fn a_destination_that_has_not_heard_yet_holds_instead_of_sending_back() ->
 }
 
 #[tokio::test]
-async fn a_route_that_the_owner_learns_later_is_waited_for() -> Result<()> {
+pub(crate) async fn a_route_that_the_owner_learns_later_is_waited_for() -> Result<()> {
     let (here, owner) = (Host::start().await?, Host::start().await?);
     let (app, port) = (App::start("one").await?, free_port().await?);
     let (key, other) = (tcp(port)?, tcp(free_port().await?)?);
@@ -224,7 +225,7 @@ async fn strangers_and_nonsense_are_turned_away() -> Result<()> {
 }
 
 #[tokio::test]
-async fn an_owner_that_is_frozen_cuts_the_clients_of_other_hosts() -> Result<()> {
+pub(crate) async fn an_owner_that_is_frozen_cuts_the_clients_of_other_hosts() -> Result<()> {
     let (here, owner) = (Host::start().await?, Host::start().await?);
     let (app, port) = (App::start("one").await?, free_port().await?);
     let key = tcp(port)?;
@@ -247,7 +248,8 @@ async fn an_owner_that_is_frozen_cuts_the_clients_of_other_hosts() -> Result<()>
 }
 
 #[tokio::test]
-async fn a_client_of_another_host_that_goes_away_while_parked_is_forgotten_there() -> Result<()> {
+pub(crate) async fn a_client_of_another_host_that_goes_away_while_parked_is_forgotten_there()
+-> Result<()> {
     let (here, owner) = (Host::start().await?, Host::start().await?);
     let (app, port) = (App::start("one").await?, free_port().await?);
     let key = tcp(port)?;
@@ -265,7 +267,8 @@ async fn a_client_of_another_host_that_goes_away_while_parked_is_forgotten_there
 }
 
 #[tokio::test]
-async fn an_owner_that_drains_says_goodbye_to_idle_clients_of_other_hosts() -> Result<()> {
+pub(crate) async fn an_owner_that_drains_says_goodbye_to_idle_clients_of_other_hosts() -> Result<()>
+{
     let (here, owner) = (Host::start().await?, Host::start().await?);
     let (app, port) = (App::start("one").await?, free_port().await?);
     let key = tcp(port)?;

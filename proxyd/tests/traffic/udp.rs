@@ -63,7 +63,7 @@ async fn receive(socket: &UdpSocket) -> Result<String> {
 }
 
 #[tokio::test]
-async fn datagrams_are_echoed_locally_and_over_the_trunk() -> Result<()> {
+pub(crate) async fn datagrams_are_echoed_locally_and_over_the_trunk() -> Result<()> {
     let (here, owner, app) = (
         Host::start().await?,
         Host::start().await?,
@@ -164,7 +164,7 @@ async fn held_datagrams_have_their_own_memory_and_the_newest_survive() -> Result
 }
 
 #[tokio::test]
-async fn a_session_follows_its_route_to_another_host() -> Result<()> {
+pub(crate) async fn a_session_follows_its_route_to_another_host() -> Result<()> {
     let (here, source, destination) = (
         Host::start().await?,
         Host::start().await?,

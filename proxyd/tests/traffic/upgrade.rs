@@ -5,6 +5,7 @@ mod keep_alive;
 pub(crate) mod live;
 mod newcomers;
 mod room;
+mod sealed;
 mod site;
 
 use std::sync::Arc;

@@ -112,7 +112,14 @@ fn migrated(host: &HostRecord, settings: &Settings) -> String {
 
 fn proxyd(host: &HostRecord) -> String {
     format!(
-        "# Written by `rehome lab up`; changes stay.\nversion: 1\nhost: {}\n",
+        "# Written by `rehome lab up`; changes stay.\n\
+         version: 1\n\
+         host: {}\n\
+         trunk:\n  \
+           tls:\n    \
+             ca: /etc/rehome/tls/ca.pem\n    \
+             certificate: /etc/rehome/tls/host.pem\n    \
+             key: /etc/rehome/tls/host.key\n",
         host.address
     )
 }

@@ -10,8 +10,9 @@ mod proxyd;
 mod settings;
 #[cfg(test)]
 mod tests;
+mod trunk;
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -20,6 +21,7 @@ pub(super) use clients::send_proxy;
 pub use clients::{AcceptProxy, ProxyProtocol};
 pub use migrated::migrated_config;
 pub use proxyd::proxyd_config;
+pub use trunk::{Accepted, Sent, Trunk, TrunkTls};
 
 use super::model::MigrationLimits;
 use crate::api::proxy::Announce;
@@ -246,24 +248,6 @@ pub struct DeploymentFiles {
     pub deployment: PathBuf,
     /// What they are.
     pub application: PathBuf,
-}
-
-/// The way between proxyds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Trunk {
-    /// Where this proxyd listens for the others.
-    pub listen: SocketAddr,
-    /// The most a connect to another proxyd may take.
-    pub connect_timeout: Duration,
-}
-
-impl Default for Trunk {
-    fn default() -> Self {
-        Self {
-            listen: SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), TRUNK_PORT),
-            connect_timeout: Duration::from_secs(2),
-        }
-    }
 }
 
 /// The addresses on which external ports are opened.

@@ -44,6 +44,14 @@ fn bytes_that_are_spliced_over_a_plain_trunk() -> anyhow::Result<()> {
     })
 }
 
+#[test]
+fn bytes_that_are_copied_over_a_sealed_trunk() -> anyhow::Result<()> {
+    play(Way {
+        means: Means::Copy,
+        link: Link::Sealed,
+    })
+}
+
 /// A column of the matrix: the proxies stay, so that what one cell leaves is seen in the next.
 fn play(way: Way) -> anyhow::Result<()> {
     let stage = Stage::set(way)?;

@@ -22,7 +22,7 @@ use tempfile::TempDir;
 use tokio::time::sleep;
 
 use crate::binary::{PROGRAM, config, wait_for};
-use crate::host::{LIMIT, db, free_port, park_limits, tcp, unused_address};
+use crate::host::{LIMIT, db, free_port, park_limits, seal_line, tcp, unused_address};
 
 /// Another application than [`db`].
 pub(crate) fn other() -> AppName {
@@ -83,7 +83,10 @@ impl Site {
         let address = unused_address();
         let page = SocketAddr::from((address, free_port().await?));
         let trunk = free_port().await?;
-        let mut text = config(directory.path(), address, page, trunk, "");
+        let text = config(directory.path(), address, page, trunk, "");
+        let listen = format!("trunk: {{listen: \"{address}:{trunk}\"");
+        let tls = seal_line(&address.to_string())?;
+        let mut text = text.replace(&listen, &(listen.clone() + &tls));
         text.push_str(more);
         let file = directory.path().join("proxyd.yml");
         fs::write(&file, text)?;
@@ -237,6 +240,22 @@ impl Site {
             .request_json(Method::GET, "/v1/connections", none, LIMIT)
             .await?;
         Ok(reply.connections)
+    }
+
+    /// Waits until the first connection has passed on so many bytes of its client.
+    pub(crate) async fn until_bytes(&self, bytes: u64) -> Result<()> {
+        let began = Instant::now();
+        while self
+            .all_connections()
+            .await?
+            .first()
+            .map(|one| one.bytes_in)
+            != Some(bytes)
+        {
+            ensure!(began.elapsed() < LIMIT, "{bytes} bytes do not come");
+            sleep(Duration::from_millis(5)).await;
+        }
+        Ok(())
     }
 
     /// Waits until the route is as wanted.

@@ -86,7 +86,7 @@ fn header_timeout(at: &At<'_>, report: &mut Report) -> Option<Duration> {
 }
 
 /// A list of networks.
-fn networks(at: &At<'_>, report: &mut Report) -> Vec<Network> {
+pub(super) fn networks(at: &At<'_>, report: &mut Report) -> Vec<Network> {
     let items = at.list(report, "a list of networks, for example [\"10.0.0.5\"]");
     let read = |item: &At<'_>| item.parsed(report, "a network", str::parse);
     items.iter().filter_map(read).collect()

@@ -6,7 +6,7 @@ use super::super::policy::migration;
 use super::super::problem::{Problem, Source};
 use super::super::quantity::{positive_duration, size};
 use super::super::read::{Fields, Report};
-use super::settings::{address_or, host, log, path, path_or, read, section};
+use super::settings::{address_or, host, log, path, path_or, read, section, tls_files};
 use super::{
     Backend, DeploymentFiles, MIGRATED_SOCKET, MigratedConfig, MigratedLimits, PEER_PORT,
     PoolImage, ProxyEndpoint, Runtime, Storage, TlsFiles, localhost,
@@ -99,18 +99,9 @@ fn tls(fields: &mut Fields<'_>, report: &mut Report) -> Option<TlsFiles> {
     let mut inner = fields
         .require(report, "tls", cure)?
         .mapping(report, "a mapping of ca, certificate and key")?;
-    let mut file = |key| {
-        inner
-            .require(report, key, cure)
-            .and_then(|at| path(&at, report))
-    };
-    let (ca, certificate, key) = (file("ca"), file("certificate"), file("key"));
+    let files = tls_files(&mut inner, report, cure);
     inner.finish(report, &["ca", "certificate", "key"]);
-    Some(TlsFiles {
-        ca: ca?,
-        certificate: certificate?,
-        key: key?,
-    })
+    files
 }
 
 fn storage(fields: &mut Fields<'_>, report: &mut Report) -> Storage {

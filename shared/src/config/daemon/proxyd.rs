@@ -13,7 +13,7 @@ use super::clients;
 use super::settings::{address_or, host, log, path_or, read, section, socket_address};
 use super::{
     FastPath, ListenOn, PROXYD_SOCKET, ProxydConfig, ProxydLimits, ProxydTimeouts, StaticRoute,
-    Trunk, localhost,
+    localhost, trunk,
 };
 use crate::ids::Protocol;
 use crate::units::Bytes;
@@ -76,24 +76,7 @@ fn build(fields: &mut Fields<'_>, report: &mut Report) -> ProxydConfig {
         state: path_or(fields, report, "state", "/var/lib/rehome/proxyd"),
         metrics: address_or(fields, report, "metrics", localhost(9421)),
         log: log(fields, report),
-        trunk: section(
-            fields,
-            report,
-            "trunk",
-            &["listen", "connect_timeout"],
-            |fields, report| {
-                let default = Trunk::default();
-                Trunk {
-                    listen: address_or(fields, report, "listen", default.listen),
-                    connect_timeout: wait(
-                        fields,
-                        report,
-                        "connect_timeout",
-                        default.connect_timeout,
-                    ),
-                }
-            },
-        ),
+        trunk: section(fields, report, "trunk", &trunk::KEYS, trunk::trunk),
         listen: fields
             .take("listen")
             .map_or_else(ListenOn::default, |at| listen(&at, report)),

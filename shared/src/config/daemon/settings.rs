@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use super::super::problem::{Problem, Source};
 use super::super::read::{At, Fields, Report};
 use super::super::yaml;
-use super::{Log, LogFormat};
+use super::{Log, LogFormat, TlsFiles};
 use crate::ids::HostAddr;
 
 /// Reads a file's top mapping, lets `build` take what it knows, and gives its value only if
@@ -84,6 +84,25 @@ pub(super) fn socket_address(at: &At<'_>, report: &mut Report) -> Option<SocketA
     at.parsed(report, rule, |text| {
         text.parse()
             .map_err(|_| format!("{text:?} is not an address and a port"))
+    })
+}
+
+/// The files of a host's identity.
+pub(super) fn tls_files(
+    fields: &mut Fields<'_>,
+    report: &mut Report,
+    cure: &str,
+) -> Option<TlsFiles> {
+    let mut file = |key| {
+        fields
+            .require(report, key, cure)
+            .and_then(|at| path(&at, report))
+    };
+    let (ca, certificate, key) = (file("ca"), file("certificate"), file("key"));
+    Some(TlsFiles {
+        ca: ca?,
+        certificate: certificate?,
+        key: key?,
     })
 }
 

@@ -162,7 +162,8 @@ fn proxyd_runs_with_a_version_alone() {
 fn every_proxyd_key_is_read() {
     let config = proxyd(
         "version: 1\nhost: h1\nsocket: /s\nstate: /st\nmetrics: \"[::1]:2\"\nlog: {filter: warn}\n\
-         trunk: {listen: \"10.0.0.1:3\", connect_timeout: 500ms}\nlisten: [\"0.0.0.0\", \"::\"]\n\
+         trunk: {listen: \"10.0.0.1:3\", connect_timeout: 500ms, tls: {ca: /a, certificate: /b, key: /c,\
+         \x20 send: plain, accept: both, plain: [10.0.0.0/8], ready: 0}}\nlisten: [\"0.0.0.0\", \"::\"]\n\
          proxy_protocol: {accept_from: [\"10.0.0.0/8\", \"::1\"], header_timeout: 9s}\n\
          limits: {connections: 1, per_route: 2, parked: 3, park_timeout: 4s, udp_sessions: 5, pipe_bytes: 6MiB,\
          \x20 per_source: 7, parked_bytes: 8MiB, relay_bytes: 9MiB}\n\
@@ -175,6 +176,10 @@ fn every_proxyd_key_is_read() {
     .unwrap();
     assert_eq!(config.host.map(|h| h.to_string()), Some("h1".into()));
     assert_eq!(config.trunk.connect_timeout, Duration::from_millis(500));
+    let tls = config.trunk.tls.unwrap();
+    assert_eq!(tls.files.certificate, PathBuf::from("/b"));
+    assert_eq!((tls.send, tls.accept), (Sent::Plain, Accepted::Both));
+    assert_eq!((tls.plain.len(), tls.ready), (1, 0));
     assert_eq!(
         config.listen,
         ListenOn::Addresses(vec!["0.0.0.0".parse().unwrap(), "::".parse().unwrap()])
@@ -287,4 +292,43 @@ fn what_is_wrong_about_announced_clients_is_told() {
         lines_and_paths(problems),
         want.map(|(l, p)| (l, p.to_owned()))
     );
+}
+
+#[test]
+fn trunks_are_plain_without_certificates_and_sealed_with_them() {
+    let config = proxyd("version: 1\ntrunk: {}\n").unwrap();
+    assert_eq!(config.trunk.tls, None);
+    let files = "ca: /a, certificate: /b, key: /c";
+    let config = proxyd(&format!("version: 1\ntrunk: {{tls: {{{files}}}}}\n")).unwrap();
+    let tls = config.trunk.tls.unwrap();
+    assert_eq!((tls.send, tls.accept), (Sent::Tls, Accepted::Tls));
+    assert_eq!((tls.plain.len(), tls.ready), (0, 4));
+    for (tls, path) in [
+        ("{ca: /a, key: /c}", "trunk.tls"),
+        ("{ca: a, certificate: /b, key: /c}", "trunk.tls.ca"),
+        (
+            "{ca: /a, certificate: /b, key: /c, send: both}",
+            "trunk.tls.send",
+        ),
+        (
+            "{ca: /a, certificate: /b, key: /c, accept: plain}",
+            "trunk.tls.accept",
+        ),
+        (
+            "{ca: /a, certificate: /b, key: /c, plain: [10.0.0.1/8]}",
+            "trunk.tls.plain[0]",
+        ),
+        (
+            "{ca: /a, certificate: /b, key: /c, ready: -1}",
+            "trunk.tls.ready",
+        ),
+        (
+            "{ca: /a, certificate: /b, key: /c, mode: x}",
+            "trunk.tls.mode",
+        ),
+        ("yes", "trunk.tls"),
+    ] {
+        let problems = proxyd(&format!("version: 1\ntrunk: {{tls: {tls}}}\n")).unwrap_err();
+        assert_eq!(lines_and_paths(problems), [(2, path.to_owned())], "{tls}");
+    }
 }

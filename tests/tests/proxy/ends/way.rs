@@ -6,7 +6,7 @@ use std::net::{TcpListener, TcpStream};
 
 use anyhow::{Context as _, ensure};
 use rehome_tests::network;
-use rehome_tests::proxy::{PATIENCE, Proxy, Setup, Used, Version, local, remote, route, sum};
+use rehome_tests::proxy::{PATIENCE, Proxy, Seal, Setup, Used, Version, local, remote, route, sum};
 use rehome_tests::wait::wait_until;
 
 use crate::peer::{APPLICATION, accept, carry, connect};
@@ -30,6 +30,8 @@ pub(crate) enum Link {
     None,
     /// A trunk without encryption.
     Plain,
+    /// One of TLS, through which nothing is spliced.
+    Sealed,
 }
 
 /// A way.
@@ -66,17 +68,25 @@ pub(crate) struct Stage {
 impl Stage {
     pub(crate) fn set(way: Way) -> anyhow::Result<Self> {
         network::own()?;
+        let seal = match way.link {
+            Link::None | Link::Plain => None,
+            Link::Sealed => Some(Seal::of(&[1, 2])?),
+        };
         let setup = || {
-            Setup::with(match way.means {
+            let setup = Setup::with(match way.means {
                 // Less than one pipe: there is none.
                 Means::Copy => "limits: {pipe_bytes: 1KiB}",
                 Means::Splice => "",
-            })
+            });
+            match &seal {
+                Some(seal) => setup.sealed(seal),
+                None => setup,
+            }
         };
         let here = Proxy::start(1, setup())?;
         let owner = match way.link {
             Link::None => None,
-            Link::Plain => Some(Proxy::start(2, setup())?),
+            Link::Plain | Link::Sealed => Some(Proxy::start(2, setup())?),
         };
         let to_it = route(PORT, "db", Version(1, 0), &local(APPLICATION));
         match &owner {

@@ -1,0 +1,136 @@
+//! Whether a trunk connection is sealed: TLS, in which both hosts show who they are.
+//!
+//! What this host sends and what it accepts are settings of their own, so that a cluster can change
+//! from one to the other host by host. What goes out is never plain because TLS failed.
+
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use rehome_runtime::tls::{self, PeerIdentity, Tls, TlsError};
+use rehome_shared::config::daemon::{Accepted, Sent, TrunkTls};
+use rehome_shared::ids::HostAddr;
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+
+use crate::leg::{Leg, Sealed};
+use crate::metrics::Shed;
+
+/// How every TLS connection begins, and no header does.
+const HANDSHAKE: u8 = 0x16;
+
+/// The settings of a host that has certificates.
+#[derive(Debug, Clone)]
+pub(crate) struct Seal(Arc<Parts>);
+
+#[derive(Debug)]
+struct Parts {
+    tls: Tls,
+    settings: TrunkTls,
+}
+
+/// Why a trunk connection is not taken.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NotTaken {
+    /// It says nothing.
+    #[error("it ended before its first byte")]
+    Silent(#[source] io::Error),
+    /// Plain, where only TLS is accepted.
+    #[error("it is not sealed, and this host accepts only TLS from there")]
+    Plain,
+    /// TLS, where there are no certificates.
+    #[error("it is sealed, and trunk.tls is not set on this host")]
+    Sealed,
+    /// Both could not agree, or one did not believe the other.
+    #[error("it could not show that it is of this cluster")]
+    Handshake(#[source] io::Error),
+}
+
+impl NotTaken {
+    pub(crate) fn shed(&self) -> Shed {
+        match self {
+            Self::Silent(_) => Shed::Header,
+            Self::Plain => Shed::TrunkPlain,
+            Self::Sealed => Shed::TrunkSealed,
+            Self::Handshake(_) => Shed::TrunkCertificate,
+        }
+    }
+}
+
+impl Seal {
+    /// Reads the certificates. Blocks.
+    pub(crate) fn load(settings: &TrunkTls) -> Result<Self, TlsError> {
+        let files = &settings.files;
+        let files = tls::TlsFiles {
+            ca: files.ca.clone(),
+            certificate: files.certificate.clone(),
+            key: files.key.clone(),
+        };
+        let tls = Tls::load(files)?;
+        let settings = settings.clone();
+        Ok(Self(Arc::new(Parts { tls, settings })))
+    }
+
+    /// Whether what goes to an address is sealed.
+    pub(crate) fn seals(&self, to: IpAddr) -> bool {
+        self.0.settings.send == Sent::Tls && !self.trusts(to)
+    }
+
+    /// How many connections are kept ready for a host.
+    pub(crate) fn ready(&self) -> usize {
+        usize::try_from(self.0.settings.ready).unwrap_or(usize::MAX)
+    }
+
+    fn accepts_plain(&self, from: IpAddr) -> bool {
+        self.0.settings.accept == Accepted::Both || self.trusts(from)
+    }
+
+    fn trusts(&self, address: IpAddr) -> bool {
+        let plain = &self.0.settings.plain;
+        plain.iter().any(|network| network.contains(address))
+    }
+
+    /// Seals a connection that was made to a host.
+    ///
+    /// # Cancel safety
+    /// Dropping it closes the connection.
+    pub(crate) async fn connect(
+        &self,
+        socket: TcpStream,
+        host: &HostAddr,
+    ) -> io::Result<Box<Sealed>> {
+        let name = ServerName::try_from(host.as_str().to_owned());
+        let name = name.map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+        Sealed::connect(socket, self.0.tls.client(), name).await
+    }
+}
+
+/// Takes a trunk connection in the form in which it comes, if that is accepted; with whom its
+/// certificate names, where it has one.
+///
+/// # Cancel safety
+/// Dropping it closes the connection.
+pub(crate) async fn take(
+    seal: Option<&Seal>,
+    socket: TcpStream,
+    from: IpAddr,
+) -> Result<(Leg, Option<PeerIdentity>), NotTaken> {
+    let mut first = [0];
+    match socket.peek(&mut first).await {
+        Ok(0) => return Err(NotTaken::Silent(io::ErrorKind::UnexpectedEof.into())),
+        Ok(_) => {}
+        Err(error) => return Err(NotTaken::Silent(error)),
+    }
+    match seal {
+        None if first == [HANDSHAKE] => Err(NotTaken::Sealed),
+        Some(seal) if first == [HANDSHAKE] => {
+            let sealed = Sealed::accept(socket, seal.0.tls.server()).await;
+            let sealed = sealed.map_err(NotTaken::Handshake)?;
+            let peer = sealed.peer().map_err(io::Error::other);
+            let peer = peer.map_err(NotTaken::Handshake)?;
+            Ok((sealed.into(), Some(peer)))
+        }
+        Some(seal) if !seal.accepts_plain(from) => Err(NotTaken::Plain),
+        Some(_) | None => Ok((socket.into(), None)),
+    }
+}
