@@ -2,7 +2,8 @@
 //!
 //! A relayed connection has two. If clients alone could take them all, none would be left for
 //! the applications, and nobody would get through; so the limits are lowered until both fit.
-//! What is more waits in the kernel's backlog.
+//! What is more waits in the kernel's backlog. Where trunks are sealed, those that are kept ready
+//! have theirs too.
 
 use proxyd_core::limits::Limits;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -17,7 +18,15 @@ pub(crate) fn fit(mut settings: Settings) -> Settings {
     let sessions = u64::try_from(settings.udp_sessions).unwrap_or(u64::MAX);
     let wanted = (settings.limits.connections, sessions);
     let there = raise();
-    let (connections, sessions) = share(there, wanted);
+    let places = ready_places(there, settings.ready_places);
+    settings.ready_places = places;
+    // They may be both ways.
+    let ready = settings
+        .seal
+        .as_ref()
+        .map_or(0, |_| places.saturating_mul(2));
+    let ready = u64::try_from(ready).unwrap_or(u64::MAX);
+    let (connections, sessions) = share(there.saturating_sub(ready), wanted);
     if (connections, sessions) != wanted {
         tracing::warn!(
             descriptors = there,
@@ -32,6 +41,11 @@ pub(crate) fn fit(mut settings: Settings) -> Settings {
     };
     settings.udp_sessions = usize::try_from(sessions).unwrap_or(usize::MAX);
     settings
+}
+
+/// How many ready connections fit each way, beside all else.
+fn ready_places(there: u64, wanted: usize) -> usize {
+    wanted.min(usize::try_from(there / 32).unwrap_or(usize::MAX))
 }
 
 /// How many connections and UDP sessions fit.
@@ -69,6 +83,8 @@ mod tests {
             let (connections, sessions) = share(there, (20_000, 4096));
             assert!(connections >= 1 && sessions >= 1);
             assert!(there < 8 || 2 * connections + sessions <= there, "{there}");
+            let ready = 2 * u64::try_from(ready_places(there, 1024)).unwrap();
+            assert!(ready <= there / 16);
         }
     }
 }

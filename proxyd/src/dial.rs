@@ -1,7 +1,7 @@
 //! Reaching an application: directly, or through the trunk of its host.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use proxyd_core::announce;
@@ -18,9 +18,10 @@ use crate::book::Book;
 use crate::book::connection::Connection;
 use crate::context::Context;
 use crate::fair;
-use crate::leg::Leg;
+use crate::leg::{Leg, Sealed};
 use crate::metrics::Shed;
 use crate::ready::Hop;
+use crate::seal::Seal;
 use crate::settings::Settings;
 use crate::socket::connect;
 
@@ -33,10 +34,14 @@ pub(crate) enum DialError {
         #[source]
         source: io::Error,
     },
-    #[error(
-        "{host} and this host cannot seal a trunk: either is not of the cluster, or not sealed"
-    )]
-    Seal {
+    #[error("{host} did not finish the handshake: it is down, or busy, or knows nothing of TLS")]
+    Handshake {
+        host: HostAddr,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{host} and this host do not believe each other's certificates")]
+    Certificate {
         host: HostAddr,
         #[source]
         source: io::Error,
@@ -87,8 +92,7 @@ pub(crate) async fn open(
     settings: &Settings,
     hop: &Hop,
 ) -> Result<Leg, DialError> {
-    // The other side knows its peers by address: leave from the one that it knows.
-    let source = context.host().and_then(|own| own.as_str().parse().ok());
+    let source = own_address(context);
     let started = Instant::now();
     let patience = settings.trunk_connect;
     let attempt = async {
@@ -100,25 +104,90 @@ pub(crate) async fn open(
         .await
         .unwrap_or_else(|| Err(io::ErrorKind::TimedOut.into()));
     observe(&context.book, started, &connected);
-    let (address, socket) = connected.map_err(|source| DialError::Connect {
-        to: hop.trunk.clone(),
-        source,
-    })?;
+    let (address, socket) = connected.map_err(|source| unreachable(hop, source))?;
     match settings.seal.as_ref().filter(|seal| seal.seals(address)) {
         None => Ok(socket.into()),
-        Some(seal) => {
-            let sealed = fair::within(patience, seal.connect(socket, &hop.host)).await;
-            let sealed = sealed.unwrap_or_else(|| Err(io::ErrorKind::TimedOut.into()));
-            sealed.map(Leg::from).map_err(|source| DialError::Seal {
-                host: hop.host.clone(),
-                source,
-            })
-        }
+        Some(seal) => shake(seal, (socket, patience), hop).await.map(Leg::from),
     }
 }
 
-/// Connects to a trunk and sends the header. The answer comes
-/// when the owner's gate lets it.
+/// The same ahead of any client, which is no connect that one waited for: none, and no connect at
+/// all, where it would be plain.
+///
+/// # Cancel safety
+/// Cancel safe.
+pub(crate) async fn open_ahead(
+    context: &Context,
+    settings: &Settings,
+    hop: &Hop,
+) -> Result<Option<Box<Sealed>>, DialError> {
+    let Some(seal) = &settings.seal else {
+        return Ok(None);
+    };
+    let source = own_address(context);
+    let patience = settings.trunk_connect;
+    let attempt = async {
+        let address = resolve(&hop.trunk).await?;
+        if !seal.seals(address.ip()) {
+            return Ok(None);
+        }
+        let socket = connect(address, source, patience, &settings.timeouts).await?;
+        Ok(Some(socket))
+    };
+    let connected = fair::within(patience, attempt)
+        .await
+        .unwrap_or_else(|| Err(io::ErrorKind::TimedOut.into()));
+    match connected.map_err(|source| unreachable(hop, source))? {
+        None => Ok(None),
+        Some(socket) => shake(seal, (socket, patience), hop).await.map(Some),
+    }
+}
+
+/// The other side knows its peers by address: leave from the one that it knows.
+fn own_address(context: &Context) -> Option<IpAddr> {
+    context.host().and_then(|own| own.as_str().parse().ok())
+}
+
+fn unreachable(hop: &Hop, source: io::Error) -> DialError {
+    DialError::Connect {
+        to: hop.trunk.clone(),
+        source,
+    }
+}
+
+async fn shake(
+    seal: &Seal,
+    (socket, patience): (TcpStream, Duration),
+    hop: &Hop,
+) -> Result<Box<Sealed>, DialError> {
+    let sealed = fair::within(patience, seal.connect(socket, &hop.host)).await;
+    let sealed = sealed.unwrap_or_else(|| Err(io::ErrorKind::TimedOut.into()));
+    sealed.map_err(|source| {
+        let host = hop.host.clone();
+        if is_refusal(&source) {
+            DialError::Certificate { host, source }
+        } else {
+            DialError::Handshake { host, source }
+        }
+    })
+}
+
+/// Whether it is about what one side says, and not about how it gets there.
+fn is_refusal(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::InvalidData
+}
+
+/// A trunk that broke. The owner judges this host's certificate after the handshake has ended here.
+fn broken(host: &HostAddr, source: io::Error) -> DialError {
+    if is_refusal(&source) {
+        let host = host.clone();
+        DialError::Certificate { host, source }
+    } else {
+        DialError::Broken(source)
+    }
+}
+
+/// Connects to a trunk and sends the header. The answer comes when the owner's gate lets it.
 ///
 /// # Cancel safety
 /// Cancel safe: an unfinished header is refused by the other side.
@@ -129,7 +198,7 @@ pub(crate) async fn trunk(
     header: &Header,
 ) -> Result<Leg, DialError> {
     let mut leg = open(context, settings, hop).await?;
-    send(settings, &mut leg, header).await?;
+    send(settings, &mut leg, (&hop.host, header)).await?;
     Ok(leg)
 }
 
@@ -140,7 +209,7 @@ pub(crate) async fn trunk(
 pub(crate) async fn send(
     settings: &Settings,
     leg: &mut Leg,
-    header: &Header,
+    (host, header): (&HostAddr, &Header),
 ) -> Result<(), DialError> {
     let bytes = header.encode();
     let sent = async {
@@ -149,16 +218,20 @@ pub(crate) async fn send(
     };
     let sent = fair::within(settings.trunk_connect, sent).await;
     let sent = sent.unwrap_or_else(|| Err(io::ErrorKind::TimedOut.into()));
-    sent.map_err(DialError::Broken)
+    sent.map_err(|error| broken(host, leg.refusal().unwrap_or(error)))
 }
 
 /// Counts and logs what concerns more than one connection.
 pub(crate) fn note(context: &Context, error: &DialError) {
     match error {
-        DialError::Seal { .. } => context
-            .book
-            .metrics
-            .shed_for(Shed::TrunkCertificate, &Report(error)),
+        DialError::Certificate { .. } => {
+            let what = Report(error);
+            context.book.metrics.shed_for(Shed::TrunkCertificate, &what);
+        }
+        DialError::Handshake { .. } => {
+            let what = Report(error);
+            context.book.metrics.shed_for(Shed::TrunkHandshake, &what);
+        }
         DialError::Connect { .. } | DialError::Broken(_) | DialError::Answer(_) => {
             tracing::debug!(error = %Report(error), "trunk not reached");
         }
@@ -169,7 +242,7 @@ pub(crate) fn note(context: &Context, error: &DialError) {
 ///
 /// # Cancel safety
 /// Not cancel safe: what was read is lost. Drop the stream with it.
-pub(crate) async fn answer(stream: &mut Leg) -> Result<Answer, DialError> {
+pub(crate) async fn answer(stream: &mut Leg, host: &HostAddr) -> Result<Answer, DialError> {
     let mut bytes = Vec::new();
     loop {
         match Answer::decode(&bytes).map_err(DialError::Answer)? {
@@ -177,7 +250,7 @@ pub(crate) async fn answer(stream: &mut Leg) -> Result<Answer, DialError> {
             Decoded::Need(more) => {
                 read_more(stream, &mut bytes, more)
                     .await
-                    .map_err(DialError::Broken)?;
+                    .map_err(|error| broken(host, error))?;
             }
         }
     }

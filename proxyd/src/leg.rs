@@ -7,7 +7,7 @@
 
 mod sealed;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::io;
 use std::net::TcpStream as Plain;
@@ -148,6 +148,14 @@ impl Leg {
         if self.socket().ready(Interest::ERROR).await.is_err() {
             // The runtime stops; so does this task.
             std::future::pending::<()>().await;
+        }
+    }
+
+    /// Why the other side ended it, where it has said so: for who could not write.
+    pub(crate) fn refusal(&self) -> Option<io::Error> {
+        match self {
+            Self::Plain(_) => None,
+            Self::Sealed(sealed) => sealed.refusal(),
         }
     }
 

@@ -90,6 +90,10 @@ pub(crate) enum Shed {
     TrunkSealed,
     /// A trunk connection whose other side is not believed, or does not believe.
     TrunkCertificate,
+    /// One whose handshake was begun and did not come to its end.
+    TrunkHandshake,
+    /// One that was to be kept ready here, beyond what there are places for.
+    TrunkReady,
     /// A host that speaks for another one.
     TrunkSender,
     /// A datagram that found no room.
@@ -99,7 +103,7 @@ pub(crate) enum Shed {
 }
 
 impl Shed {
-    const ALL: [Self; 18] = [
+    const ALL: [Self; 20] = [
         Self::Limit(Full::RouteParked),
         Self::Limit(Full::RouteConnections),
         Self::Limit(Full::Connections),
@@ -115,6 +119,8 @@ impl Shed {
         Self::TrunkPlain,
         Self::TrunkSealed,
         Self::TrunkCertificate,
+        Self::TrunkHandshake,
+        Self::TrunkReady,
         Self::TrunkSender,
         Self::Datagram,
         Self::Session,
@@ -143,6 +149,8 @@ impl Shed {
             Self::TrunkPlain => "trunk_plain",
             Self::TrunkSealed => "trunk_sealed",
             Self::TrunkCertificate => "trunk_certificate",
+            Self::TrunkHandshake => "trunk_handshake",
+            Self::TrunkReady => "trunk_ready",
             Self::TrunkSender => "trunk_sender",
             Self::Datagram => "datagram",
             Self::Session => "udp_session",

@@ -1,32 +1,42 @@
 //! Sealed connections to other hosts that are kept ready, so that a client waits for no handshake.
 //!
-//! They are opened for hosts that traffic goes to, carry one client each, and are replaced when they
-//! are used. One that has died meanwhile costs nothing: no byte of a client was read when that
-//! shows, and the next try opens a fresh one.
+//! They are opened for hosts that clients go to, one after the other for each, carry one client each,
+//! and are replaced when they are used. One that has died meanwhile costs no byte: none of the client
+//! was read when that shows, and the next try opens a fresh one.
+//!
+//! Whom a host does not believe, or has no place for, hears of that when its own handshake is over:
+//! so one that dies is as much a failure as one that cannot be opened, and the pause after it grows.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use rehome_shared::ids::HostAddr;
 use tokio::sync::Notify;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::context::Context;
 use crate::dial;
 use crate::leg::{Leg, Sealed};
+use crate::seal::Seal;
 
 /// How long one is kept. Shorter than what the other side allows.
 pub(crate) const KEPT: Duration = Duration::from_mins(1);
 /// For how long after its last client a host has some.
 const WANTED: Duration = Duration::from_mins(1);
-/// After a try that failed.
+/// After the first failure; it doubles until one has served a client.
 const PAUSE: Duration = Duration::from_secs(2);
+/// After many, and between two looks whether a host is still one to which trunks are plain.
+const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 /// Between two looks at what is kept.
 const LOOK: Duration = Duration::from_secs(1);
 /// Hosts that have some; a cluster is smaller.
 const HOSTS: usize = 256;
+/// Hosts to which one is opened at a time.
+const OPENED_AT_ONCE: usize = 32;
 
 /// Where a trunk connection goes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -43,81 +53,154 @@ pub(crate) struct Ready(Arc<Parts>);
 
 #[derive(Debug, Default)]
 struct Parts {
-    hops: Mutex<HashMap<Hop, Shelf>>,
+    shelves: Mutex<Shelves>,
     /// Something was taken.
     taken: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Shelves {
+    of: HashMap<Hop, Shelf>,
+    /// How often all were dropped.
+    cleared: u64,
 }
 
 /// What is kept for a host.
 #[derive(Debug)]
 struct Shelf {
     kept: VecDeque<(Box<Sealed>, Instant)>,
+    /// Another one is being opened.
+    opening: bool,
     /// When a client went there.
     used: Instant,
     /// Not before this is another one opened.
     not_before: Instant,
+    /// After the next failure.
+    pause: Duration,
+}
+
+/// Another one that is to be opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Wanted {
+    hop: Hop,
+    cleared: u64,
+}
+
+/// What came of it.
+enum Opened {
+    Sealed(Box<Sealed>),
+    /// It would be plain, of which none is kept.
+    Plain,
+    Failed,
+}
+
+/// How many there may be.
+#[derive(Debug, Clone, Copy)]
+struct Most {
+    of_a_host: usize,
+    in_all: usize,
+    /// That are opened now.
+    begun: usize,
 }
 
 impl Ready {
     /// One that lives, as far as can be known. That a client goes there is noted either way.
-    pub(crate) fn take(&self, hop: &Hop) -> Option<Leg> {
-        let now = Instant::now();
-        let mut hops = self.lock();
-        if hops.len() >= HOSTS && !hops.contains_key(hop) {
+    pub(crate) fn take(&self, hop: &Hop, now: Instant) -> Option<Leg> {
+        let mut shelves = self.lock();
+        if shelves.of.len() >= HOSTS && !shelves.of.contains_key(hop) {
             return None;
         }
-        let shelf = hops.entry(hop.clone()).or_insert_with(|| Shelf::new(now));
+        let shelf = shelves.of.entry(hop.clone());
+        let shelf = shelf.or_insert_with(|| Shelf::new(now));
         shelf.used = now;
         shelf.sort_out(now);
         let taken = shelf.kept.pop_front();
-        drop(hops);
+        drop(shelves);
         self.0.taken.notify_one();
         taken.map(|(sealed, _)| sealed.into())
     }
 
+    /// One has carried a client to its answer: the other side takes what this host keeps.
+    pub(crate) fn served(&self, hop: &Hop) {
+        if let Some(shelf) = self.lock().of.get_mut(hop) {
+            shelf.pause = PAUSE;
+        }
+    }
+
     /// Drops all: other certificates may be in force.
     pub(crate) fn clear(&self) {
-        self.lock().clear();
+        let mut shelves = self.lock();
+        shelves.of.clear();
+        shelves.cleared = shelves.cleared.wrapping_add(1);
     }
 
     /// Drops those for hosts that are not of the cluster any more.
     pub(crate) fn keep_only(&self, peers: &BTreeSet<HostAddr>) {
-        self.lock().retain(|hop, _| peers.contains(&hop.host));
+        self.lock().of.retain(|hop, _| peers.contains(&hop.host));
+    }
+
+    /// Drops what is old, dead or not wanted any more.
+    fn sort_out(&self, now: Instant) {
+        let mut shelves = self.lock();
+        let wanted = |shelf: &Shelf| now.saturating_duration_since(shelf.used) < WANTED;
+        shelves.of.retain(|_, shelf| wanted(shelf));
+        shelves
+            .of
+            .values_mut()
+            .for_each(|shelf| shelf.sort_out(now));
     }
 
     /// How many there are.
     fn count(&self) -> usize {
-        self.lock().values().map(|shelf| shelf.kept.len()).sum()
+        self.lock().count()
     }
 
-    /// The hosts that want another one, after what is old or dead was dropped.
-    fn wanting(&self, most: usize) -> Vec<Hop> {
-        let now = Instant::now();
-        let mut hops = self.lock();
-        hops.retain(|_, shelf| now.saturating_duration_since(shelf.used) < WANTED);
-        for shelf in hops.values_mut() {
-            shelf.sort_out(now);
+    /// The hosts for which another one is to be opened now, and [`Ready::lay_down`] called then.
+    fn wanting(&self, most: Most, now: Instant) -> Vec<Wanted> {
+        let mut shelves = self.lock();
+        let room = most.in_all.saturating_sub(shelves.count());
+        let room = room.min(OPENED_AT_ONCE).saturating_sub(most.begun);
+        let cleared = shelves.cleared;
+        let wants = |shelf: &Shelf| {
+            !shelf.opening && shelf.not_before <= now && shelf.kept.len() < most.of_a_host
+        };
+        let wanting = shelves.of.iter_mut().filter(|(_, shelf)| wants(shelf));
+        let begin = |(hop, shelf): (&Hop, &mut Shelf)| {
+            shelf.opening = true;
+            let hop = hop.clone();
+            Wanted { hop, cleared }
+        };
+        wanting.take(room).map(begin).collect()
+    }
+
+    /// Keeps what was opened, unless everything was dropped meanwhile.
+    fn lay_down(&self, wanted: &Wanted, opened: Opened, now: Instant) {
+        let mut shelves = self.lock();
+        if shelves.cleared != wanted.cleared {
+            return;
         }
-        let wants =
-            |(_, shelf): &(&Hop, &Shelf)| shelf.kept.len() < most && shelf.not_before <= now;
-        hops.iter()
-            .filter(wants)
-            .map(|(hop, _)| hop.clone())
-            .collect()
-    }
-
-    fn lay_down(&self, hop: &Hop, opened: Option<Box<Sealed>>) {
-        let now = Instant::now();
-        if let Some(shelf) = self.lock().get_mut(hop) {
-            match opened {
-                Some(sealed) => shelf.kept.push_back((sealed, now)),
-                None => shelf.not_before = now + PAUSE,
-            }
+        let Some(shelf) = shelves.of.get_mut(&wanted.hop) else {
+            return;
+        };
+        shelf.opening = false;
+        match opened {
+            Opened::Sealed(sealed) => shelf.kept.push_back((sealed, now)),
+            Opened::Plain => shelf.not_before = now + LONGEST_PAUSE,
+            Opened::Failed => shelf.failed(now),
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Hop, Shelf>> {
-        self.0.hops.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Shelves> {
+        self.0
+            .shelves
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Shelves {
+    fn count(&self) -> usize {
+        self.of.values().map(|shelf| shelf.kept.len()).sum()
     }
 }
 
@@ -125,17 +208,27 @@ impl Shelf {
     fn new(now: Instant) -> Self {
         Self {
             kept: VecDeque::new(),
+            opening: false,
             used: now,
             not_before: now,
+            pause: PAUSE,
         }
     }
 
     /// Drops what is old or dead.
     fn sort_out(&mut self, now: Instant) {
-        let lives = |(sealed, since): &(Box<Sealed>, Instant)| {
-            now.saturating_duration_since(*since) < KEPT && sealed.is_quiet()
-        };
-        self.kept.retain(lives);
+        let fresh = |since: Instant| now.saturating_duration_since(since) < KEPT;
+        self.kept.retain(|(_, since)| fresh(*since));
+        let before = self.kept.len();
+        self.kept.retain(|(sealed, _)| sealed.is_quiet());
+        if self.kept.len() < before {
+            self.failed(now);
+        }
+    }
+
+    fn failed(&mut self, now: Instant) {
+        self.not_before = now + self.pause;
+        self.pause = self.pause.saturating_mul(2).min(LONGEST_PAUSE);
     }
 }
 
@@ -144,33 +237,51 @@ impl Shelf {
 /// # Cancel safety
 /// Cancel safe: what is being opened is closed.
 pub(crate) async fn keep(context: Context, stop: CancellationToken) {
+    let ready = &context.ready;
     let work = async {
+        let mut opening = FuturesUnordered::new();
+        let mut looked = Instant::now();
         loop {
-            let settings = context.settings();
-            let most = settings.seal.as_ref().map_or(0, crate::seal::Seal::ready);
-            for hop in context.ready.wanting(most) {
-                let opened = dial::open(&context, &settings, &hop).await;
-                // Other certificates may have come into force meanwhile.
-                let in_force = Arc::ptr_eq(&settings, &context.settings());
-                let sealed = match opened {
-                    Ok(Leg::Sealed(sealed)) if in_force => Some(sealed),
-                    Ok(_) => None,
-                    Err(error) => {
-                        dial::note(&context, &error);
-                        None
-                    }
-                };
-                context.ready.lay_down(&hop, sealed);
+            let now = Instant::now();
+            if now.saturating_duration_since(looked) >= LOOK {
+                ready.sort_out(now);
+                looked = now;
             }
-            let count = i64::try_from(context.ready.count()).unwrap_or(i64::MAX);
+            let settings = context.settings();
+            let most = Most {
+                of_a_host: settings.seal.as_ref().map_or(0, Seal::ready),
+                in_all: settings.ready_places,
+                begun: opening.len(),
+            };
+            let wanting = ready.wanting(most, now);
+            opening.extend(wanting.into_iter().map(|wanted| open(&context, wanted)));
+            let count = i64::try_from(ready.count()).unwrap_or(i64::MAX);
             context.book.metrics.trunks_ready.set(count);
-            if context.ready.wanting(most).is_empty() {
-                // Both only wait.
-                drop(timeout(LOOK, context.ready.0.taken.notified()).await);
-            } else {
-                sleep(Duration::from_millis(1)).await;
+            // Each only waits: what is being opened is among the others until it is there.
+            tokio::select! {
+                Some(()) = opening.next() => {}
+                () = ready.0.taken.notified() => {}
+                () = sleep(LOOK) => {}
             }
         }
     };
     stop.run_until_cancelled(work).await;
 }
+
+/// Opens one and keeps it.
+async fn open(context: &Context, wanted: Wanted) {
+    // Those that are in force after it was wanted: others come with a drop of all.
+    let settings = context.settings();
+    let opened = match dial::open_ahead(context, &settings, &wanted.hop).await {
+        Ok(Some(sealed)) => Opened::Sealed(sealed),
+        Ok(None) => Opened::Plain,
+        Err(error) => {
+            dial::note(context, &error);
+            Opened::Failed
+        }
+    };
+    context.ready.lay_down(&wanted, opened, Instant::now());
+}
+
+#[cfg(test)]
+mod tests;

@@ -32,8 +32,8 @@ struct Parts {
 /// Why a trunk connection is not taken.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum NotTaken {
-    /// It says nothing.
-    #[error("it ended before its first byte")]
+    /// It says nothing, or too little in its time.
+    #[error("it did not say what it is")]
     Silent(#[source] io::Error),
     /// Plain, where only TLS is accepted.
     #[error("it is not sealed, and this host accepts only TLS from there")]
@@ -41,9 +41,12 @@ pub(crate) enum NotTaken {
     /// TLS, where there are no certificates.
     #[error("it is sealed, and trunk.tls is not set on this host")]
     Sealed,
+    /// It broke off.
+    #[error("it did not finish the handshake")]
+    Handshake(#[source] io::Error),
     /// Both could not agree, or one did not believe the other.
     #[error("it could not show that it is of this cluster")]
-    Handshake(#[source] io::Error),
+    Certificate(#[source] io::Error),
 }
 
 impl NotTaken {
@@ -52,7 +55,8 @@ impl NotTaken {
             Self::Silent(_) => Shed::Header,
             Self::Plain => Shed::TrunkPlain,
             Self::Sealed => Shed::TrunkSealed,
-            Self::Handshake(_) => Shed::TrunkCertificate,
+            Self::Handshake(_) => Shed::TrunkHandshake,
+            Self::Certificate(_) => Shed::TrunkCertificate,
         }
     }
 }
@@ -76,9 +80,12 @@ impl Seal {
         self.0.settings.send == Sent::Tls && !self.trusts(to)
     }
 
-    /// How many connections are kept ready for a host.
+    /// How many connections are kept ready for a host: only what is sealed is worth it.
     pub(crate) fn ready(&self) -> usize {
-        usize::try_from(self.0.settings.ready).unwrap_or(usize::MAX)
+        match self.0.settings.send {
+            Sent::Tls => usize::try_from(self.0.settings.ready).unwrap_or(usize::MAX),
+            Sent::Plain => 0,
+        }
     }
 
     fn accepts_plain(&self, from: IpAddr) -> bool {
@@ -125,9 +132,15 @@ pub(crate) async fn take(
         None if first == [HANDSHAKE] => Err(NotTaken::Sealed),
         Some(seal) if first == [HANDSHAKE] => {
             let sealed = Sealed::accept(socket, seal.0.tls.server()).await;
-            let sealed = sealed.map_err(NotTaken::Handshake)?;
+            let sealed = sealed.map_err(|error| {
+                if error.kind() == io::ErrorKind::InvalidData {
+                    NotTaken::Certificate(error)
+                } else {
+                    NotTaken::Handshake(error)
+                }
+            })?;
             let peer = sealed.peer().map_err(io::Error::other);
-            let peer = peer.map_err(NotTaken::Handshake)?;
+            let peer = peer.map_err(NotTaken::Certificate)?;
             Ok((sealed.into(), Some(peer)))
         }
         Some(seal) if !seal.accepts_plain(from) => Err(NotTaken::Plain),

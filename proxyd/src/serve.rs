@@ -389,7 +389,7 @@ async fn through_trunk(
         };
         let upstream = Upstream::Trunk(hop.trunk.clone());
         held.connection().set_upstream(Some(upstream));
-        let mut stream = context.ready.take(&hop);
+        let mut stream = context.ready.take(&hop, Instant::now());
         let answer = loop {
             let ready = stream.is_some();
             let answer = ask_trunk(
@@ -401,7 +401,12 @@ async fn through_trunk(
             match Box::pin(answer).await? {
                 // One that was ready may have died; that says nothing about the other host.
                 Err(DialError::Broken(_)) if ready => {}
-                answer => break answer,
+                answer => {
+                    if ready && answer.is_ok() {
+                        context.ready.served(&hop);
+                    }
+                    break answer;
+                }
             }
         };
         match answer {
@@ -443,7 +448,10 @@ async fn ask_trunk(
 ) -> Result<Result<(Answer, Leg), DialError>, Failed> {
     let settings = context.settings();
     let sent = match ready {
-        Some(mut leg) => dial::send(&settings, &mut leg, header).await.map(|()| leg),
+        Some(mut leg) => {
+            let said = (&hop.host, header);
+            dial::send(&settings, &mut leg, said).await.map(|()| leg)
+        }
         None => dial::trunk(context, &settings, hop, header).await,
     };
     let mut stream = match sent {
@@ -456,7 +464,7 @@ async fn ask_trunk(
     // come is not late.
     let answer = tokio::select! {
         biased;
-        answer = dial::answer(&mut stream) => answer,
+        answer = dial::answer(&mut stream, &hop.host) => answer,
         () = watched.gone() => return Err(Failed::End(End::ClientGone)),
         () = fair::sleep_until(deadline) => return Err(Failed::End(End::ParkTimeout)),
         () = stopped(orders) => return Err(Failed::End(End::Stopped)),
@@ -468,7 +476,10 @@ fn not_reached(context: &Context, error: &DialError) -> Tried {
     dial::note(context, error);
     match error {
         DialError::Connect { source, .. } => failed(context, source),
-        DialError::Seal { .. } | DialError::Broken(_) | DialError::Answer(_) => Tried::NotReached,
+        DialError::Handshake { .. }
+        | DialError::Certificate { .. }
+        | DialError::Broken(_)
+        | DialError::Answer(_) => Tried::NotReached,
     }
 }
 

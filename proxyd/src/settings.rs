@@ -17,6 +17,9 @@ use rehome_shared::ids::HostAddr;
 
 use crate::seal::Seal;
 
+/// Enough for four each way with 256 hosts.
+const READY_PLACES: usize = 1024;
+
 /// The settings in force.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
@@ -34,6 +37,9 @@ pub(crate) struct Settings {
     pub(crate) trunk_connect: Duration,
     /// How trunks are sealed, where they are.
     pub(crate) seal: Option<Seal>,
+    /// Sealed connections that this host keeps ready, and as many again that others keep ready
+    /// here.
+    pub(crate) ready_places: usize,
     pub(crate) udp_sessions: usize,
     /// What buffers and pipes may hold together between a read and a write.
     pub(crate) relay_bytes: usize,
@@ -88,6 +94,7 @@ impl Settings {
             timeouts: config.timeouts,
             trunk_connect: config.trunk.connect_timeout,
             seal,
+            ready_places: READY_PLACES,
             udp_sessions: usize::try_from(limits.udp_sessions).unwrap_or(usize::MAX),
             relay_bytes: usize::try_from(limits.relay_bytes.0).unwrap_or(usize::MAX),
             pipe_bytes: usize::try_from(limits.pipe_bytes.0).unwrap_or(usize::MAX),

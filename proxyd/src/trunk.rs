@@ -4,18 +4,19 @@
 //! connection is one like any other: the same line, gate and limits, and an answer before the
 //! first byte.
 
-use std::io;
+mod greeting;
+mod places;
+#[cfg(test)]
+mod tests;
+
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::Instant;
 
 use proxyd_core::way::Arrival;
-use rehome_runtime::report::Report;
-use rehome_runtime::tls::PeerIdentity;
-use rehome_shared::trunk::{Answer, Decoded, Header, Refusal};
+use rehome_shared::trunk::{Answer, Refusal};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
-use tokio::time::{Instant, timeout_at};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::Instrument;
@@ -25,35 +26,25 @@ use crate::book::held::Held;
 use crate::book::{NotAdmitted, Origin};
 use crate::context::Context;
 use crate::course::Course;
-use crate::dial::read_more;
 use crate::fair;
 use crate::leg::Leg;
 use crate::metrics::Shed;
-use crate::ready::KEPT;
-use crate::seal::{self, NotTaken};
 use crate::serve::{answer, serve};
 use crate::socket::reset_on_drop;
 use crate::udp;
+use places::Places;
 
-/// The most that a header may take to arrive.
-const HEADER_TIME: Duration = Duration::from_secs(5);
 /// Trunk connections whose header is not there yet; more wait in the kernel.
 const GREETED_AT_ONCE: usize = 1024;
 /// Trunk connections that wait for a route that this host does not know; more are sent back
 /// and come again.
 const UNKNOWN_AT_ONCE: usize = 1024;
 
-/// Sealed connections that other hosts keep ready here; more are closed, and opened when they are
-/// needed.
-const READY_AT_ONCE: usize = 4096;
-/// How long each may stay so: longer than the other side keeps it.
-const READY_TIME: Duration = KEPT.saturating_mul(2);
-
 /// How many may wait for what.
 #[derive(Debug)]
 struct Limits {
     unknown: Semaphore,
-    ready: Semaphore,
+    ready: Places,
 }
 
 /// Accepts trunk connections until the stop.
@@ -64,7 +55,7 @@ pub(crate) async fn run(context: Context, listener: Arc<TcpListener>, stop: Canc
     let permits = Arc::new(Semaphore::new(GREETED_AT_ONCE));
     let limits = Arc::new(Limits {
         unknown: Semaphore::new(UNKNOWN_AT_ONCE),
-        ready: Semaphore::new(READY_AT_ONCE),
+        ready: Places::new(context.settings().ready_places),
     });
     let work = async {
         loop {
@@ -111,22 +102,14 @@ fn greet(
     })
 }
 
-/// Finds out who sends, reads the header and takes the connection in. None, when it is over or was
-/// served.
+/// Hears what a connection is and takes it in. None, when it is over or was served.
 async fn take_in(
     context: &Context,
     stream: (TcpStream, IpAddr),
     permit: OwnedSemaphorePermit,
     limits: &Limits,
 ) -> Option<(Held, Leg)> {
-    let (mut stream, peer) = open(context, stream).await?;
-    drop(permit);
-    let _idle = is_asked(&stream, limits).await?;
-    let header = read_header(context, &mut stream).await?;
-    if !may_speak(context, &header, peer.as_ref()) {
-        stream.reset_on_drop();
-        return None;
-    }
+    let (mut stream, header) = greeting::hear(context, stream, permit, &limits.ready).await?;
     let mut waits = None;
     let until = Instant::now() + context.settings().unknown_route;
     let mut news = None;
@@ -157,8 +140,9 @@ async fn take_in(
                     continue;
                 };
                 waits = waits.or_else(|| limits.unknown.try_acquire().ok());
+                let left = until.saturating_duration_since(Instant::now());
                 let told = waits.is_some()
-                    && matches!(timeout_at(until, news.changed()).await, Ok(Ok(())));
+                    && matches!(fair::within(left, news.changed()).await, Some(Ok(())));
                 if !told {
                     let refusal = Answer::Refused(Refusal::UnknownRoute);
                     let _sent = answer(&mut stream, &refusal).await;
@@ -168,83 +152,3 @@ async fn take_in(
         }
     }
 }
-
-/// Takes the connection in the form in which it comes, if that is accepted here.
-async fn open(
-    context: &Context,
-    (stream, from): (TcpStream, IpAddr),
-) -> Option<(Leg, Option<PeerIdentity>)> {
-    let settings = context.settings();
-    let taking = seal::take(settings.seal.as_ref(), stream, from);
-    let taken = fair::within(HEADER_TIME, taking).await;
-    let late = || Err(NotTaken::Silent(io::ErrorKind::TimedOut.into()));
-    match taken.unwrap_or_else(late) {
-        Ok(taken) => Some(taken),
-        Err(error) => {
-            let what = Report(&error).to_string();
-            let what = format_args!("a trunk connection from {from} is not taken: {what}");
-            context.book.metrics.shed_for(error.shed(), &what);
-            None
-        }
-    }
-}
-
-/// Waits until there is a header, at once or, on a connection that is kept ready, much later.
-async fn is_asked<'a>(stream: &Leg, limits: &'a Limits) -> Option<Option<SemaphorePermit<'a>>> {
-    if stream.plain().is_some() {
-        return Some(None);
-    }
-    let idle = limits.ready.try_acquire().ok()?;
-    let asked = fair::within(READY_TIME, stream.has_byte()).await;
-    // Whoever kept it had no use for it.
-    matches!(asked, Some(Ok(true))).then_some(Some(idle))
-}
-
-/// Whether the sender is who it says, and one of the cluster's.
-fn may_speak(context: &Context, header: &Header, peer: Option<&PeerIdentity>) -> bool {
-    let sender = &header.sender;
-    let Some(peer) = peer else {
-        return true;
-    };
-    let fault = if !peer.is(sender) {
-        "its certificate is another host's"
-    } else if !context.peers.has(sender) {
-        "it is not of this cluster"
-    } else {
-        return true;
-    };
-    let what = format_args!("a trunk connection says that {sender} sends it: {fault}");
-    context.book.metrics.shed_for(Shed::TrunkSender, &what);
-    false
-}
-
-async fn read_header(context: &Context, stream: &mut Leg) -> Option<Header> {
-    let mut bytes = Vec::new();
-    let reading = async {
-        loop {
-            match Header::decode(&bytes).map_err(|error| error.to_string())? {
-                Decoded::Done(header) => return Ok(header),
-                Decoded::Need(more) => {
-                    read_more(stream, &mut bytes, more)
-                        .await
-                        .map_err(|error| error.to_string())?;
-                }
-            }
-        }
-    };
-    let read: Result<Header, String> = fair::within(HEADER_TIME, reading)
-        .await
-        .unwrap_or_else(|| Err("too slow".to_owned()));
-    match read {
-        Ok(header) => Some(header),
-        Err(error) => {
-            tracing::debug!(error, "a trunk header that is none");
-            context.book.metrics.shed(Shed::Header);
-            stream.reset_on_drop();
-            None
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests;

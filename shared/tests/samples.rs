@@ -99,7 +99,17 @@ fn the_daemons_samples_show_the_defaults() -> TestResult {
     let proxyd = proxyd_config(&source("proxyd.yml")?).map_err(|p| format!("{p:#?}"))?;
     assert_eq!(proxyd.limits, ProxydLimits::default());
     assert_eq!(proxyd.timeouts, ProxydTimeouts::default());
-    assert_eq!(proxyd.trunk, Trunk::default());
+    // Whether trunks are sealed is an example; what else stands in that block is not.
+    let files = "ca: /etc/rehome/tls/ca.pem, certificate: /etc/rehome/tls/host.pem, \
+                 key: /etc/rehome/tls/host.key";
+    let short = format!("version: 1\ntrunk: {{tls: {{{files}}}}}\n");
+    let short = proxyd_config(&Source::new("short", short)).map_err(|p| format!("{p:#?}"))?;
+    assert_eq!(proxyd.trunk, short.trunk);
+    let plain = Trunk {
+        tls: None,
+        ..proxyd.trunk
+    };
+    assert_eq!(plain, Trunk::default());
     assert_eq!(proxyd.log, Log::default());
     assert_eq!(proxyd.routes.len(), 1);
     Ok(())

@@ -120,12 +120,14 @@ impl<'a> Air<'a> {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Landed> {
-        // What was passed on goes out; who reads or writes next hears of a failure.
+        let landed = match self.poll_ask(cx) {
+            Poll::Ready(landed) => Poll::Ready(landed),
+            Poll::Pending => self.poll_answer(cx),
+        };
+        // What was passed on goes out: after all else, because nothing else waits for room for it.
+        // Who reads or writes next hears of a failure.
         let _unsent = [self.client, self.upstream].map(|leg| leg.poll_flush(cx).is_pending());
-        if let Poll::Ready(landed) = self.poll_ask(cx) {
-            return Poll::Ready(landed);
-        }
-        self.poll_answer(cx)
+        landed
     }
 
     fn poll_ask(&mut self, cx: &mut Context<'_>) -> Poll<Landed> {

@@ -22,6 +22,8 @@ use crate::book::Origin;
 use crate::book::connection::{Connection, Upstream as Leads};
 use crate::book::held::Step;
 
+mod sealed;
+
 const LIMIT: Duration = Duration::from_secs(20);
 const GET: &str = "GET / HTTP/1.1\r\nHost: x\r\n\r\n";
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";

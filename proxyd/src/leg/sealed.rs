@@ -31,8 +31,8 @@ pub(crate) struct Sealed {
 struct Session {
     tls: Connection,
     sending: Sending,
-    /// What came is not of this session.
-    broken: bool,
+    /// What came is not of this session, or says why the other side ends it.
+    broken: Option<rustls::Error>,
 }
 
 /// What can still be sent.
@@ -69,23 +69,20 @@ impl Write for Wire<'_> {
 }
 
 impl Session {
-    /// Takes what the socket has, and says whether anything can be read then. A socket that ends
-    /// without a word is a broken one.
+    /// Takes what the socket has. [`Session::seen`] says what came of it.
     fn pull(&mut self, socket: &TcpStream) -> io::Result<()> {
         let taken = self.tls.read_tls(&mut Wire(socket))?;
-        if let Err(error) = self.tls.process_new_packets() {
-            self.broken = true;
-            // The other side hears why, if it still listens.
-            drop(self.push(socket));
-            return Err(io::Error::new(io::ErrorKind::InvalidData, error));
+        match self.tls.process_new_packets() {
+            Err(error) => self.broken = Some(error),
+            Ok(_) if taken == 0 && self.tls.is_handshaking() => {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            Ok(_) => {}
         }
-        if taken == 0 && self.tls.is_handshaking() {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        match self.push(socket) {
-            Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
-            Ok(()) | Err(_) => Ok(()),
-        }
+        // The other side hears what there is to say, if it still listens; a failure is for who
+        // writes, and what has come is there either way.
+        drop(self.push(socket));
+        Ok(())
     }
 
     /// Gives the kernel what there is to send.
@@ -103,12 +100,16 @@ impl Session {
         Ok(())
     }
 
-    /// What can be read: some bytes, or none at the end.
+    /// What can be read: some bytes, or none at the end. A socket that ended without a word is a
+    /// broken one.
     fn seen(&mut self) -> io::Result<usize> {
-        if self.broken {
-            return Err(io::ErrorKind::ConnectionReset.into());
+        let seen = self.tls.reader().fill_buf().map(<[u8]>::len);
+        match (seen, &self.broken) {
+            (Ok(bytes @ 1..), _) | (Ok(bytes), None) => Ok(bytes),
+            (_, Some(error)) => Err(io::Error::new(io::ErrorKind::InvalidData, error.clone())),
+            (Err(error), None) if error.kind() == io::ErrorKind::WouldBlock => Err(error),
+            (Err(_), None) => Err(io::ErrorKind::ConnectionReset.into()),
         }
-        Ok(self.tls.reader().fill_buf()?.len())
     }
 
     fn finish(&mut self, socket: &TcpStream) {
@@ -151,9 +152,12 @@ impl Sealed {
         let mut session = Session {
             tls,
             sending: Sending::Anything,
-            broken: false,
+            broken: None,
         };
         loop {
+            if let Some(error) = session.broken {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, error));
+            }
             match session.push(&socket) {
                 Ok(()) if !session.tls.is_handshaking() => break,
                 Ok(()) => match session.pull(&socket) {
@@ -222,7 +226,7 @@ impl Sealed {
                 Ok(0) => return Ok(0),
                 Ok(_) => return session.tls.reader().read(space),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(_) => return Err(io::ErrorKind::ConnectionReset.into()),
+                Err(error) => return Err(error),
             }
             session.pull(&self.socket)?;
         }
@@ -235,7 +239,7 @@ impl Sealed {
             match session.seen() {
                 Ok(bytes) => return Poll::Ready(Ok(bytes > 0)),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(_) => return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
+                Err(error) => return Poll::Ready(Err(error)),
             }
             match session.pull(&self.socket) {
                 Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
@@ -253,7 +257,7 @@ impl Sealed {
 
     pub(super) fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
         let mut session = self.lock();
-        if session.sending != Sending::Anything || session.broken {
+        if session.sending != Sending::Anything || session.broken.is_some() {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
         session.push(&self.socket)?;
@@ -275,6 +279,15 @@ impl Sealed {
                 pushed => return Poll::Ready(pushed),
             }
         }
+    }
+
+    /// Why the session broke, if the other side has said so.
+    pub(super) fn refusal(&self) -> Option<io::Error> {
+        let mut session = self.lock();
+        // What it has said may not have been read yet.
+        drop(session.pull(&self.socket));
+        let error = session.broken.clone()?;
+        Some(io::Error::new(io::ErrorKind::InvalidData, error))
     }
 
     pub(super) fn finish_sending(&self) {

@@ -1,16 +1,18 @@
-use std::future::poll_fn;
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rehome_shared::ids::HostAddr;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::time::timeout;
 
 use super::*;
-use crate::seal::{Seal, take};
-use certificates::Authority;
+use crate::seal::{NotTaken, Seal, take};
+pub(crate) use certificates::Authority;
 
 #[path = "../../tests/traffic/certificates.rs"]
 mod certificates;
@@ -18,6 +20,10 @@ mod certificates;
 const LIMIT: Duration = Duration::from_secs(20);
 const NAME: &str = "127.0.0.1";
 
+/// What a narrow socket holds: less than a record.
+const NARROW: u32 = 4 << 10;
+
+/// Who accepted and who connected.
 async fn sockets() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let connecting = TcpStream::connect(listener.local_addr().unwrap());
@@ -25,9 +31,27 @@ async fn sockets() -> (TcpStream, TcpStream) {
     (accepted.unwrap().0, connected.unwrap())
 }
 
+/// The same, and neither holds a whole record.
+async fn narrow_sockets() -> (TcpStream, TcpStream) {
+    let listener = TcpSocket::new_v4().unwrap();
+    listener.set_recv_buffer_size(NARROW).unwrap();
+    listener.set_send_buffer_size(NARROW).unwrap();
+    listener.bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+    let listener = listener.listen(1).unwrap();
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(NARROW).unwrap();
+    socket.set_send_buffer_size(NARROW).unwrap();
+    let connecting = socket.connect(listener.local_addr().unwrap());
+    let (accepted, connected) = tokio::join!(listener.accept(), connecting);
+    (accepted.unwrap().0, connected.unwrap())
+}
+
 /// Both sides of a connection, by certificates of these authorities.
-async fn shake(here: &Authority, there: &Authority) -> (io::Result<Leg>, io::Result<Leg>) {
-    let (accepted, connected) = sockets().await;
+async fn shake(
+    (accepted, connected): (TcpStream, TcpStream),
+    here: &Authority,
+    there: &Authority,
+) -> (io::Result<Leg>, io::Result<Leg>) {
     let seal = |authority: &Authority| Seal::load(&authority.tls(NAME).unwrap()).unwrap();
     let (here, there) = (seal(here), seal(there));
     let host = HostAddr::try_new(NAME).unwrap();
@@ -46,10 +70,30 @@ async fn shake(here: &Authority, there: &Authority) -> (io::Result<Leg>, io::Res
     (accepted.map_err(io::Error::other), connected.map(Leg::from))
 }
 
-async fn pair() -> (Leg, Leg) {
+async fn sealed(sockets: (TcpStream, TcpStream)) -> (Leg, Leg) {
     let authority = Authority::new().unwrap();
-    let (a, b) = shake(&authority, &authority).await;
+    let (a, b) = shake(sockets, &authority, &authority).await;
     (a.unwrap(), b.unwrap())
+}
+
+pub(crate) async fn pair() -> (Leg, Leg) {
+    sealed(sockets().await).await
+}
+
+/// Neither side's kernel takes a whole record while the other one does not read.
+pub(crate) async fn narrow_pair() -> (Leg, Leg) {
+    sealed(narrow_sockets().await).await
+}
+
+/// Writes until the kernel takes no more, with nobody who reads.
+async fn stuff(leg: &Leg) {
+    // It may take some more once it has found that the other side's has room.
+    while timeout(Duration::from_millis(200), leg.flushed())
+        .await
+        .is_ok()
+    {
+        drop(leg.try_write(&[7; 16 << 10]));
+    }
 }
 
 async fn to_end(leg: &mut Leg) -> io::Result<Vec<u8>> {
@@ -86,18 +130,46 @@ async fn a_drop_is_an_end_unless_something_is_not_sent() {
     drop(a);
     assert_eq!(to_end(&mut b).await.unwrap(), b"bye");
 
-    let (a, mut b) = pair().await;
-    let full = async {
-        loop {
-            poll_fn(|cx| a.poll_write_ready(cx)).await.unwrap();
-            drop(a.try_write(&[7; 16 << 10]));
-        }
-    };
-    // Nobody reads: the kernel takes no more in the end, and a record is stuck.
-    drop(timeout(Duration::from_millis(300), full).await);
-    let stuck = poll_fn(|cx| Poll::Ready(a.poll_flush(cx).is_pending())).await;
+    let (a, mut b) = narrow_pair().await;
+    stuff(&a).await;
     drop(a);
-    assert!(stuck && to_end(&mut b).await.is_err());
+    assert!(to_end(&mut b).await.is_err());
+}
+
+/// Its own record is stuck, so the reset is the first that a write hears.
+#[tokio::test]
+async fn what_came_before_a_reset_is_read() {
+    let (mut a, b) = narrow_pair().await;
+    stuff(&a).await;
+    assert_eq!(b.try_write(b"answer").unwrap(), 6);
+    b.reset_on_drop();
+    drop(b);
+    timeout(LIMIT, a.breaks()).await.unwrap();
+    let mut heard = [0; 6];
+    timeout(LIMIT, a.read_exact(&mut heard))
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(&heard, b"answer");
+    assert!(to_end(&mut a).await.is_err());
+}
+
+/// The same where a record follows that is none.
+#[tokio::test]
+async fn what_came_before_nonsense_is_read() {
+    let (mut a, b) = pair().await;
+    assert_eq!(b.try_write(b"answer").unwrap(), 6);
+    let nonsense = [0x17, 3, 3, 0, 32].into_iter().chain([0; 32]);
+    let nonsense: Vec<u8> = nonsense.collect();
+    assert_eq!(b.socket().try_write(&nonsense).unwrap(), nonsense.len());
+    let mut heard = [0; 6];
+    timeout(LIMIT, a.read_exact(&mut heard))
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(&heard, b"answer");
+    let kind = to_end(&mut a).await.unwrap_err().kind();
+    assert_eq!(kind, io::ErrorKind::InvalidData);
 }
 
 #[tokio::test]
@@ -140,6 +212,32 @@ async fn one_that_is_ready_is_quiet_until_something_comes() {
 #[tokio::test]
 async fn hosts_of_other_authorities_do_not_believe_each_other() {
     let (one, other) = (Authority::new().unwrap(), Authority::new().unwrap());
-    let (accepted, connected) = shake(&one, &other).await;
+    let (accepted, connected) = shake(sockets().await, &one, &other).await;
     assert!(accepted.is_err() && connected.is_err());
+}
+
+/// It has finished its handshake when it hears of that: the first read says why.
+#[tokio::test]
+async fn who_shows_no_certificate_is_refused_and_hears_why() {
+    let authority = Authority::new().unwrap();
+    let seal = Seal::load(&authority.tls(NAME).unwrap()).unwrap();
+    let mut roots = rustls::RootCertStore::empty();
+    let ca = CertificateDer::from_pem_file(authority.ca()).unwrap();
+    roots.add(ca).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let (accepted, connected) = sockets().await;
+    let name = NAME.try_into().unwrap();
+    let (taken, sealed) = tokio::join!(
+        take(Some(&seal), accepted, Ipv4Addr::LOCALHOST.into()),
+        Sealed::connect(connected, Arc::new(config), name)
+    );
+    assert!(matches!(taken, Err(NotTaken::Certificate(_))), "{taken:?}");
+    let mut leg = Leg::from(sealed.unwrap());
+    let error = to_end(&mut leg).await.unwrap_err();
+    assert!(error.to_string().contains("CertificateRequired"), "{error}");
 }

@@ -140,7 +140,7 @@ impl Session {
             let mut stream = dialled
                 .inspect_err(|error| dial::note(&self.context, error))
                 .ok()?;
-            match dial::answer(&mut stream).await.ok()? {
+            match dial::answer(&mut stream, &hop.host).await.ok()? {
                 Answer::Connected => return Some(stream),
                 Answer::Moved {
                     host,

@@ -212,7 +212,7 @@ async fn a_sealed_sender_does_not_become_plain_by_itself_but_by_its_file() -> Re
     let two = Two::set(|name| Ok(Some(cluster.tls(name)?)), |_| Ok(None)).await?;
     let held = two.asks().await?;
     until(&two.owner, "reason=\"trunk_sealed\"").await?;
-    until(&two.here, "reason=\"trunk_certificate\"").await?;
+    until(&two.here, "reason=\"trunk_handshake\"").await?;
     let mut plain = cluster.tls(two.here.name()?.as_str())?;
     plain.send = Sent::Plain;
     two.is_mended_by(&two.here, Some(plain), held).await

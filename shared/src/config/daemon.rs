@@ -21,7 +21,7 @@ pub(super) use clients::send_proxy;
 pub use clients::{AcceptProxy, ProxyProtocol};
 pub use migrated::migrated_config;
 pub use proxyd::proxyd_config;
-pub use trunk::{Accepted, Sent, Trunk, TrunkTls};
+pub use trunk::{Accepted, MOST_READY, Sent, Trunk, TrunkTls};
 
 use super::model::MigrationLimits;
 use crate::api::proxy::Announce;

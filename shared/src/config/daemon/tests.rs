@@ -323,6 +323,10 @@ fn trunks_are_plain_without_certificates_and_sealed_with_them() {
             "trunk.tls.ready",
         ),
         (
+            "{ca: /a, certificate: /b, key: /c, ready: 65}",
+            "trunk.tls.ready",
+        ),
+        (
             "{ca: /a, certificate: /b, key: /c, mode: x}",
             "trunk.tls.mode",
         ),

@@ -22,6 +22,9 @@ const TLS: [&str; 7] = [
     "ready",
 ];
 
+/// The most connections that may be kept ready for a host. The other side counts on it.
+pub const MOST_READY: u32 = 64;
+
 /// The way between proxyds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trunk {
@@ -55,7 +58,7 @@ pub struct TrunkTls {
     /// Networks that are trusted: to and from them trunks are plain.
     pub plain: Vec<Network>,
     /// Connections that are kept ready for each host that traffic goes to, so that a new one pays
-    /// for no handshake.
+    /// for no handshake; at most [`MOST_READY`].
     pub ready: u32,
 }
 
@@ -109,9 +112,10 @@ fn tls(at: &At<'_>, report: &mut Report) -> Option<TrunkTls> {
     let plain = fields
         .take("plain")
         .map_or_else(Vec::new, |at| networks(&at, report));
-    let ready = fields
-        .take("ready")
-        .map_or(Some(4), |at| at.count(report, 0, "ready"));
+    let ready = fields.take("ready").map_or(Some(4), |at| {
+        let few = at.integer(report, 0..=i128::from(MOST_READY), "ready")?;
+        u32::try_from(few).ok()
+    });
     fields.finish(report, &TLS);
     Some(TrunkTls {
         files: files?,

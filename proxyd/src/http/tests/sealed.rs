@@ -1,0 +1,54 @@
+//! Requests whose way goes over TLS, on one side or the other.
+
+use super::*;
+use crate::leg::tests::narrow_pair;
+
+/// Longer than what the kernel takes at once, and the end of it is a record that is.
+fn long() -> String {
+    "x".repeat(60_000)
+}
+
+async fn hears(leg: &mut Leg, text: &str) {
+    let mut heard = vec![0; text.len()];
+    let read = timeout(LIMIT, leg.read_exact(&mut heard)).await;
+    assert!(matches!(read, Ok(Ok(_))), "{read:?}");
+    assert_eq!(String::from_utf8(heard).unwrap(), text);
+}
+
+#[tokio::test]
+async fn the_end_of_a_request_reaches_an_application_that_is_slow_to_read() {
+    let mut scene = Scene::set(|_| {}).await;
+    let (mut all, reached) = scene.reach().await;
+    let (upstream, mut app) = narrow_pair().await;
+    let sides = Sides::from((reached.client, upstream));
+    let talk = converse(scene.context.clone(), reached.active, sides);
+    scene.tasks.spawn(talk);
+    let body = long();
+    let head = format!("POST / HTTP/1.1\r\nContent-Length: {}\r\n\r\n", body.len());
+    let ask = [head, body].concat();
+    say(&mut all.client, &ask).await;
+    hears(&mut app, &ask).await;
+    app.write_all(OK.as_bytes()).await.unwrap();
+    hear(&mut all.client, OK).await;
+}
+
+/// More of the answer may come much later.
+#[tokio::test]
+async fn a_part_of_an_answer_reaches_a_client_that_is_slow_to_read() {
+    let mut scene = Scene::set(|_| {}).await;
+    let (mut all, reached) = scene.reach().await;
+    let (mut client, from_client) = narrow_pair().await;
+    let sides = Sides::from((from_client, reached.upstream));
+    let talk = converse(scene.context.clone(), reached.active, sides);
+    scene.tasks.spawn(talk);
+    client.write_all(GET.as_bytes()).await.unwrap();
+    client.flush().await.unwrap();
+    hear(&mut all.app, GET).await;
+    let part = long();
+    let head = "HTTP/1.1 200 OK\r\nContent-Length: 60001\r\n\r\n";
+    let part = [head, &part].concat();
+    say(&mut all.app, &part).await;
+    hears(&mut client, &part).await;
+    say(&mut all.app, "!").await;
+    hears(&mut client, "!").await;
+}
