@@ -21,7 +21,6 @@ use std::io;
 use proxyd_core::http::{After, Flight, Request};
 use proxyd_core::tally::End;
 use tokio::task::yield_now;
-use tokio::time::sleep;
 
 use crate::book::active::Active;
 use crate::book::connection::Stage;
@@ -29,9 +28,10 @@ use crate::book::news::News;
 use crate::book::orders::Order;
 use crate::context::Context;
 use crate::course::Course;
+use crate::fair;
 use crate::handover::{Departure, depart};
 use crate::leg::Leg;
-use crate::relay::{Relay, Times};
+use crate::relay::{Relay, Times, sent};
 use crate::serve::{Begun, Read, again, carry, times};
 use air::Landed;
 use hand::Hand;
@@ -87,7 +87,7 @@ pub(crate) fn converse(context: Context, mut active: Active, sides: Sides) -> Co
             match talk.turn(&active).await {
                 Turn::Rest => {}
                 Turn::Gate => active = talk.pass_gate(active).await?,
-                Turn::Plain => return talk.into_relay(active),
+                Turn::Plain => return Some(talk.into_relay(active)),
                 Turn::Leave => {
                     let context = talk.context.clone();
                     depart(&context, Departure::rest(active, talk.stand_still()));
@@ -95,7 +95,7 @@ pub(crate) fn converse(context: Context, mut active: Active, sides: Sides) -> Co
                 }
                 Turn::Goodbye(end) => return Some(talk.into_goodbye(active, end)),
                 Turn::End(end) => {
-                    talk.end(active, end);
+                    Box::pin(talk.end(active, end)).await;
                     return None;
                 }
             }
@@ -235,17 +235,20 @@ impl Talk {
     }
 
     /// Passes on what comes from either side, as it is.
-    fn into_relay(self, active: Active) -> Option<Course> {
+    fn into_relay(self, active: Active) -> Course {
         let Some(upstream) = self.upstream else {
-            active.end(End::Finished);
-            return None;
+            return Course::of(async move {
+                self.says(&active).await;
+                active.end(End::Finished);
+                None
+            });
         };
         active.become_plain();
         let client = (self.client, self.inbox.into_rest());
         let upstream = (upstream.stream, upstream.outbox.into_rest());
         let relay = Relay::with(client, upstream);
         relay.resume(active.connection());
-        Some(carry(self.context, active, relay))
+        carry(self.context, active, relay)
     }
 
     /// Tells the client that it is over and lets it finish. What it still asks reaches nobody, so
@@ -259,11 +262,16 @@ impl Talk {
         self.client.finish_sending();
         Course::of(async move {
             let orders = &active.connection().orders;
+            let over = async {
+                finished(&self.client).await;
+                // It may have finished before it had all of its answer.
+                self.client.flushed().await;
+            };
             // Every arm only waits, or throws away what comes.
             tokio::select! {
-                () = finished(&self.client) => {}
+                () = over => {}
                 () = self.client.flushes() => {}
-                () = sleep(self.times.half_close) => {}
+                () = fair::sleep(self.times.half_close) => {}
                 () = orders.at_least(Order::Cut) => self.client.reset_on_drop(),
             }
             active.end(end);
@@ -272,14 +280,24 @@ impl Talk {
     }
 
     /// Closes both sockets, politely where nothing was on its way.
-    fn end(self, active: Active, end: End) {
-        if end != End::Finished || active.connection().stage() != Stage::Resting {
+    async fn end(self, active: Active, end: End) {
+        if end == End::Finished && active.connection().stage() == Stage::Resting {
+            self.says(&active).await;
+        } else {
             self.client.reset_on_drop();
             if let Some(upstream) = &self.upstream {
                 upstream.stream.reset_on_drop();
             }
         }
         active.end(end);
+    }
+
+    /// Has the client get what it was answered: a part of that may not be with the kernel.
+    async fn says(&self, active: &Active) {
+        if self.client.plain().is_none() {
+            let orders = &active.connection().orders;
+            sent(&[&self.client], self.times.half_close, orders).await;
+        }
     }
 }
 

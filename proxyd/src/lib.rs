@@ -77,7 +77,8 @@ use start::Doors;
 
 pub use handover::{GiveError, TakeError};
 pub use keeper::{PortsTaken, Stopping};
-pub use reload::{ConfigError, ReloadError, Reloader, load};
+pub use reload::{ConfigError, ReloadError, Reloader, check, load};
+pub use seal::CertificatesError;
 pub use start::StartError;
 
 /// Why a verb was not carried out.

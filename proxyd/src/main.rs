@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
-use proxyd::{Proxyd, Reloader, load};
+use proxyd::{Proxyd, Reloader, check, load};
 use rehome_runtime::descriptor_store::{self, Kept};
 use rehome_runtime::notify;
 use rehome_runtime::report::Report;
@@ -33,7 +33,7 @@ struct Arguments {
     /// The configuration file.
     #[arg(long, value_name = "FILE", default_value = "/etc/rehome/proxyd.yml")]
     config: PathBuf,
-    /// Only says whether a configuration file is right.
+    /// Only says whether a configuration file is right, and the certificates that it names.
     #[arg(long, value_name = "FILE", conflicts_with = "config")]
     check: Option<PathBuf>,
     /// Has the running proxyd hand everything over to this program: no client notices.
@@ -56,10 +56,10 @@ enum Succeed {
 pub(crate) fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let path = arguments.check.as_deref().unwrap_or(&arguments.config);
-    let config = match load(path) {
+    let only_checks = arguments.check.is_some() || arguments.succeed == Some(Succeed::Begin);
+    let config = match usable(path, only_checks) {
         Ok(config) => config,
-        Err(error) => {
-            let text = Report(&error).to_string();
+        Err(text) => {
             if arguments.succeed == Some(Succeed::Begin) {
                 say(&text);
             } else {
@@ -87,6 +87,15 @@ pub(crate) fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The configuration, or what is wrong with it. A proxy that starts reads by itself what it names.
+fn usable(path: &Path, with_what_it_names: bool) -> Result<ProxydConfig, String> {
+    let config = load(path).map_err(|error| Report(&error).to_string())?;
+    if with_what_it_names {
+        check(&config).map_err(|error| Report(&error).to_string())?;
+    }
+    Ok(config)
 }
 
 /// What a proxy begins with.

@@ -2,8 +2,8 @@
 //!
 //! TCP's own signals pass through as they are: an end of one direction is passed on when its
 //! bytes are, the other direction goes on; a reset becomes a reset, that of an application after
-//! the bytes that came before it; a slow reader stops the reading on the other side. Each direction is a [`Pump`],
-//! which copies messages and splices bulk, and holds memory only while it carries bytes.
+//! the bytes that came before it; a slow reader stops the reading on the other side. Each direction
+//! is a [`Pump`], which copies messages and splices bulk, and holds memory only while it carries bytes.
 //!
 //! Whatever a relay knows is in [`Relay`] between any two polls, so it can stop anywhere, be taken
 //! apart ([`Apart`]) and be put together again, here or in another process, without a byte lost.
@@ -14,16 +14,20 @@ mod buffers;
 mod pipes;
 mod pump;
 mod run;
+#[cfg(test)]
+mod tests;
 
+use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use proxyd_core::gait::{Gait, SMALL};
 use proxyd_core::tally::End;
-use tokio::time::timeout;
 
 use crate::book::connection::{Connection, Direction};
-use crate::book::orders::Order;
+use crate::book::orders::{Order, Orders};
+use crate::fair;
 use crate::leg::Leg;
 use crate::metrics::Metrics;
 pub(crate) use apart::{Apart, State as RelayState};
@@ -170,17 +174,40 @@ impl Relay {
     ///
     /// # Cancel safety
     /// Cancel safe: an end that is not there is a reset.
-    pub(crate) async fn settle(&self, end: End, limit: Duration) {
+    pub(crate) async fn settle(&self, end: End, limit: Duration, orders: &Orders) {
         if !self.may_leave() && matches!(end, End::Finished | End::Drained | End::Lifetime) {
-            let both = async { tokio::join!(self.client.flushed(), self.upstream.flushed()) };
             // Boxed: few do.
-            drop(Box::pin(timeout(limit, both)).await);
+            Box::pin(sent(&[&self.client, &self.upstream], limit, orders)).await;
         }
     }
 
     /// Whether it can go on in another process: not over TLS.
     pub(crate) fn may_leave(&self) -> bool {
         self.client.plain().is_some() && self.upstream.plain().is_some()
+    }
+}
+
+/// Waits until everything is with the kernel that these sides were given, for as long as the limit.
+/// Once the connection is to be cut they are to be reset instead.
+///
+/// # Cancel safety
+/// Cancel safe.
+pub(crate) async fn sent(legs: &[&Leg], limit: Duration, orders: &Orders) {
+    let all = poll_fn(|cx| {
+        // Each is asked: it waits for room by that. What fails is over.
+        let waiting = legs.iter().filter(|leg| leg.poll_flush(cx).is_pending());
+        if waiting.count() == 0 {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
+    });
+    // Every arm only waits.
+    tokio::select! {
+        biased;
+        () = all => {}
+        () = orders.at_least(Order::Cut) => legs.iter().for_each(|leg| leg.reset_on_drop()),
+        () = fair::sleep(limit) => {}
     }
 }
 

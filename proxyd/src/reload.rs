@@ -10,13 +10,14 @@ use rehome_runtime::notify;
 use rehome_runtime::report::Report;
 use rehome_runtime::signals::Reloads;
 use rehome_runtime::telemetry::{LogHandle, TelemetryError, check_filter};
-use rehome_runtime::tls::TlsError;
 use rehome_shared::api::proxy::ReloadReply;
 use rehome_shared::config::daemon::{ProxydConfig, proxyd_config};
 use rehome_shared::config::{Problem, Source, problem};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::keeper::PortsTaken;
+use crate::seal::CertificatesError;
+use crate::settings::Settings;
 use crate::{Proxyd, Stopping};
 
 /// Requests that wait; each is a file that is read.
@@ -55,8 +56,8 @@ pub enum ReloadError {
     #[error("{0} cannot change while proxyd runs: restart it")]
     NeedsRestart(&'static str),
     /// The certificates of trunks cannot be used.
-    #[error("the certificates of trunk.tls cannot be used")]
-    Certificates(#[from] TlsError),
+    #[error(transparent)]
+    Certificates(#[from] CertificatesError),
     /// Ports cannot be had.
     #[error(transparent)]
     Ports(#[from] PortsTaken),
@@ -104,6 +105,14 @@ pub fn load(path: &Path) -> Result<ProxydConfig, ConfigError> {
     let config = proxyd_config(&source).map_err(ConfigError::Wrong)?;
     check_filter(&config.log.filter).map_err(ConfigError::Filter)?;
     Ok(config)
+}
+
+/// Reads what a configuration names: the certificates of trunks.
+///
+/// # Errors
+/// [`CertificatesError`].
+pub fn check(config: &ProxydConfig) -> Result<(), CertificatesError> {
+    Settings::load(config).map(drop)
 }
 
 /// The file of a running proxy.

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rehome_runtime::tls::{self, PeerIdentity, Tls, TlsError};
@@ -27,6 +28,28 @@ pub(crate) struct Seal(Arc<Parts>);
 struct Parts {
     tls: Tls,
     settings: TrunkTls,
+}
+
+/// Certificates that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum CertificatesError {
+    /// They cannot be read.
+    #[error("the certificates of trunk.tls cannot be used")]
+    Unreadable(#[from] TlsError),
+    /// Other hosts would not believe this one.
+    #[error(
+        "the certificate of trunk.tls, {path}, names {named}, and this host is {host}: other hosts \
+         look for that among its alternative names",
+        path = .path.display()
+    )]
+    OtherHost {
+        /// The certificate's file.
+        path: PathBuf,
+        /// Whom it names.
+        named: String,
+        /// This host.
+        host: HostAddr,
+    },
 }
 
 /// Why a trunk connection is not taken.
@@ -62,8 +85,11 @@ impl NotTaken {
 }
 
 impl Seal {
-    /// Reads the certificates. Blocks.
-    pub(crate) fn load(settings: &TrunkTls) -> Result<Self, TlsError> {
+    /// Reads the certificates, of this host where its file names it. Blocks.
+    pub(crate) fn load(
+        settings: &TrunkTls,
+        host: Option<&HostAddr>,
+    ) -> Result<Self, CertificatesError> {
         let files = &settings.files;
         let files = tls::TlsFiles {
             ca: files.ca.clone(),
@@ -71,6 +97,9 @@ impl Seal {
             key: files.key.clone(),
         };
         let tls = Tls::load(files)?;
+        if let Some(host) = host {
+            names(&settings.files.certificate, &tls.own_identity(), host)?;
+        }
         let settings = settings.clone();
         Ok(Self(Arc::new(Parts { tls, settings })))
     }
@@ -110,6 +139,19 @@ impl Seal {
         let name = name.map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
         Sealed::connect(socket, self.0.tls.client(), name).await
     }
+}
+
+/// Whether other hosts will find a host in its own certificate. Whoever connects looks only at the
+/// alternative names.
+fn names(path: &Path, own: &PeerIdentity, host: &HostAddr) -> Result<(), CertificatesError> {
+    if own.is(host) && own.names().next().is_some() {
+        return Ok(());
+    }
+    Err(CertificatesError::OtherHost {
+        path: path.to_owned(),
+        named: own.to_string(),
+        host: host.clone(),
+    })
 }
 
 /// Takes a trunk connection in the form in which it comes, if that is accepted; with whom its

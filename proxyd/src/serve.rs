@@ -29,6 +29,7 @@ use crate::leg::Leg;
 use crate::metrics::Shed;
 use crate::ready::Hop;
 use crate::relay::{Halt, Relay, Times};
+use crate::socket::acknowledge_within;
 use crate::unread::Unread;
 pub(crate) use waiting::Read;
 use waiting::{Watched, stopped};
@@ -176,7 +177,8 @@ pub(crate) fn carry(context: Context, active: Active, mut relay: Relay) -> Cours
             Halt::Ended(end) => {
                 // Asked for again: it is not held meanwhile.
                 let limit = context.settings().timeouts.half_close;
-                relay.settle(end, limit).await;
+                let orders = &active.connection().orders;
+                relay.settle(end, limit, orders).await;
                 drop(relay);
                 active.end(end);
             }
@@ -243,8 +245,8 @@ pub(crate) async fn answer(stream: &mut Leg, answer: &Answer) -> bool {
         stream.write_all(&bytes).await?;
         stream.flush().await
     };
-    let written = tokio::time::timeout(ANSWER_WRITE, said).await;
-    matches!(written, Ok(Ok(())))
+    let written = fair::within(ANSWER_WRITE, said).await;
+    matches!(written, Some(Ok(())))
 }
 
 /// Tries until the application is reached, the client is gone or the time is up. `held` is
@@ -449,6 +451,8 @@ async fn ask_trunk(
     let settings = context.settings();
     let sent = match ready {
         Some(mut leg) => {
+            // It is not known whether its host is there: what is not acknowledged soon is lost.
+            acknowledge_within(leg.socket(), settings.trunk_connect);
             let said = (&hop.host, header);
             dial::send(&settings, &mut leg, said).await.map(|()| leg)
         }
@@ -469,6 +473,7 @@ async fn ask_trunk(
         () = fair::sleep_until(deadline) => return Err(Failed::End(End::ParkTimeout)),
         () = stopped(orders) => return Err(Failed::End(End::Stopped)),
     };
+    acknowledge_within(stream.socket(), settings.timeouts.user_timeout);
     Ok(answer.map(|answer| (answer, stream)))
 }
 

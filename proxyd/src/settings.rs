@@ -8,14 +8,13 @@ use std::time::Duration;
 
 use proxyd_core::limits::Limits;
 use proxyd_core::table::FileRoute;
-use rehome_runtime::tls::TlsError;
 use rehome_shared::api::proxy::{ParkLimits, RouteKey, Target};
 use rehome_shared::config::daemon::{
     AcceptProxy, ListenOn, ProxyProtocol, ProxydConfig, ProxydTimeouts, StaticRoute,
 };
 use rehome_shared::ids::HostAddr;
 
-use crate::seal::Seal;
+use crate::seal::{CertificatesError, Seal};
 
 /// Enough for four each way with 256 hosts.
 const READY_PLACES: usize = 1024;
@@ -55,9 +54,11 @@ impl Settings {
     /// What a file says, with the certificates that it names. Blocks.
     ///
     /// # Errors
-    /// [`TlsError`].
-    pub(crate) fn load(config: &ProxydConfig) -> Result<Self, TlsError> {
-        let seal = config.trunk.tls.as_ref().map(Seal::load).transpose()?;
+    /// [`CertificatesError`].
+    pub(crate) fn load(config: &ProxydConfig) -> Result<Self, CertificatesError> {
+        let tls = config.trunk.tls.as_ref();
+        let seal = tls.map(|tls| Seal::load(tls, config.host.as_ref()));
+        let seal = seal.transpose()?;
         let limits = &config.limits;
         let park = ParkLimits {
             park_limit: limits.parked,

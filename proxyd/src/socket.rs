@@ -33,6 +33,12 @@ pub(crate) fn tune(socket: &impl AsFd, timeouts: &ProxydTimeouts) -> io::Result<
     socket.set_tcp_user_timeout(Some(timeouts.user_timeout))
 }
 
+/// Another limit on how long bytes may stay unacknowledged before the connection counts as broken.
+pub(crate) fn acknowledge_within(stream: &TcpStream, limit: Duration) {
+    // Fails only on a socket that is dead already.
+    drop(SockRef::from(stream).set_tcp_user_timeout(Some(limit)));
+}
+
 /// Makes the drop of this stream a reset instead of a polite end.
 pub(crate) fn reset_on_drop(stream: &TcpStream) {
     // Fails only on a socket that is dead already.

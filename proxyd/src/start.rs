@@ -14,7 +14,6 @@ use rehome_runtime::descriptor_store::Kept;
 use rehome_runtime::http_server::{BindError, FileStays, HttpServer};
 use rehome_runtime::supervise::{Criticality, Supervisor};
 use rehome_runtime::telemetry::{self, Readiness};
-use rehome_runtime::tls::TlsError;
 use rehome_shared::api::proxy::PortProblem;
 use rehome_shared::config::daemon::{ProxydConfig, ProxydTimeouts};
 use tokio::net::TcpListener;
@@ -30,6 +29,7 @@ use crate::keeper::{Keeper, PortsTaken};
 use crate::listener::{self, Inherited, Listeners};
 use crate::metrics::{Metrics, RouteMetrics};
 use crate::ready;
+use crate::seal::CertificatesError;
 use crate::settings::Settings;
 use crate::socket::{Company, listen_tcp, trunk_place};
 use crate::store::{Found, Store};
@@ -62,8 +62,8 @@ pub enum StartError {
     #[error("cannot listen for requests")]
     Http(#[from] BindError),
     /// The certificates of trunks.
-    #[error("the certificates of trunk.tls cannot be used")]
-    Certificates(#[from] TlsError),
+    #[error(transparent)]
+    Certificates(#[from] CertificatesError),
     /// Descriptors.
     #[error("there is no room for another descriptor")]
     Room(#[source] io::Error),

@@ -52,7 +52,7 @@ async fn shake(
     here: &Authority,
     there: &Authority,
 ) -> (io::Result<Leg>, io::Result<Leg>) {
-    let seal = |authority: &Authority| Seal::load(&authority.tls(NAME).unwrap()).unwrap();
+    let seal = |authority: &Authority| Seal::load(&authority.tls(NAME).unwrap(), None).unwrap();
     let (here, there) = (seal(here), seal(there));
     let host = HostAddr::try_new(NAME).unwrap();
     let from = Ipv4Addr::LOCALHOST.into();
@@ -86,7 +86,7 @@ pub(crate) async fn narrow_pair() -> (Leg, Leg) {
 }
 
 /// Writes until the kernel takes no more, with nobody who reads.
-async fn stuff(leg: &Leg) {
+pub(crate) async fn stuff(leg: &Leg) {
     // It may take some more once it has found that the other side's has room.
     while timeout(Duration::from_millis(200), leg.flushed())
         .await
@@ -96,7 +96,7 @@ async fn stuff(leg: &Leg) {
     }
 }
 
-async fn to_end(leg: &mut Leg) -> io::Result<Vec<u8>> {
+pub(crate) async fn to_end(leg: &mut Leg) -> io::Result<Vec<u8>> {
     let mut all = Vec::new();
     timeout(LIMIT, leg.read_to_end(&mut all)).await.unwrap()?;
     Ok(all)
@@ -220,7 +220,7 @@ async fn hosts_of_other_authorities_do_not_believe_each_other() {
 #[tokio::test]
 async fn who_shows_no_certificate_is_refused_and_hears_why() {
     let authority = Authority::new().unwrap();
-    let seal = Seal::load(&authority.tls(NAME).unwrap()).unwrap();
+    let seal = Seal::load(&authority.tls(NAME).unwrap(), None).unwrap();
     let mut roots = rustls::RootCertStore::empty();
     let ca = CertificateDer::from_pem_file(authority.ca()).unwrap();
     roots.add(ca).unwrap();
@@ -240,4 +240,22 @@ async fn who_shows_no_certificate_is_refused_and_hears_why() {
     let mut leg = Leg::from(sealed.unwrap());
     let error = to_end(&mut leg).await.unwrap_err();
     assert!(error.to_string().contains("CertificateRequired"), "{error}");
+}
+
+/// Other hosts look for it there before they say who they are.
+#[tokio::test]
+async fn a_host_is_one_of_the_alternative_names_of_its_own_certificate() {
+    let authority = Authority::new().unwrap();
+    let tls = authority.tls("10.0.0.1").unwrap();
+    let host = |name: &str| HostAddr::try_new(name).unwrap();
+    assert!(Seal::load(&tls, Some(&host("10.0.0.1"))).is_ok());
+    let error = Seal::load(&tls, Some(&host("10.0.0.2"))).unwrap_err();
+    let said = error.to_string();
+    assert!(
+        said.contains("10.0.0.1.pem") && said.contains("this host is 10.0.0.2"),
+        "{said}"
+    );
+    let common = authority.common("10.0.0.2").unwrap();
+    assert!(Seal::load(&common, Some(&host("10.0.0.2"))).is_err());
+    assert!(Seal::load(&common, None).is_ok());
 }

@@ -33,6 +33,15 @@ impl Watched<'_> {
     /// end after bytes is a legal half-close; those bytes stay in the socket for the application,
     /// and count meanwhile.
     pub(super) async fn gone(&mut self) {
+        let client = self.client;
+        // Both only wait. What it was answered before may not be with the kernel.
+        tokio::select! {
+            () = self.is_gone() => {}
+            () = client.flushes() => {}
+        }
+    }
+
+    async fn is_gone(&mut self) {
         if self.read == Read::Nothing && is_gone_at_once(self.client).await {
             return;
         }

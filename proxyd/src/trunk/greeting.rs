@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use rehome_runtime::report::Report;
 use rehome_runtime::tls::PeerIdentity;
+use rehome_shared::ids::HostAddr;
 use rehome_shared::trunk::{Decoded, Header};
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
@@ -59,7 +60,7 @@ pub(super) async fn hear(
     }
     let header = read_header(context, &mut stream).await?;
     drop((ready, greeted));
-    if !may_speak(context, &header, peer.as_ref()) {
+    if !may_speak(context, &header, (peer.as_ref(), from)) {
         stream.reset_on_drop();
         return None;
     }
@@ -87,17 +88,18 @@ async fn open(
 }
 
 /// Whether the sender is who it says, and one of the cluster's.
-fn may_speak(context: &Context, header: &Header, peer: Option<&PeerIdentity>) -> bool {
+fn may_speak(
+    context: &Context,
+    header: &Header,
+    (peer, from): (Option<&PeerIdentity>, IpAddr),
+) -> bool {
     let sender = &header.sender;
-    let Some(peer) = peer else {
-        return true;
-    };
-    let fault = if !peer.is(sender) {
-        "its certificate is another host's"
-    } else if !context.peers.has(sender) {
-        "it is not of this cluster"
-    } else {
-        return true;
+    let fault = match peer {
+        Some(peer) if !peer.is(sender) => "its certificate is another host's",
+        Some(_) if !context.peers.has(sender) => "it is not of this cluster",
+        // All that a plain one shows is its address, which a host may have as its name.
+        None if !may_be_at(sender, from) => "its address is another host's",
+        Some(_) | None => return true,
     };
     let what = format_args!("a trunk connection says that {sender} sends it: {fault}");
     context.book.metrics.shed_for(Shed::TrunkSender, &what);
@@ -130,4 +132,12 @@ async fn read_header(context: &Context, stream: &mut Leg) -> Option<Header> {
             None
         }
     }
+}
+
+/// Whether a host may connect from there, as far as its name says.
+fn may_be_at(host: &HostAddr, from: IpAddr) -> bool {
+    let address = host.as_str().parse::<IpAddr>();
+    address.map_or(true, |address| {
+        address.to_canonical() == from.to_canonical()
+    })
 }

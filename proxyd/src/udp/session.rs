@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use proxyd_core::table::Route;
 use proxyd_core::way::{self, Arrival, Redial, TrunkWay, Way, redial};
@@ -12,7 +12,7 @@ use rehome_shared::ids::RouteVersion;
 use rehome_shared::trunk::{Answer, Header, Refusal};
 use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{sleep, timeout};
 
 use super::datagram::Datagram;
 use super::link::{Activity, Link, Sink, Source, pass};
@@ -20,6 +20,7 @@ use super::packet::Path;
 use crate::book::news::News;
 use crate::context::Context;
 use crate::dial;
+use crate::fair;
 use crate::leg::Leg;
 use crate::metrics::{RouteMeters, Shed};
 use crate::ready::Hop;
@@ -178,10 +179,13 @@ pub(crate) async fn from_trunk(
                 Some(route) => break (route, addr),
                 None => Answer::Refused(Refusal::UnknownRoute),
             },
-            TrunkWay::Hold => match timeout_at(deadline, news.changed()).await {
-                Ok(Ok(())) => continue,
-                Ok(Err(_)) | Err(_) => Answer::Refused(Refusal::ParkTimeout),
-            },
+            TrunkWay::Hold => {
+                let left = deadline.saturating_duration_since(Instant::now());
+                match fair::within(left, news.changed()).await {
+                    Some(Ok(())) => continue,
+                    Some(Err(_)) | None => Answer::Refused(Refusal::ParkTimeout),
+                }
+            }
             TrunkWay::Moved {
                 host,
                 trunk,

@@ -17,6 +17,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{sleep, timeout};
 
 use crate::app::App;
+use crate::certificates::Authority;
 use crate::host::{LIMIT, ask, free_port, get, read_line, unused_address};
 
 pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_proxyd");
@@ -74,6 +75,32 @@ fn check_names_what_is_wrong_and_exits_with_2() -> Result<()> {
         "{said}"
     );
     ensure!(check(&directory.path().join("absent"))?.status.code() == Some(2));
+    Ok(())
+}
+
+#[test]
+fn check_reads_the_certificates_that_a_file_names() -> Result<()> {
+    let cluster = Authority::new()?;
+    let files = cluster.files("10.0.0.1")?;
+    let [ca, certificate, key] =
+        [&files.ca, &files.certificate, &files.key].map(|file| file.display().to_string());
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("proxyd.yml");
+    let checked = |host: &str| {
+        let tls = format!("{{ca: {ca}, certificate: {certificate}, key: {key}}}");
+        let text = format!("version: 1\nhost: {host}\ntrunk: {{tls: {tls}}}\n");
+        fs::write(&file, text)?;
+        let output = check(&file)?;
+        anyhow::Ok((output.status.code(), String::from_utf8(output.stderr)?))
+    };
+    let (code, said) = checked("10.0.0.1")?;
+    ensure!(code == Some(0), "{said}");
+    let (code, said) = checked("10.0.0.2")?;
+    let names_it = said.contains("this host is 10.0.0.2");
+    ensure!(code == Some(2) && names_it, "{said}");
+    fs::remove_file(&files.key)?;
+    let (code, said) = checked("10.0.0.1")?;
+    ensure!(code == Some(2) && said.contains(&key), "{said}");
     Ok(())
 }
 

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
+    KeyPair,
 };
 use rehome_shared::config::daemon::{Accepted, Sent, TlsFiles, TrunkTls};
 use tempfile::TempDir;
@@ -32,7 +33,10 @@ impl Authority {
 
     /// The files of the host of a name, made anew.
     pub(crate) fn files(&self, name: &str) -> Result<TlsFiles> {
-        let mut params = CertificateParams::new(vec![name.to_owned()])?;
+        self.issue(name, CertificateParams::new(vec![name.to_owned()])?)
+    }
+
+    fn issue(&self, name: &str, mut params: CertificateParams) -> Result<TlsFiles> {
         params.extended_key_usages = vec![
             ExtendedKeyUsagePurpose::ServerAuth,
             ExtendedKeyUsagePurpose::ClientAuth,
@@ -52,12 +56,23 @@ impl Authority {
 
     /// What such a host's file says.
     pub(crate) fn tls(&self, name: &str) -> Result<TrunkTls> {
-        Ok(TrunkTls {
-            files: self.files(name)?,
-            send: Sent::Tls,
-            accept: Accepted::Tls,
-            plain: Vec::new(),
-            ready: 0,
-        })
+        Ok(tls(self.files(name)?))
+    }
+
+    /// The same with a certificate that has the name as its common name alone.
+    pub(crate) fn common(&self, name: &str) -> Result<TrunkTls> {
+        let mut params = CertificateParams::new(Vec::new())?;
+        params.distinguished_name.push(DnType::CommonName, name);
+        Ok(tls(self.issue(name, params)?))
+    }
+}
+
+fn tls(files: TlsFiles) -> TrunkTls {
+    TrunkTls {
+        files,
+        send: Sent::Tls,
+        accept: Accepted::Tls,
+        plain: Vec::new(),
+        ready: 0,
     }
 }

@@ -14,6 +14,7 @@ mod http_plain;
 mod http_trunk;
 mod kept;
 mod limits;
+mod ready;
 mod reload;
 mod restart;
 mod sealed;

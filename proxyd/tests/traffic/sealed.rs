@@ -14,9 +14,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::app::{App, raw};
 use crate::certificates::Authority;
-use crate::host::{
-    Host, LIMIT, ask, commit_verb, db, free_port, prepare_verb, seal_hosts, tcp, version,
-};
+use crate::host::{Host, LIMIT, ask, db, free_port, seal_hosts, tcp, version};
 use crate::{announce, http_trunk, limits, trunk, udp};
 
 /// Plays a test of plain trunks with sealed ones.
@@ -101,17 +99,17 @@ fn applications_know_their_clients() -> Result<()> {
 }
 
 /// A host whose clients come to an application of another one.
-struct Two {
-    here: Host,
-    owner: Host,
-    app: App,
-    port: u16,
-    key: RouteKey,
+pub(crate) struct Two {
+    pub(crate) here: Host,
+    pub(crate) owner: Host,
+    pub(crate) app: App,
+    pub(crate) port: u16,
+    pub(crate) key: RouteKey,
 }
 
 impl Two {
     /// With these certificates; none is a host that knows nothing of TLS.
-    async fn set(
+    pub(crate) async fn set(
         here: impl FnOnce(&str) -> Result<Option<TrunkTls>>,
         owner: impl FnOnce(&str) -> Result<Option<TrunkTls>>,
     ) -> Result<Self> {
@@ -157,7 +155,8 @@ struct Held(tokio::net::TcpStream);
 async fn start(tls: impl FnOnce(&str) -> Result<Option<TrunkTls>>) -> Result<Host> {
     let mut wrong = Ok(());
     let adjust = |config: &mut ProxydConfig| {
-        let name = config.host.as_ref().map(ToString::to_string);
+        // It hears its name from `migrated`: a file that has it must have its certificate.
+        let name = config.host.take().map(|host| host.to_string());
         match tls(&name.unwrap_or_default()) {
             Ok(tls) => config.trunk.tls = tls,
             Err(error) => wrong = Err(error),
@@ -168,7 +167,7 @@ async fn start(tls: impl FnOnce(&str) -> Result<Option<TrunkTls>>) -> Result<Hos
     Ok(host)
 }
 
-async fn until(host: &Host, what: &str) -> Result<()> {
+pub(crate) async fn until(host: &Host, what: &str) -> Result<()> {
     let said = timeout(LIMIT, async {
         while !host.metrics().await?.contains(what) {
             sleep(Duration::from_millis(10)).await;
@@ -262,6 +261,46 @@ async fn a_host_speaks_only_for_itself() -> Result<()> {
     two.is_mended_by(&two.owner, Some(own), held).await
 }
 
+/// It believes the owner, who does not believe it, and says so after the sender's handshake.
+#[tokio::test]
+async fn a_host_that_is_not_believed_says_so_itself() -> Result<()> {
+    let (cluster, other) = (Authority::new()?, Authority::new()?);
+    let two = Two::set(
+        |name| {
+            let mut tls = other.tls(name)?;
+            (tls.files.ca, tls.ready) = (cluster.ca(), 4);
+            Ok(Some(tls))
+        },
+        |name| Ok(Some(cluster.tls(name)?)),
+    )
+    .await?;
+    let held = two.asks().await?;
+    for host in [&two.here, &two.owner] {
+        until(host, "reason=\"trunk_certificate\"").await?;
+    }
+    let right = cluster.tls(two.here.name()?.as_str())?;
+    two.is_mended_by(&two.here, Some(right), held).await
+}
+
+#[tokio::test]
+async fn a_certificate_of_another_host_is_an_error_where_the_file_names_this_one() -> Result<()> {
+    let cluster = Authority::new()?;
+    let of = |config: &mut ProxydConfig, tls| config.trunk.tls = Some(tls);
+    for tls in [cluster.tls("127.0.0.99")?, cluster.common("127.0.0.99")?] {
+        let started = Host::start_with(|config| of(config, tls)).await;
+        let error = started.err().context("it has started")?;
+        ensure!(format!("{error:#}").contains("127.0.0.99"), "{error:#}");
+    }
+    let host = Host::start().await?;
+    let mut config = host.config.clone();
+    of(&mut config, cluster.tls("127.0.0.99")?);
+    ensure!(host.proxy.configure(&config).await.is_err());
+    let name = host.name()?;
+    of(&mut config, cluster.tls(name.as_str())?);
+    host.proxy.configure(&config).await?;
+    Ok(())
+}
+
 #[tokio::test]
 async fn certificates_are_read_again_and_connections_go_on() -> Result<()> {
     let (old, new) = (Authority::new()?, Authority::new()?);
@@ -284,53 +323,6 @@ async fn certificates_are_read_again_and_connections_go_on() -> Result<()> {
     ensure!(ask(&mut after, "2").await? == "one: 2");
     ensure!(ask(&mut before, "3").await? == "one: 3");
     Ok(())
-}
-
-#[tokio::test]
-async fn connections_that_are_ready_carry_clients_and_cost_nothing_when_they_die() -> Result<()> {
-    let cluster = Authority::new()?;
-    let tls = |name: &str| {
-        let mut tls = cluster.tls(name)?;
-        tls.ready = 3;
-        Ok(Some(tls))
-    };
-    let Two {
-        here,
-        owner,
-        app,
-        port,
-        key,
-    } = Two::set(tls, tls).await?;
-    for round in 0..3 {
-        let mut client = here.client(port).await?;
-        ensure!(ask(&mut client, "x").await? == "one: x", "round {round}");
-        until(&here, "rehome_proxy_trunks_ready 3\n").await?;
-    }
-    // All of them die with the other proxy, which comes back at the same place.
-    let trunk = owner.proxy.trunk_addr();
-    let mut owner = owner;
-    owner.config.trunk.listen = trunk;
-    let owner = owner.restart().await?;
-    let mut client = here.client(port).await?;
-    ensure!(ask(&mut client, "y").await? == "one: y");
-    until(&here, "rehome_proxy_trunks_ready 3\n").await?;
-    // A client that is held there has taken one; the move comes, and it goes on.
-    owner.proxy.prepare(prepare_verb(version(1, 1))).await?;
-    let mut waits = here.client(port).await?;
-    waits.write_all(b"z\n").await?;
-    owner.wait(key, |status| status.parked == 1).await?;
-    let commit = commit_verb(key, version(2, 0), app.target());
-    owner.proxy.commit(commit).await?;
-    ensure!(crate::host::read_line(&mut waits).await? == "one: z");
-    // Without certificates there is nothing to keep.
-    let mut config = here.config.clone();
-    config.trunk.tls = None;
-    here.proxy.configure(&config).await?;
-    until(&here, "rehome_proxy_trunks_ready 0\n").await?;
-    // They do not keep anybody from stopping.
-    drop((client, waits));
-    here.stop().await?;
-    owner.stop().await
 }
 
 /// Whoever cuts the way cannot make it look like an end.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use rehome_shared::api::proxy::{RouteIntent, Target};
+use rehome_shared::ids::HostAddr;
 use rehome_shared::trunk::{Answer, Decoded, Header};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -12,7 +13,7 @@ use tokio::time::timeout;
 
 use crate::app::App;
 use crate::host::{
-    Host, LIMIT, ask, commit_verb, drain_verb, free_port, gate_ref, prepare_verb, tcp,
+    Host, LIMIT, ask, commit_verb, db, drain_verb, free_port, gate_ref, prepare_verb, tcp,
     unused_address, version,
 };
 
@@ -221,6 +222,45 @@ async fn strangers_and_nonsense_are_turned_away() -> Result<()> {
     let end = timeout(LIMIT, nonsense.read(&mut [0; 1])).await?;
     ensure!(matches!(end, Ok(0) | Err(_)), "{end:?}");
     ensure!(owner.metrics().await?.contains("reason=\"header\"} 1"));
+    Ok(())
+}
+
+/// All that a plain sender shows is its address.
+#[tokio::test]
+async fn a_plain_sender_has_not_the_name_of_another_address() -> Result<()> {
+    let (owner, peer) = (Host::start().await?, Host::start().await?);
+    let (app, port) = (App::start("one").await?, free_port().await?);
+    let key = tcp(port)?;
+    owner
+        .open(&[&peer], key, version(1, 0), app.target())
+        .await?;
+    let says = async |sender: HostAddr| {
+        let header = Header {
+            client: "192.0.2.1:1".parse()?,
+            destination: "192.0.2.2:2".parse()?,
+            route: key,
+            application: db(),
+            hops: 0,
+            sender,
+            version: version(1, 0),
+        };
+        let socket = tokio::net::TcpSocket::new_v4()?;
+        socket.bind((peer.address, 0).into())?;
+        let mut stream = socket.connect(owner.proxy.trunk_addr()).await?;
+        stream.write_all(&header.encode()).await?;
+        Ok::<_, anyhow::Error>(timeout(LIMIT, stream.read_u8()).await?)
+    };
+    ensure!(says("127.0.0.1".parse()?).await?.is_err());
+    ensure!(app.accepted.load(std::sync::atomic::Ordering::Relaxed) == 0);
+    ensure!(
+        owner
+            .metrics()
+            .await?
+            .contains("reason=\"trunk_sender\"} 1")
+    );
+    ensure!(says(peer.name()?).await?.is_ok());
+    // A name says nothing of where it is.
+    ensure!(says("peer.example".parse()?).await?.is_ok());
     Ok(())
 }
 
