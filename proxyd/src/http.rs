@@ -292,9 +292,11 @@ impl Talk {
         active.end(end);
     }
 
-    /// Has the client get what it was answered: a part of that may not be with the kernel.
+    /// Has the client get what it was answered, and the end: a part of that may not be with the
+    /// kernel.
     async fn says(&self, active: &Active) {
         if self.client.plain().is_none() {
+            self.client.finish_sending();
             let orders = &active.connection().orders;
             sent(&[&self.client], self.times.half_close, orders).await;
         }

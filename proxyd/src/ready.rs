@@ -127,6 +127,14 @@ impl Ready {
         }
     }
 
+    /// One was dead when it was used: what is kept beside it hardly lives.
+    pub(crate) fn broke(&self, hop: &Hop, now: Instant) {
+        if let Some(shelf) = self.lock().of.get_mut(hop) {
+            shelf.kept.clear();
+            shelf.failed(now);
+        }
+    }
+
     /// Drops all: other certificates may be in force.
     pub(crate) fn clear(&self) {
         let mut shelves = self.lock();

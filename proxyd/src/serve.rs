@@ -402,7 +402,7 @@ async fn through_trunk(
             );
             match Box::pin(answer).await? {
                 // One that was ready may have died; that says nothing about the other host.
-                Err(DialError::Broken(_)) if ready => {}
+                Err(DialError::Broken(_)) if ready => context.ready.broke(&hop, Instant::now()),
                 answer => {
                     if ready && answer.is_ok() {
                         context.ready.served(&hop);
@@ -449,6 +449,7 @@ async fn ask_trunk(
     (held, watched, deadline): (&mut Held, &mut Watched<'_>, Instant),
 ) -> Result<Result<(Answer, Leg), DialError>, Failed> {
     let settings = context.settings();
+    let was_ready = ready.is_some();
     let sent = match ready {
         Some(mut leg) => {
             // It is not known whether its host is there: what is not acknowledged soon is lost.
@@ -473,7 +474,9 @@ async fn ask_trunk(
         () = fair::sleep_until(deadline) => return Err(Failed::End(End::ParkTimeout)),
         () = stopped(orders) => return Err(Failed::End(End::Stopped)),
     };
-    acknowledge_within(stream.socket(), settings.timeouts.user_timeout);
+    if was_ready {
+        acknowledge_within(stream.socket(), settings.timeouts.user_timeout);
+    }
     Ok(answer.map(|answer| (answer, stream)))
 }
 

@@ -58,6 +58,17 @@ async fn one_that_dies_is_followed_by_a_pause_that_grows_until_one_serves() {
 }
 
 #[tokio::test]
+async fn one_that_is_dead_when_it_is_used_speaks_for_the_others() {
+    let (ready, now) = (Ready::default(), Instant::now());
+    let wanted = wanted(&ready, now);
+    let (here, _there) = opened().await;
+    ready.lay_down(&wanted, here, now);
+    ready.broke(&wanted.hop, now);
+    assert_eq!((ready.count(), ready.wanting(MOST, now)), (0, vec![]));
+    assert_eq!(ready.wanting(MOST, now + PAUSE), [wanted]);
+}
+
+#[tokio::test]
 async fn what_was_opened_before_all_were_dropped_is_not_kept() {
     let (ready, now) = (Ready::default(), Instant::now());
     let before = wanted(&ready, now);
