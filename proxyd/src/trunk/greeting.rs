@@ -36,14 +36,11 @@ pub(super) async fn hear(
     places: &Places,
 ) -> Option<(Leg, Header)> {
     let (mut stream, peer) = open(context, (stream, from)).await?;
-    let ready = stream
-        .plain()
-        .is_none()
-        .then(|| places.take(from))
-        .flatten();
+    let is_sealed = stream.plain().is_none();
+    let ready = if is_sealed { places.take(from) } else { None };
     // Who has a place keeps nobody else from being greeted.
     let greeted = ready.is_none().then_some(permit);
-    if stream.plain().is_none() {
+    if is_sealed {
         let patience = if ready.is_some() {
             READY_TIME
         } else {
