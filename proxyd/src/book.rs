@@ -17,6 +17,7 @@ pub(crate) mod newcomer;
 pub(crate) mod news;
 pub(crate) mod orders;
 pub(crate) mod status;
+mod steady;
 #[cfg(test)]
 mod tests;
 
@@ -330,6 +331,7 @@ impl Inner {
         let before = std::mem::replace(&mut lane.route, Arc::clone(route));
         if !before.leads_as(route) {
             lane.line.forgive();
+            lane.reached = false;
             lane.call();
         }
         if before.application() != route.application() {

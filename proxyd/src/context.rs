@@ -8,6 +8,7 @@ use rehome_runtime::supervise::Supervisor;
 use rehome_shared::ids::HostAddr;
 
 use crate::book::Book;
+use crate::fast::Carried;
 use crate::handover::Handover;
 use crate::peers::Peers;
 use crate::ready::Ready;
@@ -30,6 +31,8 @@ pub(crate) struct Parts {
     pub(crate) udp_room: Room,
     pub(crate) sources: Sources,
     pub(crate) handover: Handover,
+    /// What the kernel carries.
+    pub(crate) carried: Arc<Carried>,
     /// Owns one task per connection.
     pub(crate) connections: Supervisor,
     settings: ArcSwap<Settings>,
@@ -53,6 +56,7 @@ impl Context {
             book,
             udp_room: Room::new(settings.udp_sessions),
             handover: Handover::default(),
+            carried: Arc::new(Carried::new()),
             connections: supervisor.group(),
             settings: ArcSwap::from_pointee(settings),
         }))
@@ -101,6 +105,7 @@ impl Context {
             },
             listen: daemon::ListenOn::default(),
             proxy_protocol: daemon::ProxyProtocol::default(),
+            fast_path: daemon::FastPath::Off,
             limits: daemon::ProxydLimits::default(),
             timeouts: daemon::ProxydTimeouts::default(),
             routes: Vec::new(),

@@ -102,7 +102,7 @@ async fn upgrade(State(proxy): State<Proxyd>, Json(body): Json<Upgrade>) -> Answ
 impl From<VerbError> for ErrorResponse {
     fn from(error: VerbError) -> Self {
         let status = match &error {
-            VerbError::Stopping(_) => StatusCode::SERVICE_UNAVAILABLE,
+            VerbError::Stopping(_) | VerbError::Kernel(_) => StatusCode::SERVICE_UNAVAILABLE,
             VerbError::Gate(gate) if gate.is_conflict() => StatusCode::CONFLICT,
             VerbError::Gate(proxyd_core::gate::GateError::Unknown(_)) => StatusCode::NOT_FOUND,
             VerbError::Gate(_) => StatusCode::UNPROCESSABLE_ENTITY,

@@ -311,5 +311,6 @@ pub(crate) fn hello(config: &ProxydConfig) -> Hello {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         table: saved::FORM,
         sockets: sockets.into_iter().map(own).collect(),
+        fast_path: true,
     }
 }

@@ -8,9 +8,11 @@
 //! is gone, and would park; refusing the change would stop traffic for certain.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use proxyd_core::gate::GateError;
+use proxyd_core::handover::Terms;
+use proxyd_core::reload::Place;
 use proxyd_core::table::{Changes, RouteTable};
 use rehome_runtime::failpoint;
 use rehome_runtime::report::Report;
@@ -24,8 +26,10 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
+use crate::VerbError;
 use crate::book::{log_applied, log_changes};
 use crate::context::Context;
+use crate::fast::{Fast, KernelError, Trouble};
 use crate::handover::Equipment;
 use crate::listener::Listeners;
 use crate::settings::Settings;
@@ -55,7 +59,7 @@ fn said(problems: &[PortProblem]) -> String {
 #[derive(Debug)]
 pub(crate) enum Request {
     Set(SetRoutes, oneshot::Sender<RoutesReply>),
-    Gate(GateVerb, oneshot::Sender<Result<(), GateError>>),
+    Gate(GateVerb, oneshot::Sender<Result<(), VerbError>>),
     CheckPorts(CheckPorts, oneshot::Sender<CheckPortsReply>),
     Configure(
         Box<Settings>,
@@ -69,7 +73,8 @@ pub(crate) enum Request {
 pub(crate) enum HandOver {
     /// Change nothing any more and say what there is: until the handover has failed, or this
     /// process has ended, every other request is answered by [`Stopping`].
-    Freeze(oneshot::Sender<Equipment>),
+    /// A successor that does not know of a fast path gets none.
+    Freeze(Terms, oneshot::Sender<Result<Equipment, Trouble>>),
     /// Accept nobody any more; the answer says whether that is certain.
     Pause(oneshot::Sender<bool>),
     /// It has failed: accept and change again.
@@ -80,8 +85,10 @@ pub(crate) enum HandOver {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum GateVerb {
     Prepare(Prepare),
-    /// Before a drain or a freeze.
+    /// Before a drain.
     Check(GateRef),
+    /// Before a freeze: what the kernel carries stops now.
+    Freeze(GateRef),
     Commit(Commit),
     Rollback(GateRef),
 }
@@ -91,7 +98,7 @@ impl GateVerb {
         match self {
             Self::Prepare(verb) => &verb.application,
             Self::Commit(verb) => &verb.application,
-            Self::Check(verb) | Self::Rollback(verb) => &verb.application,
+            Self::Check(verb) | Self::Freeze(verb) | Self::Rollback(verb) => &verb.application,
         }
     }
 
@@ -99,7 +106,7 @@ impl GateVerb {
     fn word(&self) -> &'static str {
         match self {
             Self::Prepare(_) => "prepare",
-            Self::Check(_) => "check",
+            Self::Check(_) | Self::Freeze(_) => "check",
             Self::Commit(_) => "commit",
             Self::Rollback(_) => "rollback",
         }
@@ -140,6 +147,7 @@ pub(crate) struct Keeper {
     table: RouteTable,
     listeners: Listeners,
     store: Store,
+    fast: Fast,
     readiness: Readiness,
     requests: mpsc::Receiver<Request>,
     /// A successor takes over.
@@ -168,11 +176,14 @@ impl Keeper {
         readiness: Readiness,
     ) -> (Self, Desk) {
         let (sender, requests) = mpsc::channel(QUEUE);
+        let carried = Arc::clone(&context.carried);
+        let fast = Fast::new(carried, &context.settings(), store.directory());
         let keeper = Self {
             context,
             table: RouteTable::default(),
             listeners,
             store,
+            fast,
             readiness,
             requests,
             frozen: false,
@@ -192,6 +203,8 @@ impl Keeper {
         self.table = table;
         log_changes(&self.table.apply_file(&self.context.settings().routes));
         let all = Changes::all_of(&self.table);
+        // A gate that comes back parked holds nobody whom the kernel leads past it.
+        self.fast.begin(&self.table).await;
         self.publish(&all);
         self.listeners.reconcile(&self.table, &all).await
     }
@@ -241,6 +254,10 @@ impl Keeper {
             }
         }
         self.context.handover.leave_ports(self.listeners.shared());
+        // A successor has what is in the kernel, too.
+        if !self.frozen {
+            self.fast.end().await;
+        }
     }
 
     async fn serve(&mut self, request: Request) {
@@ -265,8 +282,15 @@ impl Keeper {
 
     async fn hand_over(&mut self, step: HandOver) {
         match step {
-            HandOver::Freeze(answer) => {
+            HandOver::Freeze(terms, answer) => {
                 self.frozen = true;
+                if !terms.fast_path
+                    && let Err(error) = self.fast.leave().await
+                {
+                    drop(answer.send(Err(error)));
+                    return;
+                }
+                self.fast.release();
                 let missing = self.listeners.failures().into_iter();
                 let equipment = Equipment {
                     table: self.table.clone(),
@@ -278,7 +302,7 @@ impl Keeper {
                         .map(|(name, lease)| (name.clone(), millis(lease.heard.elapsed())))
                         .collect(),
                 };
-                drop(answer.send(equipment));
+                drop(answer.send(Ok(equipment)));
             }
             HandOver::Pause(answer) => drop(answer.send(self.listeners.pause().await)),
             HandOver::GoOn(answer) => {
@@ -301,6 +325,7 @@ impl Keeper {
             // The book does not know of the change yet.
             if parked && !book.parks(application) {
                 book.begin_tally(application);
+                self.context.carried.begin_count(application);
             }
         }
         if applied.changes.is_empty() {
@@ -308,15 +333,19 @@ impl Keeper {
         } else {
             self.change(&applied.changes).await;
         }
+        if let Err(error) = self.fast.follow(&self.table, &applied.changes).await {
+            // The next look, and every verb, tries again.
+            tracing::error!(error = %Report(&error), "the fast path does not follow the routes");
+        }
         self.context.book.routes()
     }
 
-    async fn gate(&mut self, verb: &GateVerb) -> Result<(), GateError> {
+    async fn gate(&mut self, verb: &GateVerb) -> Result<(), VerbError> {
         let application = verb.application();
         let was = self.gate_of(application);
         let changes = match verb {
             GateVerb::Prepare(verb) => self.table.prepare(verb)?,
-            GateVerb::Check(verb) => {
+            GateVerb::Check(verb) | GateVerb::Freeze(verb) => {
                 self.table.check_prepared(verb)?;
                 Changes::default()
             }
@@ -326,14 +355,32 @@ impl Keeper {
         self.hear(application);
         if matches!(verb, GateVerb::Prepare(_)) && was != Some(Gate::Parked) {
             self.context.book.begin_tally(application);
+            self.context.carried.begin_count(application);
         }
         if !changes.is_empty() {
             let gate = self.table.gate(application);
             tracing::info!(%application, ?gate, "gate changed");
             self.change(&changes).await;
         }
+        self.lead_kernel(verb, &changes).await?;
         failpoint::reach(|| format!("gate/{}/done", verb.word())).await;
         Ok(())
+    }
+
+    /// Has the kernel follow a verb, also one that is repeated because it had not.
+    async fn lead_kernel(&mut self, verb: &GateVerb, changes: &Changes) -> Result<(), KernelError> {
+        self.fast.follow(&self.table, changes).await?;
+        match verb {
+            GateVerb::Freeze(verb) => {
+                let keys = self.table.of(&verb.application);
+                let keys = keys.map(|(key, _)| key).collect();
+                self.fast.fence(&self.table, keys).await
+            }
+            GateVerb::Prepare(_)
+            | GateVerb::Check(_)
+            | GateVerb::Commit(_)
+            | GateVerb::Rollback(_) => Ok(()),
+        }
     }
 
     fn gate_of(&self, application: &AppName) -> Option<Gate> {
@@ -351,7 +398,9 @@ impl Keeper {
         log_changes(&changes);
         self.table = table;
         self.listeners.take_leave(&sockets).await;
+        let (policy, places) = (settings.fast_path.clone(), Place::all(&settings.listen));
         self.context.set_settings(settings);
+        self.fast.configure(policy, &places, &self.table).await;
         self.keep(&changes).await;
         self.publish(&changes);
         self.listeners.finish(sockets).await;
@@ -438,6 +487,7 @@ impl Keeper {
             self.store.shorten(&self.table).await;
         }
         self.listeners.retry(&self.table).await;
+        self.fast.look(&self.table, &self.context.book).await;
         self.check_leases();
     }
 

@@ -28,6 +28,7 @@ mod course;
 mod descriptors;
 mod dial;
 mod fair;
+mod fast;
 mod gate;
 mod greet;
 mod handover;
@@ -58,6 +59,7 @@ use std::time::Duration;
 
 use proxyd_core::gate::GateError;
 use proxyd_core::handover::Hello;
+use proxyd_core::tally::End;
 use rehome_runtime::report::Report;
 use rehome_runtime::supervise::{Criticality, Supervisor};
 use rehome_shared::api::proxy::{
@@ -75,6 +77,7 @@ use keeper::{Desk, GateVerb, Request};
 use settings::Settings;
 use start::Doors;
 
+pub use fast::{KernelError, Trouble};
 pub use handover::{GiveError, TakeError};
 pub use keeper::{PortsTaken, Stopping};
 pub use reload::{ConfigError, ReloadError, Reloader, check, load};
@@ -90,6 +93,10 @@ pub enum VerbError {
     /// The proxy stops.
     #[error(transparent)]
     Stopping(#[from] Stopping),
+    /// What the kernel carries is not known, or not as the verb has it. Asked again, the verb is
+    /// tried again.
+    #[error("the fast path does not follow")]
+    Kernel(#[from] KernelError),
 }
 
 /// A running proxy. Clones are handles of the same one.
@@ -128,16 +135,27 @@ impl Proxyd {
     /// # Cancel safety
     /// A dropped call may still be carried out.
     pub async fn set_routes(&self, desired: SetRoutes) -> Result<RoutesReply, VerbError> {
-        Ok(self
-            .desk
-            .ask(|answer| Request::Set(desired, answer))
-            .await?)
+        let set = |answer| Request::Set(desired, answer);
+        let reply = self.desk.ask(set).await?;
+        Ok(self.with_carriers(reply))
     }
 
     /// Every route as it is now.
     #[must_use]
     pub fn routes(&self) -> RoutesReply {
-        self.context.book.routes()
+        self.with_carriers(self.context.book.routes())
+    }
+
+    fn with_carriers(&self, mut reply: RoutesReply) -> RoutesReply {
+        if !self.context.carried.is_wanted() {
+            return reply;
+        }
+        for status in &mut reply.routes {
+            let route = self.context.book.route(status.key);
+            let carried = |route: Arc<_>| self.context.carried.status(status.key, &route);
+            status.fast_path = route.and_then(carried);
+        }
+        reply
     }
 
     /// Holds new connections of an application from now on.
@@ -150,7 +168,7 @@ impl Proxyd {
     pub async fn prepare(&self, verb: Prepare) -> Result<GateCounts, VerbError> {
         let application = verb.application.clone();
         self.gate(GateVerb::Prepare(verb)).await?;
-        Ok(self.context.book.counts(&application))
+        self.counts(&application).await
     }
 
     /// Lets what flows finish, idle connections first.
@@ -171,9 +189,18 @@ impl Proxyd {
             version,
         }))
         .await?;
-        let book = &self.context.book;
-        let drained = gate::drain(book, &application, deadline, gate::IDLE_AFTER);
-        self.unless_handed_over(&application, drained).await
+        let (book, carried) = (&self.context.book, &self.context.carried);
+        let both = async {
+            let relays = gate::drain(book, &application, deadline, gate::IDLE_AFTER);
+            if !carried.is_used() {
+                return Ok(relays.await);
+            }
+            let keys = book.keys(&application);
+            let (_counts, flows) = tokio::join!(relays, carried.drain(&keys, deadline));
+            flows?;
+            self.counts(&application).await
+        };
+        self.unless_handed_over(&application, both).await?
     }
 
     /// Resets what still flows.
@@ -185,9 +212,34 @@ impl Proxyd {
     /// Cancel safe: the order is given at once.
     pub async fn freeze(&self, verb: GateRef) -> Result<GateCounts, VerbError> {
         let application = verb.application.clone();
-        self.gate(GateVerb::Check(verb)).await?;
-        let frozen = gate::freeze(&self.context.book, &application);
-        self.unless_handed_over(&application, frozen).await
+        self.gate(GateVerb::Freeze(verb)).await?;
+        let (book, carried) = (&self.context.book, &self.context.carried);
+        let both = async {
+            let relays = gate::freeze(book, &application);
+            if !carried.is_used() {
+                return Ok(relays.await);
+            }
+            let keys = book.keys(&application);
+            let (_counts, flows) = tokio::join!(relays, carried.cut(&application, &keys));
+            flows?;
+            self.counts(&application).await
+        };
+        self.unless_handed_over(&application, both).await?
+    }
+
+    /// The counts of an application's gate, with the flows that the kernel carries.
+    async fn counts(&self, application: &AppName) -> Result<GateCounts, VerbError> {
+        let (book, carried) = (&self.context.book, &self.context.carried);
+        if !carried.is_used() {
+            return Ok(book.counts(application));
+        }
+        let flows = carried.flows(&book.keys(application)).await?;
+        let over = carried.over(application, flows);
+        book.note_flows(application, End::Finished, over.ended);
+        book.note_flows(application, End::Cut, over.cut);
+        let mut counts = book.counts(application);
+        counts.active = counts.active.saturating_add(flows);
+        Ok(counts)
     }
 
     /// A verb that ends what flows answers only where everything is that flows: not in the
@@ -254,7 +306,7 @@ impl Proxyd {
     pub async fn commit(&self, verb: Commit) -> Result<GateCounts, VerbError> {
         let application = verb.application.clone();
         self.gate(GateVerb::Commit(verb)).await?;
-        Ok(self.context.book.counts(&application))
+        self.counts(&application).await
     }
 
     /// Opens to the old target.
@@ -267,7 +319,7 @@ impl Proxyd {
     pub async fn rollback(&self, verb: GateRef) -> Result<GateCounts, VerbError> {
         let application: AppName = verb.application.clone();
         self.gate(GateVerb::Rollback(verb)).await?;
-        Ok(self.context.book.counts(&application))
+        self.counts(&application).await
     }
 
     /// Live connections.
@@ -376,9 +428,6 @@ impl Proxyd {
     }
 
     async fn gate(&self, verb: GateVerb) -> Result<(), VerbError> {
-        Ok(self
-            .desk
-            .ask(|answer| Request::Gate(verb, answer))
-            .await??)
+        self.desk.ask(|answer| Request::Gate(verb, answer)).await?
     }
 }

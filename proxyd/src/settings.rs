@@ -6,11 +6,12 @@ use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
+use proxyd_core::fast::Policy;
 use proxyd_core::limits::Limits;
 use proxyd_core::table::FileRoute;
 use rehome_shared::api::proxy::{ParkLimits, RouteKey, Target};
 use rehome_shared::config::daemon::{
-    AcceptProxy, ListenOn, ProxyProtocol, ProxydConfig, ProxydTimeouts, StaticRoute,
+    AcceptProxy, FastPath, ListenOn, ProxyProtocol, ProxydConfig, ProxydTimeouts, StaticRoute,
 };
 use rehome_shared::ids::HostAddr;
 
@@ -30,6 +31,8 @@ pub(crate) struct Settings {
     /// Routes of the file whose clients nobody announces.
     unannounced: BTreeSet<RouteKey>,
     pub(crate) limits: Limits,
+    /// What the kernel may carry.
+    pub(crate) fast_path: Policy,
     /// Connections of one client address.
     pub(crate) per_source: Option<NonZeroU32>,
     pub(crate) timeouts: ProxydTimeouts,
@@ -86,6 +89,7 @@ impl Settings {
             listen: config.listen.clone(),
             proxy_protocol: config.proxy_protocol.clone(),
             unannounced: config.routes.iter().filter_map(unannounced).collect(),
+            fast_path: fast_path(config),
             limits: Limits {
                 connections: u64::from(limits.connections),
                 per_route: u64::from(limits.per_route),
@@ -119,5 +123,22 @@ impl Settings {
     /// The most that such a header may take.
     pub(crate) fn header_timeout(&self) -> Duration {
         self.proxy_protocol.header_timeout
+    }
+}
+
+fn fast_path(config: &ProxydConfig) -> Policy {
+    let timeouts = &config.timeouts;
+    let kept_out = config.routes.iter();
+    let kept_out = kept_out.filter(|route| route.fast_path == FastPath::Off);
+    Policy {
+        wanted: config.fast_path == FastPath::Auto,
+        per_connection: config.limits.per_source.is_some()
+            || timeouts.idle.is_some()
+            || timeouts.lifetime.is_some(),
+        announced: !config.proxy_protocol.accept_from.is_empty(),
+        unannounced: config.routes.iter().filter_map(unannounced).collect(),
+        kept_out: kept_out
+            .map(|route| RouteKey::new(route.external, route.protocol))
+            .collect(),
     }
 }

@@ -224,6 +224,7 @@ impl Built {
         let book = Book::new(settings.limits, metrics);
         registry.register_collector(Box::new(RouteMetrics(Arc::clone(&book))));
         let context = Context::new(book, settings, supervisor);
+        context.carried.register(&mut registry);
         let readiness = Readiness::new();
         let listeners = Listeners::new(context.clone(), supervisor, trunk_listener, ports)
             .map_err(StartError::Inherited)?;

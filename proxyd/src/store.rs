@@ -70,6 +70,11 @@ impl Store {
         Ok(Self { path, log: None })
     }
 
+    /// Where it is.
+    pub(crate) fn directory(&self) -> &Path {
+        self.path.parent().unwrap_or(&self.path)
+    }
+
     /// Reads what is kept. A damaged file is moved aside, so that the next start does not
     /// stumble over it and a person can look at it. Blocks.
     pub(crate) fn load(&mut self) -> io::Result<Found> {

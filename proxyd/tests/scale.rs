@@ -19,7 +19,7 @@ use rehome_shared::api::proxy::{
     RouteKey, RouteSpec, RouteStatus, RoutesReply, SetRoutes, Target,
 };
 use rehome_shared::config::daemon::{
-    ListenOn, Log, ProxyProtocol, ProxydConfig, ProxydLimits, ProxydTimeouts, Trunk,
+    FastPath, ListenOn, Log, ProxyProtocol, ProxydConfig, ProxydLimits, ProxydTimeouts, Trunk,
 };
 use rehome_shared::ids::{AppName, Epoch, Generation, HostAddr, Protocol, RouteVersion};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -306,6 +306,7 @@ fn config(directory: &Path, routes: usize) -> Result<ProxydConfig> {
         },
         listen: ListenOn::Addresses(vec![ip]),
         proxy_protocol: ProxyProtocol::default(),
+        fast_path: FastPath::Off,
         limits: ProxydLimits::default(),
         timeouts: ProxydTimeouts::default(),
         routes: Vec::new(),

@@ -1,5 +1,7 @@
 //! A network of a test's own: addresses, ports, limits and counters that are nobody else's.
 
+mod far;
+
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
@@ -10,6 +12,7 @@ use anyhow::{Context as _, ensure};
 use rehome_sys::namespace::{Namespace, unshare};
 
 use crate::program;
+pub use far::Far;
 
 const LIMIT: Duration = Duration::from_secs(20);
 /// What it takes to fill a table.

@@ -52,6 +52,8 @@ pub struct Setup {
     pub through: Vec<String>,
     /// The user that it runs as; root unless it is another one.
     pub user: Option<u32>,
+    /// Its address, where that is not the one of its number.
+    pub address: Option<Ipv4Addr>,
     /// More of its file.
     pub lines: String,
     /// What seals its trunks.
@@ -98,6 +100,7 @@ impl Default for Setup {
             program: "proxyd",
             through: Vec::new(),
             user: None,
+            address: None,
             lines: String::new(),
             seal: None,
         }
@@ -193,10 +196,13 @@ impl Proxy {
         let lines = &self.setup.lines;
         let seal = self.setup.seal.as_ref();
         let seal = seal.map_or_else(String::new, |seal| seal.lines(self.number));
+        // One that is not on loopback is reached by IPv6, too.
+        let own = self.setup.address;
+        let more = own.map_or("", |_| ", \"::\"");
         let text = format!(
             "version: 1\nhost: \"{address}\"\nsocket: {base}/socket\nstate: {base}/state\n\
              metrics: \"{address}:{METRICS}\"\ntrunk: {{listen: \"{address}:{TRUNK}\"{seal}}}\n\
-             listen: [\"{address}\"]\n{lines}\n"
+             listen: [\"{address}\"{more}]\n{lines}\n"
         );
         Ok(fs::write(self.file(), text)?)
     }
@@ -208,6 +214,11 @@ impl Proxy {
     pub fn rewrite(&mut self, lines: &str) -> anyhow::Result<()> {
         lines.clone_into(&mut self.setup.lines);
         self.write_file()
+    }
+
+    /// Is started through this command from now on.
+    pub fn start_through(&mut self, command: &[&str]) {
+        self.setup = self.setup.clone().through(command);
     }
 
     /// Starts the program where it has ended.
@@ -262,7 +273,8 @@ impl Proxy {
     /// Its host.
     #[must_use]
     pub fn address(&self) -> Ipv4Addr {
-        address(self.number)
+        let own = self.setup.address;
+        own.unwrap_or_else(|| address(self.number))
     }
 
     /// Its number, by which other hosts lead to it.

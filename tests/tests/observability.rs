@@ -16,7 +16,7 @@ const RULE_TESTS: &str = "config/prometheus/rules_test.yml";
 const DASHBOARD: &str = "config/grafana/dashboard.json";
 
 /// Every metric that Rehome promises, as Prometheus shows it.
-const METRICS: [&str; 18] = [
+const METRICS: [&str; 24] = [
     "rehome_applications",
     "rehome_build_info",
     "rehome_config_reloads_total",
@@ -32,6 +32,12 @@ const METRICS: [&str; 18] = [
     "rehome_proxy_connections_active",
     "rehome_proxy_connections_parked",
     "rehome_proxy_connections_total",
+    "rehome_proxy_fast_path",
+    "rehome_proxy_fast_path_cut_total",
+    "rehome_proxy_fast_path_failures_total",
+    "rehome_proxy_fast_path_given_up_total",
+    "rehome_proxy_fast_path_repairs_total",
+    "rehome_proxy_fast_path_routes",
     "rehome_proxy_park_seconds",
     "rehome_route_info",
     "rehome_volume_bytes",

@@ -23,6 +23,7 @@ fn status(version: RouteVersion, gate: Gate) -> RouteStatus {
         from_trunk: 0,
         resting: 0,
         content: Content::default(),
+        fast_path: None,
     }
 }
 

@@ -13,6 +13,7 @@
 //! | [`http`] | where requests and responses begin and end |
 //! | [`gait`] | by which means a relay moves its next bytes |
 //! | [`announce`] | who a client is, as a proxy in front says it, and as an application is told |
+//! | [`fast`] | which routes the kernel carries, and what has to change there |
 //! | [`drain`] | which connections a drain closes and when it is over |
 //! | [`tally`] | what the verbs count |
 //! | [`saved`] | the table as it is kept on disk: a journal of what changed |
@@ -25,6 +26,7 @@
 
 pub mod announce;
 pub mod drain;
+pub mod fast;
 pub mod gait;
 pub mod gate;
 pub mod handover;

@@ -340,6 +340,7 @@ impl Hold {
             return false;
         }
         lane.line.succeeded(ticket);
+        lane.reached = true;
         lane.call();
         if self.visit == Visit::First {
             self.enter(&mut lane.counts);

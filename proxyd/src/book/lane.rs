@@ -43,6 +43,8 @@ pub(super) struct Lane {
     pub(super) callers: HashMap<Ticket, oneshot::Sender<()>>,
     pub(super) counts: Counts,
     pub(super) listen_error: Option<Arc<str>>,
+    /// Somebody has reached the target since the route leads there.
+    pub(super) reached: bool,
     /// Made for the first connection: most of many routes never have one.
     pub(super) meters: Option<Arc<RouteMeters>>,
 }
@@ -56,6 +58,7 @@ impl Lane {
             callers: HashMap::new(),
             counts,
             listen_error: None,
+            reached: false,
             meters: None,
         }
     }

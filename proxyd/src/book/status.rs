@@ -76,6 +76,7 @@ impl Book {
                 from_trunk: counts.from_trunk,
                 resting: counts.resting,
                 content: route.content,
+                fast_path: None,
             })
         });
         RoutesReply {

@@ -583,3 +583,27 @@ fn the_next_request_of_another_host_s_client_is_led_on() {
     proxy.set(&[(1, "a", 2, open(1))]);
     assert_eq!((resting(&proxy), from_trunk(&proxy)), ((0, 0, 0), 0));
 }
+
+#[test]
+fn a_route_is_steady_when_somebody_has_reached_where_it_leads_and_nobody_is_held() {
+    let mut proxy = Proxy::new();
+    proxy.set(&[(1, "a", 0, open(1))]);
+    let steady = |proxy: &Proxy| proxy.book.is_steady(key(1), |_| true);
+    assert!(!steady(&proxy));
+    let _relay = proxy.relay(1);
+    assert!(steady(&proxy));
+    assert!(!proxy.book.is_steady(key(1), |_| false));
+    let held = proxy.client(1);
+    assert!(!steady(&proxy));
+    drop(held);
+    assert!(steady(&proxy));
+    // There, nobody has been yet.
+    proxy.set(&[(1, "a", 1, open(2))]);
+    assert!(!steady(&proxy));
+    let _relay = proxy.relay(1);
+    assert!(steady(&proxy));
+    proxy.book.doubt(key(1));
+    assert!(!steady(&proxy));
+    proxy.prepare("a", 2);
+    assert!(!steady(&proxy));
+}

@@ -103,7 +103,7 @@ impl<'a> Give<'a> {
         let terms = self.greet().await?;
         // Running drains and freezes hear it now, and later ones from the keeper.
         self.context.handover.set(Phase::Frozen);
-        let equipment = self.ask(HandOver::Freeze).await?;
+        let equipment = self.ask(|answer| HandOver::Freeze(terms, answer)).await??;
         self.equip(terms, &equipment).await?;
         let equipped = self.line.giver.equipped()?;
         self.line.say(&equipped, &[]).await?;

@@ -205,6 +205,7 @@ impl Host {
             },
             listen: ListenOn::Addresses(vec![ip]),
             proxy_protocol: ProxyProtocol::default(),
+            fast_path: FastPath::Off,
             limits: ProxydLimits::default(),
             timeouts: ProxydTimeouts::default(),
             routes: Vec::new(),

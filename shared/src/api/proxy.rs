@@ -293,6 +293,42 @@ pub struct RouteStatus {
     /// What travels.
     #[serde(default, skip_serializing_if = "Content::is_bytes")]
     pub content: Content,
+    /// How it is carried, on a host where the kernel may carry routes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fast_path: Option<FastPathStatus>,
+}
+
+/// How a route is carried.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FastPathStatus {
+    /// What passes new connections on.
+    pub carrier: Carrier,
+    /// Why it is user space.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Whose address the application sees, where the kernel passes connections on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_address: Option<ClientAddress>,
+}
+
+/// What passes connections on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Carrier {
+    /// The kernel, packet by packet.
+    Kernel,
+    /// `proxyd` itself.
+    UserSpace,
+}
+
+/// Whose address an application sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ClientAddress {
+    /// The client's, unless the way to the client is the way to the application.
+    Kept,
+    /// This host's.
+    Replaced,
 }
 
 /// `POST /v1/gates/prepare`: hold new connections from now on.

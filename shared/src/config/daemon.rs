@@ -89,6 +89,8 @@ pub struct ProxydConfig {
     pub listen: ListenOn,
     /// Who says in front of their bytes who the client is.
     pub proxy_protocol: ProxyProtocol,
+    /// Whether the kernel may carry steady routes.
+    pub fast_path: FastPath,
     /// What is refused or held back for being too much.
     pub limits: ProxydLimits,
     /// How long proxyd waits.
@@ -345,7 +347,7 @@ pub struct StaticRoute {
     pub protocol: Protocol,
     /// Where it goes.
     pub backend: SocketAddr,
-    /// Whether the kernel may carry it.
+    /// Whether the kernel may carry it, where it may carry any.
     pub fast_path: FastPath,
     /// Who announces its clients.
     pub accept_proxy: AcceptProxy,
@@ -353,8 +355,8 @@ pub struct StaticRoute {
     pub send_proxy: Announce,
 }
 
-/// Whether a steady route may be carried by the kernel. This version always carries it in user
-/// space, whichever is written.
+/// Whether steady routes may be carried by the kernel. Left out, a proxy has no fast path, and a
+/// route may have one where its proxy has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum FastPath {
     /// Where it helps, and nothing asks for every connection: the kernel counts none for

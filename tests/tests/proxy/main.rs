@@ -9,6 +9,7 @@
 
 mod ends;
 mod exhaustion;
+mod fast;
 mod gates;
 mod peer;
 mod soak;

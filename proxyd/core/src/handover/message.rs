@@ -62,6 +62,9 @@ pub struct Hello {
     /// What its configuration says of the sockets that change hands, by the key of each.
     #[serde(default)]
     pub sockets: BTreeMap<String, String>,
+    /// Whether it knows what the kernel may carry, and takes it over.
+    #[serde(default)]
+    pub fast_path: bool,
 }
 
 /// What both sides can do.
@@ -71,6 +74,8 @@ pub struct Terms {
     pub protocol: u32,
     /// The form of the table.
     pub table: u32,
+    /// Whether both know what the kernel may carry.
+    pub fast_path: bool,
 }
 
 /// Two sides that cannot do it.
@@ -126,6 +131,7 @@ impl Hello {
         Ok(Terms {
             protocol,
             table: self.table.min(theirs.table),
+            fast_path: self.fast_path && theirs.fast_path,
         })
     }
 }

@@ -14,6 +14,7 @@ fn hello(protocol: u32, oldest: u32) -> Hello {
         version: format!("0.{protocol}"),
         table: protocol,
         sockets: BTreeMap::from([("trunk.listen".to_owned(), "[::]:7421".to_owned())]),
+        fast_path: protocol > 1,
     }
 }
 
@@ -24,8 +25,10 @@ fn versions_meet_in_the_older_form_or_not_at_all_whoever_is_newer() {
     let terms = Ok(Terms {
         protocol: 1,
         table: 1,
+        fast_path: false,
     });
     assert_eq!(both(&old, &new), (terms.clone(), terms));
+    assert!(new.agree(&new).unwrap().fast_path);
     let (a, b) = both(&new, &newest);
     assert!(matches!(a, Err(Disagreement::Protocol { .. })) && b.is_err());
 }

@@ -6,7 +6,7 @@ use proxyd_core::handover::{BatchError, Broken, TableError};
 
 use super::super::channel::ChannelError;
 use super::super::process::StartError;
-use crate::Stopping;
+use crate::{Stopping, Trouble};
 
 /// Why a handover failed. Everything goes on as before, unless it says otherwise.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +50,9 @@ pub enum GiveError {
     /// It failed, and the successor may live.
     #[error("the successor cannot be ended: what it has is its own, and this process ends")]
     Lives(#[source] io::Error),
+    /// The successor is of a version that would not know of it.
+    #[error("the fast path cannot be taken from the kernel; this process goes on")]
+    FastPath(#[from] Trouble),
     /// A port would not stop.
     #[error("a port does not stop accepting; this process goes on")]
     Accepts,

@@ -18,7 +18,7 @@ use super::{
 use crate::ids::Protocol;
 use crate::units::Bytes;
 
-const KEYS: [&str; 12] = [
+const KEYS: [&str; 13] = [
     "version",
     "host",
     "socket",
@@ -28,6 +28,7 @@ const KEYS: [&str; 12] = [
     "trunk",
     "listen",
     "proxy_protocol",
+    "fast_path",
     "limits",
     "timeouts",
     "routes",
@@ -87,6 +88,7 @@ fn build(fields: &mut Fields<'_>, report: &mut Report) -> ProxydConfig {
             &clients::KEYS,
             clients::proxy_protocol,
         ),
+        fast_path: fast_path(fields, report, FastPath::Off).unwrap_or(FastPath::Off),
         limits: section(fields, report, "limits", &LIMITS, limits),
         timeouts: section(fields, report, "timeouts", &TIMEOUTS, timeouts),
         routes: fields
@@ -198,6 +200,17 @@ fn timeouts(fields: &mut Fields<'_>, report: &mut Report) -> ProxydTimeouts {
     }
 }
 
+fn fast_path(fields: &mut Fields<'_>, report: &mut Report, default: FastPath) -> Option<FastPath> {
+    let words = [("auto", FastPath::Auto), ("off", FastPath::Off)];
+    fields.take("fast_path").map_or(Some(default), |at| {
+        // YAML 1.1 takes an unquoted `off` for a boolean; here it can only be the word.
+        if at.value.scalar_text() == Some("off") {
+            return Some(FastPath::Off);
+        }
+        at.word(report, "fast_path", &words)
+    })
+}
+
 fn routes(at: &At<'_>, report: &mut Report) -> Vec<StaticRoute> {
     let mut taken: BTreeMap<(u16, bool), usize> = BTreeMap::new();
     let mut routes = Vec::new();
@@ -250,14 +263,7 @@ fn route(at: &At<'_>, report: &mut Report) -> Option<StaticRoute> {
     let protocol = fields.take("protocol").map_or(Some(Protocol::Tcp), |at| {
         at.word(report, "protocol", &PROTOCOLS)
     });
-    let words = [("auto", FastPath::Auto), ("off", FastPath::Off)];
-    let fast_path = fields.take("fast_path").map_or(Some(FastPath::Auto), |at| {
-        // YAML 1.1 takes an unquoted `off` for a boolean; here it can only be the word.
-        if at.value.scalar_text() == Some("off") {
-            return Some(FastPath::Off);
-        }
-        at.word(report, "fast_path", &words)
-    });
+    let fast_path = fast_path(&mut fields, report, FastPath::Auto);
     let (accept_proxy, send_proxy) = clients::of_route(&mut fields, report, protocol);
     fields.finish(report, &ROUTE);
     Some(StaticRoute {

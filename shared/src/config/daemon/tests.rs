@@ -155,6 +155,7 @@ fn proxyd_runs_with_a_version_alone() {
     assert_eq!(config.listen, ListenOn::DualStack);
     assert_eq!(config.limits, ProxydLimits::default());
     assert_eq!(config.timeouts, ProxydTimeouts::default());
+    assert_eq!(config.fast_path, FastPath::Off);
     assert_eq!((config.host, config.routes.len()), (None, 0));
 }
 
@@ -165,7 +166,7 @@ fn every_proxyd_key_is_read() {
          trunk: {listen: \"10.0.0.1:3\", connect_timeout: 500ms, tls: {ca: /a, certificate: /b, key: /c,\
          \x20 send: plain, accept: both, plain: [10.0.0.0/8], ready: 0}}\nlisten: [\"0.0.0.0\", \"::\"]\n\
          proxy_protocol: {accept_from: [\"10.0.0.0/8\", \"::1\"], header_timeout: 9s}\n\
-         limits: {connections: 1, per_route: 2, parked: 3, park_timeout: 4s, udp_sessions: 5, pipe_bytes: 6MiB,\
+         fast_path: auto\nlimits: {connections: 1, per_route: 2, parked: 3, park_timeout: 4s, udp_sessions: 5, pipe_bytes: 6MiB,\
          \x20 per_source: 7, parked_bytes: 8MiB, relay_bytes: 9MiB}\n\
          timeouts: {connect: 1s, half_close: 2s, idle: 3s, udp_idle: 4s, keepalive: 5s, user_timeout: 6s,\
          \x20 lifetime: 7h}\n\
@@ -184,6 +185,7 @@ fn every_proxyd_key_is_read() {
         config.listen,
         ListenOn::Addresses(vec!["0.0.0.0".parse().unwrap(), "::".parse().unwrap()])
     );
+    assert_eq!(config.fast_path, FastPath::Auto);
     assert_eq!(config.limits.udp_sessions, 5);
     assert_eq!(config.limits.pipe_bytes, Bytes(6 << 20));
     assert_eq!(config.limits.per_source, NonZeroU32::new(7));
@@ -210,6 +212,7 @@ fn every_proxyd_key_is_read() {
     for (address, announces) in [("10.1.2.3", true), ("::1", true), ("11.0.0.1", false)] {
         assert_eq!(proxies.announces(address.parse().unwrap()), announces);
     }
+    assert_eq!(config.routes[1].fast_path, FastPath::Auto);
 }
 
 #[test]

@@ -83,7 +83,7 @@ fn the_bytes_of_messages_stay_as_they_are() {
     let golden = [
         (
             Message::Hello(hello(1, 1)),
-            r#"{"hello":{"protocol":1,"oldest":1,"version":"0.1","table":1,"sockets":{"trunk.listen":"[::]:7421"}}}"#,
+            r#"{"hello":{"protocol":1,"oldest":1,"version":"0.1","table":1,"sockets":{"trunk.listen":"[::]:7421"},"fast_path":false}}"#,
         ),
         (
             Message::Batch(Batch {
@@ -138,18 +138,20 @@ fn words_of_other_versions_are_understood() {
         assert_eq!(decode(bytes.as_bytes()), Ok(message), "{bytes}");
     };
     let tomorrow = r#"{"hello":{"protocol":9,"oldest":1,"version":"9.0","table":3,
-        "sockets":{"admin":"x"},"stores":{"size":7}}}"#;
+        "sockets":{"admin":"x"},"fast_path":true,"stores":{"size":7}}}"#;
     let hello = Hello {
         protocol: 9,
         oldest: 1,
         version: "9.0".to_owned(),
         table: 3,
         sockets: BTreeMap::from([("admin".to_owned(), "x".to_owned())]),
+        fast_path: true,
     };
     let own = super::hello(1, 1);
     let terms = Terms {
         protocol: 1,
         table: 1,
+        fast_path: false,
     };
     assert_eq!(own.agree(&hello), Ok(terms));
     assert_eq!(hello.agree(&own), Ok(terms));
