@@ -4,6 +4,7 @@
 //! Proxy 1 is the host 127.0.1.1 with the ports of a real one, proxy 2 is 127.0.2.1, and so on. So
 //! the calling thread must have a network of its own ([`crate::network::own`]).
 
+mod process;
 pub mod soak;
 mod told;
 mod used;
@@ -12,20 +13,22 @@ use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::Arc;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use rehome_sys::child::kill_with_parent;
-use rustix::process::{Pid, Signal, kill_process};
-use serde_json::Value;
+use rustix::process::Signal;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::http::{self, Answer};
 use crate::program;
 use crate::wait::{wait_for, wait_until};
 
+use process::Process;
 pub use told::{Version, local, park_limits, remote, route};
 pub use used::Used;
 
@@ -138,7 +141,9 @@ pub struct Proxy {
     number: u8,
     setup: Setup,
     directory: TempDir,
-    child: Option<Child>,
+    process: Mutex<Option<Process>>,
+    /// Processes that have handed over and still pass something on.
+    remainders: Mutex<Vec<Process>>,
 }
 
 impl Proxy {
@@ -152,7 +157,8 @@ impl Proxy {
             number,
             setup,
             directory,
-            child: None,
+            process: Mutex::default(),
+            remainders: Mutex::default(),
         };
         proxy.write_file()?;
         if let Some(user) = proxy.setup.user {
@@ -256,8 +262,18 @@ impl Proxy {
             .stderr(log);
         kill_with_parent(&mut command);
         let child = command.spawn();
-        self.child = Some(child.with_context(|| format!("cannot run {command:?}"))?);
+        let child = child.with_context(|| format!("cannot run {command:?}"))?;
+        *self.process() = Some(Process::of(&child)?);
         Ok(())
+    }
+
+    fn process(&self) -> MutexGuard<'_, Option<Process>> {
+        self.process.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does something with its process.
+    fn with<T>(&self, what: impl FnOnce(&mut Process) -> anyhow::Result<T>) -> anyhow::Result<T> {
+        what(self.process().as_mut().context("it does not run")?)
     }
 
     fn file(&self) -> PathBuf {
@@ -294,7 +310,7 @@ impl Proxy {
     /// # Errors
     /// When it does not run.
     pub fn pid(&self) -> anyhow::Result<u32> {
-        Ok(self.child.as_ref().context("it does not run")?.id())
+        self.with(|process| Ok(process.pid()))
     }
 
     /// Its status, once it has ended.
@@ -302,7 +318,7 @@ impl Proxy {
     /// # Errors
     /// When it was not started.
     pub fn ended(&mut self) -> anyhow::Result<Option<ExitStatus>> {
-        Ok(self.child.as_mut().context("it does not run")?.try_wait()?)
+        self.with(Process::ended)
     }
 
     /// Sends it a signal.
@@ -310,8 +326,7 @@ impl Proxy {
     /// # Errors
     /// When it does not run.
     pub fn signal(&self, signal: Signal) -> anyhow::Result<()> {
-        let pid = Pid::from_raw(i32::try_from(self.pid()?)?).context("no process")?;
-        Ok(kill_process(pid, signal)?)
+        self.with(|process| process.signal(signal))
     }
 
     /// Ends it as a crash does.
@@ -319,10 +334,8 @@ impl Proxy {
     /// # Errors
     /// When it does not run.
     pub fn kill(&mut self) -> anyhow::Result<()> {
-        let mut child = self.child.take().context("it does not run")?;
-        child.kill()?;
-        child.wait()?;
-        Ok(())
+        self.signal(Signal::KILL)?;
+        self.wait_for_end().map(drop)
     }
 
     /// Ends it as `systemctl stop` does.
@@ -331,9 +344,8 @@ impl Proxy {
     /// When it does not end well.
     pub fn terminate(&mut self) -> anyhow::Result<()> {
         self.signal(Signal::TERM)?;
-        let status = wait_for("proxyd ends", PATIENCE, || self.ended())?;
+        let status = self.wait_for_end()?;
         anyhow::ensure!(status.success(), "{status}\n{}", self.log()?);
-        self.child = None;
         Ok(())
     }
 
@@ -342,9 +354,48 @@ impl Proxy {
     /// # Errors
     /// When it goes on.
     pub fn wait_for_end(&mut self) -> anyhow::Result<ExitStatus> {
-        let status = wait_for("proxyd ends", PATIENCE, || self.ended())?;
-        self.child = None;
+        let status = self.with(Process::wait)?;
+        *self.process() = None;
         Ok(status)
+    }
+
+    /// Has it hand over to another process of its program; what that said. The process before ends
+    /// by itself, at once when it has passed everything on.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn upgrade(&self) -> anyhow::Result<Value> {
+        process::adopt()?;
+        let body = json!({
+            "executable": self.program()?,
+            "arguments": ["--config", self.file()],
+        });
+        let reply = self.send(("POST", "/v1/upgrade"), Some(&body))?.ok()?;
+        let pid = reply["pid"].as_u64().context("no process")?;
+        let successor = Process::numbered(u32::try_from(pid)?)?;
+        let old = self.process().replace(successor);
+        let mut old = old.context("it did not run")?;
+        let mut remainders = self.remainders();
+        if reply["stayed"] == 0 {
+            let status = old.wait()?;
+            anyhow::ensure!(status.success(), "{status}\n{}", self.log()?);
+        } else {
+            remainders.push(old);
+        }
+        // Those that have ended by now.
+        let all = std::mem::take(&mut *remainders);
+        for mut old in all {
+            if old.ended()?.is_none() {
+                remainders.push(old);
+            }
+        }
+        Ok(reply)
+    }
+
+    fn remainders(&self) -> MutexGuard<'_, Vec<Process>> {
+        self.remainders
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Sends a request over the control socket.
@@ -409,16 +460,6 @@ impl Proxy {
                 .collect::<Vec<_>>()
                 .join("\n")
         })
-    }
-}
-
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            // Each fails only when it has ended already.
-            drop(child.kill());
-            drop(child.wait());
-        }
     }
 }
 

@@ -10,13 +10,14 @@ use rehome_tests::proxy::PATIENCE;
 use rehome_tests::wait::wait_until;
 
 use cases::CASES;
-use way::{Ends, Link, Means, Stage, Way};
+use way::{Ends, Link, Means, Proxies, Stage, Way};
 
 #[test]
 fn bytes_that_are_copied() -> anyhow::Result<()> {
     play(Way {
         means: Means::Copy,
         link: Link::None,
+        proxies: Proxies::Stay,
     })
 }
 
@@ -25,6 +26,7 @@ fn bytes_that_are_spliced() -> anyhow::Result<()> {
     play(Way {
         means: Means::Splice,
         link: Link::None,
+        proxies: Proxies::Stay,
     })
 }
 
@@ -33,6 +35,7 @@ fn bytes_that_are_copied_over_a_plain_trunk() -> anyhow::Result<()> {
     play(Way {
         means: Means::Copy,
         link: Link::Plain,
+        proxies: Proxies::Stay,
     })
 }
 
@@ -41,6 +44,7 @@ fn bytes_that_are_spliced_over_a_plain_trunk() -> anyhow::Result<()> {
     play(Way {
         means: Means::Splice,
         link: Link::Plain,
+        proxies: Proxies::Stay,
     })
 }
 
@@ -49,6 +53,34 @@ fn bytes_that_are_copied_over_a_sealed_trunk() -> anyhow::Result<()> {
     play(Way {
         means: Means::Copy,
         link: Link::Sealed,
+        proxies: Proxies::Stay,
+    })
+}
+
+#[test]
+fn bytes_that_were_copied_before_a_handover() -> anyhow::Result<()> {
+    play(Way {
+        means: Means::Copy,
+        link: Link::None,
+        proxies: Proxies::HandOver,
+    })
+}
+
+#[test]
+fn bytes_that_were_spliced_before_a_handover() -> anyhow::Result<()> {
+    play(Way {
+        means: Means::Splice,
+        link: Link::None,
+        proxies: Proxies::HandOver,
+    })
+}
+
+#[test]
+fn bytes_over_a_trunk_of_which_both_ends_hand_over() -> anyhow::Result<()> {
+    play(Way {
+        means: Means::Splice,
+        link: Link::Plain,
+        proxies: Proxies::HandOver,
     })
 }
 
@@ -57,11 +89,16 @@ fn play(way: Way) -> anyhow::Result<()> {
     let stage = Stage::set(way)?;
     let mut wrong = Vec::new();
     for case in CASES {
-        let before = stage.ends()?;
+        let (before, pids) = (stage.ends()?, stage.pids()?);
         let played = (case.play)(&stage)
             .and_then(|()| stage.nothing_is_left())
             .and_then(|()| {
-                let mut wanted = before;
+                // A process counts what ends in it.
+                let mut wanted = if stage.pids()? == pids {
+                    before
+                } else {
+                    before.into_keys().map(|end| (end, 0)).collect()
+                };
                 for _ in stage.proxies() {
                     for end in case.ends {
                         *wanted.entry(end).or_default() += 1;

@@ -1,4 +1,4 @@
-//! What happens to the proxies: kills, restarts, reloads. The last host is only reloaded.
+//! What happens to the proxies: kills, restarts, upgrades, reloads. The last host is only reloaded.
 
 use std::time::{Duration, Instant};
 
@@ -24,9 +24,10 @@ pub(super) fn work(world: &World, mut rng: Rng, length: Duration) -> anyhow::Res
     while begin.elapsed() < length {
         std::thread::park_timeout(Duration::from_millis(rng.u64(100..1500)));
         let host = rng.usize(0..HOSTS);
-        match rng.u8(0..6) {
+        match rng.u8(0..8) {
             0 | 1 if host < HOSTS - 1 => away(world, host, Signal::KILL, &mut rng)?,
             2 if host < HOSTS - 1 => away(world, host, Signal::TERM, &mut rng)?,
+            6 | 7 if host < HOSTS - 1 => upgrade(world, host)?,
             3 => reject(world, host)?,
             _ => reload(world, host, rng.choice(FILES).unwrap_or_default())?,
         }
@@ -61,6 +62,15 @@ fn away(world: &World, host: usize, signal: Signal, rng: &mut Rng) -> anyhow::Re
     std::thread::park_timeout(Duration::from_millis(rng.u64(0..300)));
     proxy.start_again()?;
     world.set_away(host);
+    Ok(())
+}
+
+/// Has a proxy hand over to another process: nobody is to notice.
+fn upgrade(world: &World, host: usize) -> anyhow::Result<()> {
+    world.diary.note(&format!("host {host} is upgraded"));
+    let reply = world.proxy(host).upgrade()?;
+    ensure!(reply["stayed"] == 0, "host {host}: {reply}");
+    world.count_upgrade();
     Ok(())
 }
 

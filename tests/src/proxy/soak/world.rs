@@ -35,6 +35,7 @@ pub(super) struct World {
     ended: AtomicU64,
     kills: AtomicU64,
     stops: AtomicU64,
+    upgrades: AtomicU64,
     reloads: AtomicU64,
 }
 
@@ -99,6 +100,7 @@ impl World {
             ended: AtomicU64::new(0),
             kills: AtomicU64::new(0),
             stops: AtomicU64::new(0),
+            upgrades: AtomicU64::new(0),
             reloads: AtomicU64::new(0),
         };
         for host in 0..HOSTS {
@@ -177,6 +179,10 @@ impl World {
         self.stops.fetch_add(1, Ordering::Relaxed);
     }
 
+    pub(super) fn count_upgrade(&self) {
+        self.upgrades.fetch_add(1, Ordering::Relaxed);
+    }
+
     pub(super) fn count_reload(&self) {
         self.reloads.fetch_add(1, Ordering::Relaxed);
     }
@@ -184,14 +190,15 @@ impl World {
     pub(super) fn counts(&self) -> String {
         let count = |of: &AtomicU64| of.load(Ordering::Relaxed);
         format!(
-            "{} kills, {} restarts, {} reloads",
+            "{} kills, {} restarts, {} upgrades, {} reloads",
             count(&self.kills),
             count(&self.stops),
+            count(&self.upgrades),
             count(&self.reloads)
         )
     }
 
-    /// Has a proxy do something, again and again while it is away.
+    /// Has a proxy do something, again and again while it is away or hands over.
     pub(super) fn insist(
         &self,
         host: usize,
@@ -202,6 +209,10 @@ impl World {
         loop {
             let answer = ask(&self.proxy(host));
             match answer {
+                Ok(answer) if answer.status == 503 => ensure!(
+                    begin.elapsed() < BACK,
+                    "{what} on host {host} was not carried out: {answer:?}"
+                ),
                 Ok(answer) => {
                     return answer
                         .ok()

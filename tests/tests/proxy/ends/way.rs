@@ -39,6 +39,15 @@ pub(crate) enum Link {
 pub(crate) struct Way {
     pub(crate) means: Means,
     pub(crate) link: Link,
+    pub(crate) proxies: Proxies,
+}
+
+/// Whether the proxies of the beginning see the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Proxies {
+    Stay,
+    /// Each hands over in the middle.
+    HandOver,
 }
 
 /// The ends that the proxies have counted, by their word.
@@ -121,6 +130,11 @@ impl Stage {
         std::iter::once(&self.here).chain(&self.owner).collect()
     }
 
+    /// Their processes.
+    pub(crate) fn pids(&self) -> anyhow::Result<Vec<u32>> {
+        self.proxies().into_iter().map(Proxy::pid).collect()
+    }
+
     /// The application.
     pub(crate) fn application(&self) -> &TcpListener {
         &self.application
@@ -167,12 +181,13 @@ impl Stage {
     }
 
     /// What happens to the proxies when bytes have flowed and before the end comes.
-    #[expect(
-        clippy::unused_self,
-        clippy::unnecessary_wraps,
-        reason = "the ways so far do nothing here; a handover to a successor does"
-    )]
     fn midway(&self) -> anyhow::Result<()> {
+        if self.way.proxies == Proxies::HandOver {
+            for proxy in self.proxies() {
+                let reply = proxy.upgrade()?;
+                ensure!(reply["stayed"] == 0, "not all went over: {reply}");
+            }
+        }
         Ok(())
     }
 
